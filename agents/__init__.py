@@ -1,0 +1,1 @@
+"""Policies, learners and what they share: encoders, heads, checkpoints, logging."""

@@ -1,0 +1,1 @@
+"""Sequence layers behind one contract (base.py)."""

@@ -1,0 +1,1 @@
+"""Datasets, environments, rollouts and scores; knows nothing of agents."""
