@@ -1,0 +1,88 @@
+"""The contract of every sequence layer, and the registry of their names.
+
+Shapes: B rows, T steps, D model width. A state is a tree (tuples, dicts) of tensors, batch first,
+float32 or wider whatever the autocast type, and is never written in place.
+"""
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from decision_s4.envs.errors import nearest
+from decision_s4.kernels.packing import Packing
+
+State: TypeAlias = Any
+M = TypeVar("M", bound="type[Mixer]")
+
+
+class Mixer(nn.Module, ABC):
+    """What mixes information over time in one layer: one file, one mixer.
+
+    A subclass is made as `Mixer(d_model, options)`, `options` an instance of its `Options`.
+    """
+
+    Options: ClassVar[type]
+    """A frozen dataclass: the one place of the options' names and defaults."""
+    recurrence_parameters: ClassVar[tuple[str, ...]] = ()
+    """Names of the parameters (poles, time steps, …) that want a smaller rate and no decay."""
+    context: int | None = None
+    """None: a recurrent state of fixed size. W: exactly the last W steps."""
+
+    @abstractmethod
+    def initial_state(self, batch_size: int, device: torch.device | None = None) -> State:
+        """The state before any step, for `batch_size` rows."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, state: State, packing: Packing) -> tuple[Tensor, State]:
+        """All steps in parallel: x (B, T, D) -> (y (B, T, D), state after the last step)."""
+
+    def constants(self) -> Any:
+        """What `step` needs of the parameters alone. Compute it once to take many steps."""
+        return None
+
+    @abstractmethod
+    def step(self, x: Tensor, state: State, constants: Any) -> tuple[Tensor, State]:
+        """One step: x (B, D) -> (y (B, D), new state). The same function as `forward`."""
+
+
+BACKBONES: dict[str, Callable[..., Mixer]] = {}
+"""Mixers by name; `make_backbone` stacks them."""
+
+
+def register(name: str) -> Callable[[M], M]:
+    """Class decorator: makes a mixer known as `--backbone name`."""
+
+    def add(mixer: M) -> M:
+        BACKBONES[name] = mixer
+        return mixer
+
+    return add
+
+
+def make_options(name: str, given: dict[str, Any]) -> Any:
+    """The options of backbone `name`, from its defaults and those given.
+
+    Raises:
+        ValueError: for an unknown backbone or option, naming the nearest known one.
+    """
+    if name not in BACKBONES:
+        raise ValueError(f"backbone '{name}' is unknown{nearest(name, BACKBONES)}")
+    options = BACKBONES[name].Options
+    known = {field.name for field in dataclasses.fields(options)}
+    for key in given.keys() - known:
+        raise ValueError(f"backbone '{name}' has no option '{key}'{nearest(key, known)}")
+    return options(**given)
+
+
+def reset(state: State, start: Tensor, initial: State) -> State:
+    """`initial` in the rows where `start` (B,) is True, `state` in the others."""
+
+    def choose(new: Tensor, old: Tensor) -> Tensor:
+        return torch.where(start.view(-1, *[1] * (old.ndim - 1)), new, old)
+
+    return tree_map(choose, initial, state)

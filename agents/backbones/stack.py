@@ -1,0 +1,177 @@
+"""The stack around any mixer: x + mixer(norm(x)), then, if asked, x + mlp(norm(x)); norm at the end."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from decision_s4.agents.backbones.base import BACKBONES, Mixer, State, make_options, reset
+from decision_s4.kernels.packing import Packing
+
+
+class Block(nn.Module):
+    """One layer: pre-norm, mixer, residual, and optionally the same around an MLP."""
+
+    def __init__(self, mixer: Mixer, d_model: int, mlp_ratio: float, dropout: float):
+        super().__init__()
+        self.norm = nn.LayerNorm(d_model)
+        self.mixer = mixer
+        self.dropout = nn.Dropout(dropout)
+        self.mlp = _mlp(d_model, mlp_ratio, dropout) if mlp_ratio else None
+
+    def forward(self, x: Tensor, state: State, packing: Packing) -> tuple[Tensor, State]:
+        y, state = self.mixer(self.norm(x), state, packing)
+        return self._add(x, y), state
+
+    def step(self, x: Tensor, state: State, constants: Any) -> tuple[Tensor, State]:
+        y, state = self.mixer.step(self.norm(x), state, constants)
+        return self._add(x, y), state
+
+    def _add(self, x: Tensor, y: Tensor) -> Tensor:
+        x = x + self.dropout(y)
+        return x if self.mlp is None else x + self.mlp(x)
+
+
+def _mlp(d_model: int, ratio: float, dropout: float) -> nn.Sequential:
+    hidden = round(d_model * ratio)
+    return nn.Sequential(
+        nn.LayerNorm(d_model),
+        nn.Linear(d_model, hidden),
+        nn.GELU(),
+        nn.Linear(hidden, d_model),
+        nn.Dropout(dropout),
+    )
+
+
+class Backbone(nn.Module):
+    """A stack of mixers: x (B, T, D) -> y (B, T, D), in parallel or step by step, one function.
+
+    `start[b, t]` marks the first step of an episode: there the state is as new before x_t is
+    consumed, so that whole episodes pack into one row. Steps with `valid` False leave it untouched.
+    """
+
+    def __init__(self, mixers: list[Mixer], d_model: int, mlp_ratio: float, dropout: float):
+        super().__init__()
+        self.d_model = d_model
+        self.blocks = nn.ModuleList(Block(m, d_model, mlp_ratio, dropout) for m in mixers)
+        self.norm = nn.LayerNorm(d_model)
+
+    @property
+    def context(self) -> int | None:
+        """None where the state is recurrent; otherwise the largest window of a layer."""
+        windows = [block.mixer.context for block in self.blocks]
+        return None if None in windows else max(windows)
+
+    def initial_state(self, batch_size: int, device: torch.device | None = None) -> State:
+        """One state a layer, for `batch_size` rows."""
+        device = device or self.norm.weight.device
+        return tuple(block.mixer.initial_state(batch_size, device) for block in self.blocks)
+
+    def forward(
+        self,
+        x: Tensor,
+        state: State | None = None,
+        start: Tensor | None = None,
+        valid: Tensor | None = None,
+    ) -> tuple[Tensor, State]:
+        """x (B, T, D), start and valid (B, T) bool -> (y (B, T, D), state after the last step).
+
+        Raises:
+            ValueError: for shapes or types that do not fit.
+        """
+        batch, steps = self._check(x, 3, start=start, valid=valid)
+        state = self.initial_state(batch, x.device) if state is None else state
+        self._check_state(state, batch)
+        if start is None:
+            start = torch.zeros(batch, steps, dtype=torch.bool, device=x.device)
+        packing, after = Packing(start, valid), []
+        for block, before in zip(self.blocks, state, strict=True):
+            x, new = block(x, before, packing)
+            after.append(new)
+        return self.norm(x), tuple(after)
+
+    def constants(self) -> Any:
+        """What `step` needs of the parameters alone, a layer each; compute once, step many times."""
+        return tuple(block.mixer.constants() for block in self.blocks)
+
+    def step(
+        self, x: Tensor, state: State, start: Tensor | None = None, constants: Any = None
+    ) -> tuple[Tensor, State]:
+        """One step: x (B, D), start (B,) bool -> (y (B, D), new state). Differentiable."""
+        self._check(x, 2, start=start)
+        if start is not None:
+            state = reset(state, start, self.initial_state(len(x), x.device))
+        constants = self.constants() if constants is None else constants
+        after = []
+        for block, before, values in zip(self.blocks, state, constants, strict=True):
+            x, new = block.step(x, before, values)
+            after.append(new)
+        return self.norm(x), tuple(after)
+
+    def recurrence_parameters(self) -> list[nn.Parameter]:
+        """Poles, time steps and their like, which want a smaller rate and no weight decay."""
+        return [
+            getattr(mixer, name)
+            for mixer in self.modules()
+            if isinstance(mixer, Mixer)
+            for name in mixer.recurrence_parameters
+        ]
+
+    def _check(self, x: Tensor, ndim: int, **masks: Tensor | None) -> tuple[int, int]:
+        if x.ndim != ndim or x.shape[-1] != self.d_model or 0 in x.shape:
+            wanted = "(B, T, D)" if ndim == 3 else "(B, D)"
+            raise ValueError(
+                f"backbone input has shape {tuple(x.shape)}; it needs {wanted} with "
+                f"D = {self.d_model} and no empty dimension"
+            )
+        if not x.is_floating_point():
+            raise ValueError(f"backbone input has type {x.dtype}; it needs a floating-point type")
+        for name, mask in masks.items():
+            if mask is not None and (mask.shape != x.shape[:-1] or mask.dtype != torch.bool):
+                raise ValueError(
+                    f"{name} has shape {tuple(mask.shape)} and type {mask.dtype}; "
+                    f"it needs {tuple(x.shape[:-1])} and torch.bool"
+                )
+        return x.shape[0], x.shape[1]
+
+    def _check_state(self, state: State, batch: int) -> None:
+        wanted = _shapes(self.initial_state(batch, torch.device("meta")))
+        given = _shapes(state)
+        if given != wanted:
+            raise ValueError(
+                f"state has shapes {given}; this backbone needs {wanted}: "
+                "was it made by another backbone or for another batch size?"
+            )
+
+
+def _shapes(state: State) -> list[tuple[int, ...]]:
+    leaves = torch.utils._pytree.tree_leaves(state)
+    return [tuple(leaf.shape) for leaf in leaves]
+
+
+def make_backbone(
+    name: str,
+    d_model: int = 64,
+    n_layers: int = 3,
+    mlp_ratio: float = 0.0,
+    dropout: float = 0.0,
+    **options: Any,
+) -> Backbone:
+    """The backbone called `name`.
+
+    Args:
+        name: a key of BACKBONES.
+        d_model: width D.
+        n_layers: number of blocks.
+        mlp_ratio: hidden width of each block's MLP over D; 0 for none.
+        dropout: probability, on each residual branch.
+        options: fields of the mixer's Options.
+
+    Raises:
+        ValueError: for an unknown name or option, or sizes that do not fit.
+    """
+    if d_model < 1 or n_layers < 1:
+        raise ValueError(f"d_model {d_model} and n_layers {n_layers} must be at least 1")
+    settings = make_options(name, options)
+    mixers = [BACKBONES[name](d_model, settings) for _ in range(n_layers)]
+    return Backbone(mixers, d_model, mlp_ratio, dropout)

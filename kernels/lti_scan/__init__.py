@@ -1,0 +1,48 @@
+"""Linear time-invariant scan, one single-input single-output system a channel, with resets.
+
+    x_t = Ā x_{t−1} + b u_t,   y_t = 2 Re(c · x_t),   Ā = diag(a) − w (v · x + conj)
+
+x holds one of each conjugate pair. Without (w, v) the system is diagonal (S4D); with them it is
+diagonal plus low rank (S4: Gu, Goel, Ré, "Efficiently Modeling Long Sequences with Structured
+State Spaces", arXiv 2111.00396, section 3).
+"""
+
+from typing import Literal
+
+from torch import Tensor
+
+from decision_s4.kernels.lti_scan import chunked, naive
+from decision_s4.kernels.lti_scan.system import System
+from decision_s4.kernels.packing import Packing
+
+__all__ = ["System", "lti_scan", "lti_step"]
+
+lti_step = naive.step
+
+
+def lti_scan(
+    u: Tensor,
+    system: System,
+    state: Tensor,
+    packing: Packing,
+    impl: Literal["naive", "torch"] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Run the system over packed rows; differentiable in `u`, `system` and `state`.
+
+    Args:
+        u: (B, T, H) input.
+        system: the discretised system of each of the H channels.
+        state: (B, H, n, 2) carried in, real and imaginary parts of x.
+        packing: where episodes start; the state is zero before each start.
+        impl: "naive" is the equation as a loop; None takes the fastest.
+
+    Returns:
+        (y (B, T, H), final state (B, H, n, 2)). y is 0 at steps that are not valid.
+
+    Raises:
+        ValueError: for an unknown `impl`.
+    """
+    if impl not in (None, "naive", "torch"):
+        raise ValueError(f"lti_scan: impl '{impl}' is unknown; use 'naive' or 'torch'")
+    run = naive.scan if impl == "naive" else chunked.scan
+    return run(u, system, state, packing)

@@ -1,0 +1,124 @@
+"""lti_scan by chunks: inside a chunk a Toeplitz product, between chunks the state is passed on.
+
+Shapes: H channels, N = 2n real states, L chunk length, M chunks. All work is batched matrix
+products over channels. Episodes are cut so that no chunk holds two (see packing.py); a reset
+therefore costs nothing and needs no mask.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from decision_s4.kernels.lti_scan.system import System, columns, rows
+from decision_s4.kernels.packing import ChunkLayout, Packing
+
+CHUNK = 64  # of 16 … 128 the fastest at H = 64, N = 64: about N, where the products balance
+
+
+class Operators(NamedTuple):
+    """What a chunk does, as matrices; x is the state before the chunk, u its inputs latest first."""
+
+    inject: Tensor
+    """(H, L, L + N): u -> outputs from u alone, and the state after the chunk from u alone."""
+    read: Tensor
+    """(H, N, L): x -> outputs."""
+    powers: tuple[Tensor, ...]
+    """Ā^1, Ā^2, Ā^4, …, Ā^L: (H, N, N), transposed; (H, n) complex when diagonal."""
+
+
+def scan(
+    u: Tensor, system: System, state: Tensor, packing: Packing, chunk: int = CHUNK
+) -> tuple[Tensor, Tensor]:
+    """See `lti_scan`."""
+    batch, steps, channels = u.shape
+    layout = packing.chunks(_chunk_for(steps, chunk))
+    if not layout.counts:
+        return torch.zeros_like(u), state
+    length = layout.source.shape[1]
+    operators = _operators(system, length)
+
+    padded = torch.cat([u.reshape(-1, channels), u.new_zeros(1, channels)])
+    chunks = padded[layout.source].permute(2, 0, 1)  # (H, M, L)
+    direct, injected = torch.bmm(chunks, operators.inject).split(
+        [length, operators.read.shape[1]], dim=2
+    )
+    carried = columns(torch.view_as_complex(state)).transpose(0, 1)  # (H, B, N)
+    before = _pass_on(injected, carried, operators, layout)  # (H, M, N)
+    y = torch.baddbmm(direct, before, operators.read).permute(1, 2, 0).reshape(-1, channels)
+    y = torch.cat([y, y.new_zeros(1, channels)])[layout.target].view(batch, steps, channels)
+
+    tail = padded[layout.tail].permute(2, 0, 1)  # (H, F, L)
+    final = _remainder(before[:, layout.final_chunks], operators, layout.final_lengths)
+    final = final + torch.bmm(tail, operators.inject[..., length:])
+    final = carried.index_copy(1, layout.final_rows, final).transpose(0, 1)
+    return y, torch.stack(final.chunk(2, dim=-1), dim=-1)
+
+
+def _chunk_for(steps: int, chunk: int) -> int:
+    """No longer than the row needs, a power of two."""
+    return min(chunk, 1 << (steps - 1).bit_length())
+
+
+def _operators(system: System, length: int) -> Operators:
+    powers, ahead, behind = (_diagonal if system.w is None else _dense)(system, length)
+    kernel = torch.bmm(rows(system.c)[:, None], ahead).squeeze(1)  # (H, L): c Ā^l b
+    padded = torch.cat([kernel.new_zeros(len(kernel), length - 1), kernel], dim=1)
+    toeplitz = padded.unfold(1, length, 1)  # [r, i] = kernel[i − (L − 1 − r)]
+    return Operators(torch.cat([toeplitz, ahead.transpose(1, 2)], dim=2), behind, powers)
+
+
+def _diagonal(system: System, length: int) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+    exponents = torch.arange(length + 1, device=system.a.device)
+    vandermonde = system.a[..., None] ** exponents  # (H, n, L + 1)
+    ahead = columns((system.b[..., None] * vandermonde[..., :-1]).transpose(1, 2))
+    behind = rows((system.c[..., None] * vandermonde[..., 1:]).transpose(1, 2))
+    powers = tuple(vandermonde[..., 1 << j] for j in range(length.bit_length()))
+    return powers, ahead.transpose(1, 2), behind.transpose(1, 2)
+
+
+def _dense(system: System, length: int) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+    """Powers by squaring, their columns and rows by doubling."""
+    re, im = torch.diag_embed(system.a.real), torch.diag_embed(system.a.imag)
+    rotation = torch.cat([torch.cat([re, -im], 2), torch.cat([im, re], 2)], 1)
+    power = rotation - columns(system.w)[:, :, None] * rows(system.v)[:, None, :]
+    ahead = columns(system.b)[:, :, None]  # (H, N, 1): Ā^l b
+    behind = torch.bmm(power.transpose(1, 2), rows(system.c)[:, :, None])  # Ā^T^(l+1) c
+    powers = [power.transpose(1, 2)]
+    while ahead.shape[2] < length:
+        ahead = torch.cat([ahead, torch.bmm(power, ahead)], dim=2)
+        behind = torch.cat([behind, torch.bmm(power.transpose(1, 2), behind)], dim=2)
+        power = torch.bmm(power, power)
+        powers.append(power.transpose(1, 2))
+    return tuple(powers), ahead, behind
+
+
+def _advance(x: Tensor, power: Tensor) -> Tensor:
+    """x (H, S, N) times a power of Ā."""
+    if power.is_complex():
+        return columns(torch.complex(*x.chunk(2, dim=-1)) * power[:, None])
+    return torch.bmm(x, power)
+
+
+def _pass_on(
+    injected: Tensor, carried: Tensor, operators: Operators, layout: ChunkLayout
+) -> Tensor:
+    """The state before each chunk, (H, M, N)."""
+    channels, _, size = injected.shape
+    x = injected.new_zeros(channels, layout.counts[0], size)
+    x = x.index_copy(1, layout.carry_chunks, carried[:, layout.carry_rows])
+    before, done = [x], 0
+    for count, following in zip(layout.counts, layout.counts[1:], strict=False):
+        gained = injected[:, done : done + following]
+        x = _advance(x[:, :following], operators.powers[-1]) + gained
+        before.append(x)
+        done += count
+    return torch.cat(before, dim=1)
+
+
+def _remainder(x: Tensor, operators: Operators, lengths: Tensor) -> Tensor:
+    """Ā^lengths x, by the binary digits of each length."""
+    for j, power in enumerate(operators.powers):
+        has_digit = ((lengths >> j) & 1).bool()[:, None]
+        x = torch.where(has_digit, _advance(x, power), x)
+    return x

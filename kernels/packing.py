@@ -1,0 +1,137 @@
+"""Where the episodes of packed rows lie, as index tensors that every scan shares.
+
+Shapes: B rows, T steps, L chunk length, M chunks of all episodes together.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ChunkLayout:
+    """Episodes cut into chunks of L, ordered as a packed sequence: all first chunks, then all
+    second ones, …, longest episode first. Chunks of rank k + 1 then continue a prefix of rank k's.
+
+    No chunk holds two episodes, so resets need no mask; only an episode's last chunk is padded.
+    """
+
+    source: Tensor
+    """(M, L) step read by each place of a chunk, latest first; B·T means none (read as zero)."""
+    target: Tensor
+    """(B·T,) place in the chunks, in time order (M·L), of each step; M·L means none."""
+    counts: tuple[int, ...]
+    """Number of chunks of each rank."""
+    carry_rows: Tensor
+    """(C,) rows whose first episode goes on from the state carried in."""
+    carry_chunks: Tensor
+    """(C,) the rank-0 chunk in which each of those begins."""
+    final_rows: Tensor
+    """(F,) rows with at least one valid step."""
+    final_chunks: Tensor
+    """(F,) the chunk in which each such row ends."""
+    final_lengths: Tensor
+    """(F,) how many steps, 1 … L, that chunk holds."""
+    tail: Tensor
+    """(F, L) the steps of that chunk, latest first."""
+
+
+class Packing:
+    """The episodes in rows of `start` (B, T) bool, computed once a batch and shared by all layers.
+
+    `start[b, t]` marks the first step of an episode. Steps with `valid` False belong to none:
+    they leave the state untouched, and a `start` there means nothing.
+    """
+
+    def __init__(self, start: Tensor, valid: Tensor | None = None):
+        self.start, self.valid = start, valid
+        self.rows, self.steps = start.shape
+        self._layouts: dict[int, ChunkLayout] = {}
+
+    @classmethod
+    def unbroken(cls, rows: int, steps: int, device: torch.device | None = None) -> "Packing":
+        """Rows without any start: each goes on from the state carried in."""
+        return cls(torch.zeros(rows, steps, dtype=torch.bool, device=device))
+
+    @cached_property
+    def _episodes(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Valid steps (flat), the episode of each, its position there, episode begins, lengths."""
+        start = self.start.flatten()
+        if self.valid is None:
+            index = torch.arange(start.numel(), device=start.device)
+        else:
+            index = self.valid.flatten().nonzero().squeeze(1)
+        row = index // self.steps
+        begins = start[index]
+        if len(begins):
+            begins[0] = True
+            begins[1:] |= row[1:] != row[:-1]
+        episode = begins.cumsum(0) - 1
+        first = begins.nonzero().squeeze(1)
+        ends = torch.cat([first[1:], first.new_tensor([len(index)])])
+        position = torch.arange(len(index), device=start.device) - first[episode]
+        return index, episode, position, first, ends[: len(first)] - first
+
+    def chunks(self, length: int) -> ChunkLayout:
+        """The episodes cut into chunks of `length` steps."""
+        if length not in self._layouts:
+            self._layouts[length] = self._cut(length)
+        return self._layouts[length]
+
+    def _cut(self, length: int) -> ChunkLayout:
+        index, episode, position, first, lengths = self._episodes
+        total = self.start.numel()
+        n_chunks = (lengths + length - 1) // length
+        place = torch.empty_like(n_chunks)
+        place[n_chunks.argsort(descending=True, stable=True)] = torch.arange(
+            len(n_chunks), device=n_chunks.device
+        )
+        counts = _suffix_counts(n_chunks)
+        offsets = counts.cumsum(0) - counts
+        chunk = offsets[position // length] + place[episode]
+        within = position % length
+        m = int(n_chunks.sum())
+
+        source = index.new_full((m * length,), total)
+        source[chunk * length + (length - 1 - within)] = index
+        target = index.new_full((total,), m * length)
+        target[index] = chunk * length + within
+
+        row = index[first] // self.steps
+        opens = torch.ones_like(row, dtype=torch.bool)
+        opens[1:] = row[1:] != row[:-1]
+        carries = opens & ~self.start.flatten()[index[first]]
+        closes = torch.ones_like(opens)
+        closes[:-1] = opens[1:]
+        final_chunks = (offsets[n_chunks - 1] + place)[closes]
+        final_lengths = (lengths - (n_chunks - 1) * length)[closes]
+        source = source.view(m, length)
+        return ChunkLayout(
+            source=source,
+            target=target,
+            counts=tuple(counts.tolist()),
+            carry_rows=row[carries],
+            carry_chunks=place[carries],
+            final_rows=row[closes],
+            final_chunks=final_chunks,
+            final_lengths=final_lengths,
+            tail=_latest_first(source[final_chunks], final_lengths, total),
+        )
+
+
+def _suffix_counts(n_chunks: Tensor) -> Tensor:
+    """counts[k] = number of episodes with more than k chunks."""
+    if len(n_chunks) == 0:
+        return n_chunks
+    histogram = torch.bincount(n_chunks)[1:]
+    return histogram.flip(0).cumsum(0).flip(0)
+
+
+def _latest_first(source: Tensor, lengths: Tensor, none: int) -> Tensor:
+    """Shift each chunk (F, L), latest first, so that its last valid step stands first."""
+    length = source.shape[1]
+    shifted = torch.arange(length, device=source.device) + (length - lengths)[:, None]
+    gathered = source.gather(1, shifted.clamp(max=length - 1))
+    return gathered.masked_fill(shifted >= length, none)
