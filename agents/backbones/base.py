@@ -6,14 +6,15 @@ float32 or wider whatever the autocast type, and is never written in place.
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import torch
+import yaml
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from decision_s4.envs.errors import nearest
+from decision_s4.envs.errors import UserError, nearest
 from decision_s4.kernels.packing import Packing
 
 State: TypeAlias = Any
@@ -68,15 +69,35 @@ def make_options(name: str, given: dict[str, Any]) -> Any:
     """The options of backbone `name`, from its defaults and those given.
 
     Raises:
-        ValueError: for an unknown backbone or option, naming the nearest known one.
+        ValueError: for an unknown backbone or option, naming the nearest known one, or a value of
+            another type than its default.
     """
     if name not in BACKBONES:
-        raise ValueError(f"backbone '{name}' is unknown{nearest(name, BACKBONES)}")
-    options = BACKBONES[name].Options
-    known = {field.name for field in dataclasses.fields(options)}
-    for key in given.keys() - known:
-        raise ValueError(f"backbone '{name}' has no option '{key}'{nearest(key, known)}")
-    return options(**given)
+        raise UserError(f"backbone '{name}' is unknown{nearest(name, BACKBONES)}")
+    fields = {field.name: field for field in dataclasses.fields(BACKBONES[name].Options)}
+    for key, value in given.items():
+        if key not in fields:
+            raise UserError(f"backbone '{name}' has no option '{key}'{nearest(key, fields)}")
+        default = fields[key].default
+        if not isinstance(value, (int, float) if type(default) is float else type(default)):
+            wanted = type(default).__name__
+            raise UserError(f"backbone option {key} is {value!r}; it needs {wanted}, as {default!r}")
+    return BACKBONES[name].Options(**given)
+
+
+def parse_options(pairs: Iterable[str]) -> dict[str, Any]:
+    """`d_state=32`, `init=lin`, … as a dict; values are read as YAML reads them.
+
+    Raises:
+        UserError: for a pair without `=`.
+    """
+    options = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise UserError(f"backbone option '{pair}' has no value; write name=value")
+        options[key.strip().replace("-", "_")] = yaml.safe_load(value)
+    return options
 
 
 def reset(state: State, start: Tensor, initial: State) -> State:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from decision_s4.agents.backbones.base import Mixer, State, register
 from decision_s4.agents.backbones.hippo import normal_plus_low_rank
+from decision_s4.envs.errors import UserError
 from decision_s4.kernels.lti_scan import System, lti_scan, lti_step
 from decision_s4.kernels.packing import Packing
 
@@ -163,8 +164,8 @@ def _diagonal_start(init: str, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _check(options: S4Options) -> None:
     if options.d_state < 2 or options.d_state % 2:
-        raise ValueError(f"d_state {options.d_state} must be even and at least 2, as poles pair up")
+        raise UserError(f"d_state {options.d_state} must be even and at least 2, as poles pair up")
     if not 0 < options.dt_min <= options.dt_max:
-        raise ValueError(
+        raise UserError(
             f"dt_min {options.dt_min} and dt_max {options.dt_max} need 0 < dt_min <= dt_max"
         )

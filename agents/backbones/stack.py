@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from decision_s4.agents.backbones.base import BACKBONES, Mixer, State, make_options, reset
+from decision_s4.envs.errors import UserError
 from decision_s4.kernels.packing import Packing
 
 
@@ -171,7 +172,7 @@ def make_backbone(
         ValueError: for an unknown name or option, or sizes that do not fit.
     """
     if d_model < 1 or n_layers < 1:
-        raise ValueError(f"d_model {d_model} and n_layers {n_layers} must be at least 1")
+        raise UserError(f"d_model {d_model} and n_layers {n_layers} must be at least 1")
     settings = make_options(name, options)
     mixers = [BACKBONES[name](d_model, settings) for _ in range(n_layers)]
     return Backbone(mixers, d_model, mlp_ratio, dropout)

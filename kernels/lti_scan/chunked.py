@@ -69,12 +69,16 @@ def _operators(system: System, length: int) -> Operators:
 
 
 def _diagonal(system: System, length: int) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
-    exponents = torch.arange(length + 1, device=system.a.device)
-    vandermonde = system.a[..., None] ** exponents  # (H, n, L + 1)
-    ahead = columns((system.b[..., None] * vandermonde[..., :-1]).transpose(1, 2))
-    behind = rows((system.c[..., None] * vandermonde[..., 1:]).transpose(1, 2))
-    powers = tuple(vandermonde[..., 1 << j] for j in range(length.bit_length()))
-    return powers, ahead.transpose(1, 2), behind.transpose(1, 2)
+    """Powers by squaring, their rows by doubling: far cheaper than complex `pow`."""
+    power, powers = system.a, [system.a]
+    vandermonde = torch.ones_like(power)[..., None]  # (H, n, 1): a^l
+    while vandermonde.shape[2] < length:
+        vandermonde = torch.cat([vandermonde, vandermonde * power[..., None]], dim=2)
+        power = power * power
+        powers.append(power)
+    ahead = columns((system.b[..., None] * vandermonde).transpose(1, 2))
+    behind = rows(((system.c * system.a)[..., None] * vandermonde).transpose(1, 2))
+    return tuple(powers), ahead.transpose(1, 2), behind.transpose(1, 2)
 
 
 def _dense(system: System, length: int) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:

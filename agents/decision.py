@@ -1,0 +1,118 @@
+"""Return-conditioned learning from whole logged trajectories: Decision S4, section "off-policy".
+
+    minimise over policies π:  mean over all steps of  d(π(R_t, s_t, a_{t−1}, h_{t−1}), a_t)
+
+d is the squared error for Box actions, the cross-entropy for discrete ones (arXiv 2306.05167).
+Algorithms of this family differ in backbone and tokens, not in this file.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from decision_s4.agents.policy import SequencePolicy
+
+
+@dataclass(frozen=True)
+class OptimiserOptions:
+    """How a DecisionLearner takes its steps."""
+
+    learning_rate: float = 1e-3
+    recurrence_learning_rate: float = 1e-3
+    """For poles and time steps: they take no weight decay and never more than this rate."""
+    weight_decay: float = 1e-4
+    warmup_steps: int = 100
+    gradient_clip: float = 0.25
+    average_decay: float = 0.995
+    """Decay of the running average of the weights; the average is what acts and is saved."""
+
+
+class DecisionLearner:
+    """Fits a SequencePolicy to packed trajectories, one update at a time."""
+
+    def __init__(self, policy: SequencePolicy, options: OptimiserOptions, total_steps: int):
+        self.policy, self.options = policy, options
+        self.optimiser = torch.optim.AdamW(
+            _parameter_groups(policy, options), lr=options.learning_rate, fused=True
+        )
+        self.schedule = LambdaLR(self.optimiser, _WarmupCosine(options.warmup_steps, total_steps))
+        self._average = AveragedModel(
+            policy, multi_avg_fn=get_ema_multi_avg_fn(options.average_decay)
+        )
+
+    @property
+    def averaged_policy(self) -> SequencePolicy:
+        """The policy with averaged weights, in evaluation mode."""
+        return self._average.module.eval()
+
+    def update(self, batch: Any) -> dict[str, Tensor]:
+        """One gradient step on a packed batch (see envs/batches.py); returns detached scalars."""
+        self.policy.train()
+        loss = self.loss(batch)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.options.gradient_clip)
+        self.optimiser.step()
+        self.schedule.step()
+        self._average.update_parameters(self.policy)
+        return {"loss": loss.detach(), "gradient_norm": norm.detach()}
+
+    def loss(self, batch: Any) -> Tensor:
+        """Mean over valid steps of the distance to the logged action."""
+        features, _ = self.policy(batch)
+        error = self.policy.head.loss(features, batch.action)
+        if batch.valid is None:
+            return error.mean()
+        return torch.where(batch.valid, error, 0.0).sum() / batch.valid.sum()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next update depends on."""
+        return {
+            "policy": self.policy.state_dict(),
+            "average": self._average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "schedule": {"last_epoch": self.schedule.last_epoch},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on exactly where `state_dict` was taken."""
+        self.policy.load_state_dict(state["policy"])
+        self._average.load_state_dict(state["average"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.schedule.last_epoch = state["schedule"]["last_epoch"]
+
+
+class _WarmupCosine:
+    """Factor of the learning rate: linear from 0, then half a cosine down to 0."""
+
+    def __init__(self, warmup: int, total: int):
+        self.warmup, self.total = warmup, total
+
+    def __call__(self, step: int) -> float:
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        progress = (step - self.warmup) / max(1, self.total - self.warmup)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def _parameter_groups(policy: SequencePolicy, options: OptimiserOptions) -> list[dict[str, Any]]:
+    """Matrices decay; vectors do not; the recurrence has its own rate and does not."""
+    recurrence = {id(p) for p in policy.backbone.recurrence_parameters()}
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    rest = [p for p in trained if id(p) not in recurrence]
+    slow = min(options.learning_rate, options.recurrence_learning_rate)
+    groups = [
+        {"params": [p for p in rest if p.ndim > 1], "weight_decay": options.weight_decay},
+        {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
+        {
+            "params": [p for p in trained if id(p) in recurrence],
+            "weight_decay": 0.0,
+            "lr": slow,
+        },
+    ]
+    return [group for group in groups if group["params"]]

@@ -1,0 +1,105 @@
+"""Evaluation rows: kept in eval.csv, shown as a table."""
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.table import Table
+
+from decision_s4.agents.run_dir import replace_text
+from decision_s4.envs.errors import UserError
+
+Row = dict[str, float | None]
+COLUMNS = (
+    "step",
+    "target_return",
+    "episodes",
+    "return_mean",
+    "return_std",
+    "return_iqm",
+    "return_ci_low",
+    "return_ci_high",
+    "normalized_score",
+    "length_mean",
+)
+
+
+def read_rows(path: Path, last_step: int) -> list[Row]:
+    """Rows of eval.csv up to `last_step`; none without a file. UserError for a foreign file."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            raise UserError(f"{path}: its columns are not {','.join(COLUMNS)}; move it away")
+        try:
+            rows = [{name: _number(row[name]) for name in COLUMNS} for row in reader]
+            return [row for row in rows if row["step"] <= last_step]
+        except (ValueError, TypeError, AttributeError):
+            where = f"{path}: line {reader.line_num}"
+            raise UserError(f"{where} is no row of numbers; mend it") from None
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Replace eval.csv by `rows`, whole or not at all; None is an empty cell. Raises UserError."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    replace_text(path, text.getvalue())
+
+
+def checked_row(step: int, row: Mapping[str, Any]) -> Row:
+    """`row` with `step`, in the order of COLUMNS; KeyError for a column missing or unknown."""
+    full = dict(row) | {"step": step}
+    if full.keys() != set(COLUMNS):
+        raise KeyError(f"evaluation row: {sorted(full.keys() ^ set(COLUMNS))} missing or unknown")
+    return {name: None if full[name] is None else _number(str(full[name])) for name in COLUMNS}
+
+
+def _number(text: str) -> float | None:
+    if text == "":
+        return None
+    return int(text) if text.lstrip("-").isdecimal() else float(text)
+
+
+def table(rows: Sequence[Row], boxed: bool) -> Table:
+    """A table of evaluations, the highest mean return marked; without lines for a log."""
+    result = Table(box=SIMPLE if boxed else None, pad_edge=boxed)
+    for name in ("step", "target", "episodes", "return", "IQM [95% interval]", "score", "length"):
+        result.add_column(name, justify="right", no_wrap=True)
+    result.add_column("")
+    means = [_or_lowest(row["return_mean"]) for row in rows]
+    for row, mean in zip(rows, means, strict=True):
+        result.add_row(*_cells(row), "best" if mean == max(means) else "")
+    return result
+
+
+def _or_lowest(value: float | None) -> float:
+    return -math.inf if value is None or math.isnan(value) else value
+
+
+def _cells(row: Row) -> list[str]:
+    interval = f"[{shown(row['return_ci_low'])}, {shown(row['return_ci_high'])}]"
+    return [
+        shown(row["step"]),
+        shown(row["target_return"]),
+        shown(row["episodes"]),
+        f"{shown(row['return_mean'])} ± {shown(row['return_std'])}",
+        f"{shown(row['return_iqm'])} {interval}".replace("[", r"\["),
+        shown(row["normalized_score"]),
+        shown(row["length_mean"]),
+    ]
+
+
+def shown(value: float | None) -> str:
+    """A number for a reader: whole ones as they are, others with one digit, or four that count."""
+    if value is None:
+        return "-"
+    if isinstance(value, int) or float(value).is_integer():
+        return f"{value:.0f}"
+    return f"{value:.1f}" if abs(value) >= 100 else f"{value:.4g}"

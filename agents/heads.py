@@ -1,0 +1,87 @@
+"""Distributions out: what a policy's last features (…, D) mean in an action space.
+
+Every head has `loss(features, action) -> (…)`, per step, and `act(features, deterministic)`.
+"""
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from decision_s4.envs.errors import UserError
+
+
+class BoxHead(nn.Module):
+    """A deterministic continuous action; tanh squashes it into a bounded Box."""
+
+    def __init__(self, d_model: int, space: spaces.Box):
+        super().__init__()
+        self.shape = space.shape
+        self.linear = nn.Linear(d_model, int(np.prod(space.shape)))
+        bounded = space.is_bounded("both")
+        low, high = (space.low, space.high) if bounded else (-np.ones(self.shape), 1.0)
+        self.bounded = bounded
+        centre, reach = np.broadcast_to((low + high) / 2, self.shape), (high - low) / 2
+        dtype = torch.get_default_dtype()
+        self.register_buffer("centre", torch.tensor(centre, dtype=dtype).reshape(-1))
+        self.register_buffer("reach", torch.tensor(reach, dtype=dtype).reshape(-1))
+
+    def _unit(self, features: Tensor) -> Tensor:
+        out = self.linear(features)
+        return torch.tanh(out) if self.bounded else out
+
+    def loss(self, features: Tensor, action: Tensor) -> Tensor:
+        """Squared error, mean over action dimensions, in units of half the action range."""
+        flat = action.reshape(*features.shape[:-1], -1).to(self.reach.dtype)
+        return (self._unit(features) - (flat - self.centre) / self.reach).square().mean(-1)
+
+    def act(self, features: Tensor, deterministic: bool = True) -> Tensor:
+        """(…, D) -> (…, *space.shape), in the action space's units."""
+        action = self.centre + self.reach * self._unit(features)
+        return action.view(*features.shape[:-1], *self.shape)
+
+
+class DiscreteHead(nn.Module):
+    """Logits of Discrete or MultiDiscrete actions."""
+
+    def __init__(self, d_model: int, space: spaces.Discrete | spaces.MultiDiscrete):
+        super().__init__()
+        self.shape = space.shape
+        counts = np.atleast_1d(space.nvec if space.shape else space.n).reshape(-1)
+        self.counts = [int(n) for n in counts]
+        self.lowest = torch.as_tensor(np.atleast_1d(space.start).reshape(-1))
+        self.linear = nn.Linear(d_model, sum(self.counts))
+
+    def loss(self, features: Tensor, action: Tensor) -> Tensor:
+        """Cross-entropy, summed over the parts of a MultiDiscrete."""
+        index = action.reshape(*features.shape[:-1], -1) - self.lowest.to(action.device)
+        parts = zip(self.linear(features).split(self.counts, -1), index.long().unbind(-1), strict=True)
+        return sum(
+            F.cross_entropy(logits.flatten(0, -2), i.flatten(), reduction="none").view(i.shape)
+            for logits, i in parts
+        )
+
+    def act(self, features: Tensor, deterministic: bool = True) -> Tensor:
+        """(…, D) -> (…, *space.shape) int64: the likeliest action, or a sample."""
+        parts = self.linear(features).split(self.counts, -1)
+        if deterministic:
+            index = torch.stack([logits.argmax(-1) for logits in parts], -1)
+        else:
+            index = torch.stack(
+                [torch.distributions.Categorical(logits=logits).sample() for logits in parts], -1
+            )
+        return (index + self.lowest.to(index.device)).view(*features.shape[:-1], *self.shape)
+
+
+def make_head(d_model: int, space: spaces.Space) -> nn.Module:
+    """The head for an action space.
+
+    Raises:
+        UserError: for a space that no head knows.
+    """
+    if isinstance(space, spaces.Box):
+        return BoxHead(d_model, space)
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        return DiscreteHead(d_model, space)
+    raise UserError(f"action space {space} has no head; use Box, Discrete or MultiDiscrete")

@@ -1,0 +1,150 @@
+"""The sequence policy: return-to-go, observation and previous action in, action out.
+
+    x_t = MLP[ E_r R_t ; E_s s_t ; E_a a_{t−1} ],  h_t = backbone(x_{≤t}),  a_t = head(h_t)
+
+One token a step and no time-step embedding: the recurrence carries time (Decision S4,
+arXiv 2306.05167). `forward` runs packed whole episodes in parallel, `act` one step; both are the
+same function. Shapes: B rows, T steps, D model width, E embedding width.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from decision_s4.agents.backbones import State, make_backbone
+from decision_s4.agents.backbones.base import parse_options
+from decision_s4.agents.encoders import make_features, set_statistics
+from decision_s4.agents.heads import make_head
+from decision_s4.envs.spaces import Tree
+from decision_s4.envs.timestep import TimeStep
+
+
+@dataclass(frozen=True)
+class PolicyOptions:
+    """Sizes and parts of a SequencePolicy."""
+
+    backbone: str = "s4"
+    """Sequence layer, a name of BACKBONES."""
+    backbone_options: tuple[str, ...] = ()
+    """Its options as name=value, such as d_state=32,train_ssm=false."""
+    d_model: int = 64
+    """Width of the backbone."""
+    n_layers: int = 3
+    """Blocks of the backbone."""
+    d_embed: int = 64
+    """Width of the embedding of each of return-to-go, observation and previous action."""
+    mlp_ratio: float = 0.0
+    """Hidden width of an MLP in each block, as a multiple of d_model; 0 for none."""
+    dropout: float = 0.0
+    """Dropout probability on each residual branch."""
+    return_scale: float = 1000.0
+    """Returns-to-go are divided by this."""
+
+
+class SequencePolicy(nn.Module):
+    """A policy over any Gymnasium spaces and any backbone."""
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        options: PolicyOptions,
+    ):
+        super().__init__()
+        self.observation_space, self.action_space = observation_space, action_space
+        self.options = options
+        width = options.d_embed
+        self.observation_features = make_features(observation_space)
+        self.action_features = make_features(action_space)
+        self.embed_return = nn.Linear(1, width)
+        self.embed_observation = nn.Linear(self.observation_features.width, width)
+        self.embed_action = nn.Linear(self.action_features.width, width, bias=False)
+        self.project = nn.Sequential(
+            nn.Linear(3 * width, options.d_model),
+            nn.GELU(),
+            nn.Linear(options.d_model, options.d_model),
+        )
+        self.backbone = make_backbone(
+            options.backbone,
+            options.d_model,
+            options.n_layers,
+            options.mlp_ratio,
+            options.dropout,
+            **parse_options(options.backbone_options),
+        )
+        self.head = make_head(options.d_model, action_space)
+        _keep_input_variance(self)
+
+    def set_statistics(self, mean: Tree, std: Tree) -> None:
+        """Take the dataset's observation statistics, saved with the weights from then on."""
+        set_statistics(self.observation_features, mean, std)
+
+    def embed(
+        self, return_to_go: Tensor, observation: Tree, previous_action: Tree, start: Tensor
+    ) -> Tensor:
+        """Leading dimensions …: return_to_go (…), start (…) bool -> (…, D)."""
+        action = self.embed_action(self.action_features(previous_action))
+        parts = [
+            self.embed_return(return_to_go[..., None] / self.options.return_scale),
+            self.embed_observation(self.observation_features(observation)),
+            action.masked_fill(start[..., None], 0.0),
+        ]
+        return self.project(torch.cat(parts, dim=-1))
+
+    def forward(self, batch: Any, state: State | None = None) -> tuple[Tensor, State]:
+        """Features (B, T, D) of packed episodes, and the state after them.
+
+        Args:
+            batch: anything with return_to_go (B, T), observation and previous_action trees
+                (B, T, …), start and valid (B, T) bool.
+            state: carried in; None for a new one.
+        """
+        x = self.embed(batch.return_to_go, batch.observation, batch.previous_action, batch.start)
+        return self.backbone(x, state, batch.start, batch.valid)
+
+    def initial_state(self, batch_size: int) -> State:
+        """The state before an episode's first step."""
+        return self.backbone.initial_state(batch_size)
+
+    def step(self, step: TimeStep, state: State, constants: Any = None) -> tuple[Tensor, State]:
+        """Features (B, D) of one step, and the new state. Differentiable."""
+        x = self.embed(step.return_to_go, step.observation, step.previous_action, step.start)
+        return self.backbone.step(x, state, step.start, constants)
+
+
+class Actor:
+    """A policy as it is now, ready to act: what depends on its parameters alone is computed once.
+
+    Fulfils the Agent protocol of a rollout. Make a new one after the parameters changed.
+    """
+
+    def __init__(self, policy: SequencePolicy):
+        self.policy = policy
+        with torch.inference_mode():
+            self.constants = policy.backbone.constants()
+
+    def initial_state(self, batch_size: int) -> State:
+        """The state before an episode's first step."""
+        return self.policy.initial_state(batch_size)
+
+    @torch.inference_mode()
+    def act(self, step: TimeStep, state: State, deterministic: bool = True) -> tuple[Tensor, State]:
+        """One step of all rows: action (B, …) in the action space's units, and the new state."""
+        policy = self.policy
+        features, state = policy.step(step, state, self.constants)
+        return policy.head.act(features, deterministic), state
+
+
+def _keep_input_variance(policy: SequencePolicy) -> None:
+    """Start the three embeddings at unit scale, so that none drowns the others."""
+    for layer in (policy.embed_return, policy.embed_observation, policy.embed_action):
+        nn.init.normal_(layer.weight, std=1 / math.sqrt(layer.in_features))
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Number of parameters, frozen ones included."""
+    return sum(parameter.numel() for parameter in module.parameters())

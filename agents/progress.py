@@ -1,0 +1,58 @@
+"""How far a run is: a rich bar on a terminal, a plain line now and then elsewhere."""
+
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
+
+from decision_s4.agents.eval_table import shown
+
+SHORTEST, LONGEST, SHARE = 10.0, 60.0, 0.01  # a plain line: seconds between two, part of the run
+
+
+class ProgressReport:
+    """Shows step, named values such as loss and score, steps a second and the time left."""
+
+    def __init__(self, total_steps: int, step: int, console: Console) -> None:
+        self.console = console
+        columns = (TextColumn("{task.completed:.0f}/{task.total:.0f}"), BarColumn(), _Values())
+        self.bar = Progress(*columns, console=console, disable=not console.is_terminal)
+        self.task = self.bar.add_task("", total=total_steps, completed=step, values={})
+        self.printed_at, self.printed_step = -LONGEST, step
+        self.bar.start()
+
+    def update(self, step: int, values: Mapping[str, float]) -> None:
+        """Move to `step`; values named earlier stay until named again."""
+        task = self.bar.tasks[0]
+        self.bar.update(self.task, completed=step, values=task.fields["values"] | dict(values))
+        if not self.console.is_terminal and self._due(step):
+            self.printed_at, self.printed_step = time.monotonic(), step
+            line = f"step {step}/{task.total:.0f}  {describe(task)}"
+            self.console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+    def _due(self, step: int) -> bool:
+        total = self.bar.tasks[0].total
+        waited, part = time.monotonic() - self.printed_at, (step - self.printed_step) / total
+        last = step >= total > self.printed_step
+        return last or waited >= LONGEST or (waited >= SHORTEST and part >= SHARE)
+
+    def close(self) -> None:
+        self.bar.stop()
+
+
+class _Values(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(describe(task))
+
+
+def describe(task: Task) -> str:
+    """`loss 0.25  score 51.2  412 steps/s  1:02:03 left` of a rich task, as far as known."""
+    parts = [f"{name} {shown(value)}" for name, value in task.fields["values"].items()]
+    if task.speed:
+        parts.append(f"{shown(task.speed)} steps/s")
+    if task.time_remaining is not None:
+        parts.append(f"{timedelta(seconds=task.time_remaining)} left")
+    return "  ".join(parts)

@@ -1,0 +1,52 @@
+"""From what an agent answers to what an environment takes."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+
+from decision_s4.envs.errors import UserError
+from decision_s4.envs.spaces import Tree, leaf_spaces, map_tree
+
+
+def environment_action(space: spaces.Space, action: Tree, alive: np.ndarray, time: int) -> Tree:
+    """The alive rows' actions (n, …) as arrays of the space's types, clipped to a Box's bounds.
+
+    `action` holds tensors or arrays (B, …); `alive` is (B,) bool. Raises UserError for a
+    non-finite action, ValueError for one of another shape or a fraction where a count is due.
+    """
+
+    def convert(leaf: spaces.Space, value: Any) -> np.ndarray:
+        value = _array(value)
+        if value.shape != (len(alive), *leaf.shape):
+            raise ValueError(f"act gave {value.shape}, not (B, …) = {(len(alive), *leaf.shape)}")
+        value = value[alive]
+        if not np.isfinite(value).all():
+            raise UserError(
+                f"the policy produced a non-finite action at step {time}; its weights or inputs "
+                "hold NaN or infinity: take an earlier checkpoint"
+            )
+        if isinstance(leaf, spaces.Box):
+            value = np.clip(value, leaf.low, leaf.high)
+        elif not np.issubdtype(value.dtype, np.integer):
+            raise ValueError(f"act gave {value.dtype} for {leaf}; give integers")
+        return value.astype(leaf.dtype)
+
+    return map_tree(convert, leaf_spaces(space), action)
+
+
+def _array(value: Any) -> np.ndarray:
+    if not torch.is_tensor(value):
+        return np.asarray(value)
+    value = value.detach().cpu()
+    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+
+
+def space_value(space: spaces.Space, tree: Tree) -> Any:
+    """One value of `space` from its tree; the inverse of `space_tree`."""
+    if isinstance(space, spaces.Dict):
+        return {key: space_value(part, tree[key]) for key, part in space.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(space_value(part, tree[str(i)]) for i, part in enumerate(space))
+    return tree

@@ -1,0 +1,151 @@
+"""Packed batches of whole episodes: laid end to end, so no step is spent on padding.
+
+Shapes: B rows, T steps.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+
+from decision_s4.envs.errors import UserError
+from decision_s4.envs.spaces import Tree, map_tree
+from decision_s4.envs.trajectories import Trajectories
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Tensors of one batch. Floats are float32, integers int64, bytes (images) stay uint8."""
+
+    observation: Tree  # (B, T, …)
+    previous_action: Tree  # (B, T, …), zero at the start of an episode
+    return_to_go: torch.Tensor  # (B, T) undiscounted R_t
+    action: Tree  # (B, T, …) taken on that observation
+    reward: torch.Tensor  # (B, T)
+    timestep: torch.Tensor  # (B, T) int64, counted from 0 in each episode
+    start: torch.Tensor  # (B, T) bool, first step of an episode
+    valid: torch.Tensor  # (B, T) bool, False on padding, where all else is zero
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The batch on another device."""
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Batch(**map_tree(lambda leaf: leaf.to(device, non_blocking=True), parts))
+
+
+class PackedBatches:
+    """Endless batches of at least `batch_steps` steps of whole episodes.
+
+    Each epoch shuffles the episodes and takes consecutive ones until they hold `batch_steps`
+    steps; every step comes exactly once an epoch. A remainder below half a batch joins the last.
+    One row holds them end to end. With more rows, each takes its own consecutive run, and shorter
+    rows end in padding. The order is a function of (seed, epoch): see state_dict.
+    """
+
+    def __init__(self, trajectories: Trajectories, batch_steps: int, seed: int, rows: int = 1):
+        _check_at_least("batch_steps", batch_steps, 1)
+        _check_at_least("seed", seed, 0)
+        _check_at_least("rows", rows, 1)
+        self.batch_steps, self.rows, self.seed = batch_steps, rows, seed
+        self.observations = map_tree(np.asarray, trajectories.observations)
+        self.actions = map_tree(np.asarray, trajectories.actions)
+        self.rewards = np.asarray(trajectories.rewards)
+        self.returns_to_go = trajectories.returns_to_go().astype(np.float32)
+        self.lengths = np.asarray(trajectories.lengths)
+        self.offsets = trajectories.action_offsets
+        self._begin(epoch=0)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        if self.position == len(self.order):
+            self._begin(self.epoch + 1)
+        first, self.position = self.position, self._end_of_batch()
+        return self._batch(self.order[first : self.position])
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the sampler stands: the next batch after loading this is the one due now."""
+        return {"seed": self.seed, "epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue from a state_dict. Raises UserError if it is not one of this dataset's."""
+        if set(state) != set(self.state_dict()):
+            raise UserError(f"sampler state has the keys {sorted(state)}; use a state_dict()")
+        if not 0 <= state["position"] <= len(self.lengths):
+            raise UserError(
+                f"sampler state is at episode {state['position']} of {len(self.lengths)}; "
+                "resume with the dataset it was saved with"
+            )
+        self.seed = state["seed"]
+        self._begin(state["epoch"])
+        self.position = state["position"]
+
+    def _begin(self, epoch: int) -> None:
+        self.epoch, self.position = epoch, 0
+        self.order = np.random.default_rng([self.seed, epoch]).permutation(len(self.lengths))
+        self.ends = np.cumsum(self.lengths[self.order])
+
+    def _end_of_batch(self) -> int:
+        """Position after the last episode of the batch that begins at `position`."""
+        done = self.ends[self.position - 1] if self.position else 0
+        end = int(np.searchsorted(self.ends, done + self.batch_steps)) + 1
+        if end >= len(self.order) or self.ends[-1] - self.ends[end - 1] < self.batch_steps / 2:
+            return len(self.order)
+        return end
+
+    def _batch(self, episodes: np.ndarray) -> Batch:
+        lengths = self.lengths[episodes]
+        timestep = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        step = np.repeat(self.offsets[episodes], lengths) + timestep
+        row_step = step + np.repeat(episodes, lengths)  # each earlier episode has one row more
+        valid = self._layout(lengths)
+        start = timestep == 0
+        before = np.where(start, step, step - 1)
+        return Batch(
+            observation=map_tree(lambda leaf: _place(leaf[row_step], valid), self.observations),
+            previous_action=map_tree(
+                lambda leaf: _place(_cleared(leaf[before], start), valid), self.actions
+            ),
+            return_to_go=_place(self.returns_to_go[step], valid),
+            action=map_tree(lambda leaf: _place(leaf[step], valid), self.actions),
+            reward=_place(self.rewards[step], valid),
+            timestep=_place(timestep, valid),
+            start=_place(start, valid),
+            valid=torch.from_numpy(valid),
+        )
+
+    def _layout(self, lengths: np.ndarray) -> np.ndarray:
+        """(B, T) bool: which places hold a step; episodes fill the rows evenly, one run a row."""
+        ends = np.cumsum(lengths)
+        row = (ends - lengths / 2) * self.rows // ends[-1]  # an episode goes where its middle lies
+        row_steps = np.bincount(row.astype(np.int64), lengths, minlength=self.rows)
+        return np.arange(row_steps.max()) < row_steps[:, None]
+
+
+def _check_at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise UserError(f"{name} is {value}; use {least} or more")
+
+
+def _cleared(values: np.ndarray, where: np.ndarray) -> np.ndarray:
+    values[where] = 0
+    return values
+
+
+def _place(values: np.ndarray, valid: np.ndarray) -> torch.Tensor:
+    """Values of consecutive steps (S, …) at the valid places of (B, T, …), zero elsewhere."""
+    if valid.all():
+        placed = values.reshape(*valid.shape, *values.shape[1:])
+    else:
+        placed = np.zeros((*valid.shape, *values.shape[1:]), values.dtype)
+        placed[valid] = values
+    return _tensor(placed)
+
+
+def _tensor(values: np.ndarray) -> torch.Tensor:
+    if np.issubdtype(values.dtype, np.floating):
+        values = values.astype(np.float32, copy=False)
+    elif values.dtype not in (np.uint8, np.bool_):
+        values = values.astype(np.int64, copy=False)
+    return torch.from_numpy(values)

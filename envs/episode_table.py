@@ -1,0 +1,86 @@
+"""The books of a rollout: where each of N episodes stands."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from gymnasium import spaces
+
+from decision_s4.envs.rows import Outcome, Rows
+from decision_s4.envs.spaces import Tree, leaf_spaces, map_tree
+from decision_s4.envs.timestep import TimeStep
+
+
+@dataclass
+class EpisodeTable:
+    """N episodes under way, as arrays with one row an episode."""
+
+    observation: Tree  # (N, …)
+    previous_action: Tree  # (N, …)
+    previous_reward: np.ndarray  # (N,)
+    target: np.ndarray  # (N,)
+    returns: np.ndarray  # (N,) so far
+    lengths: np.ndarray  # (N,) so far
+    terminated: np.ndarray  # (N,)
+    truncated: np.ndarray  # (N,)
+
+    @classmethod
+    def begin(
+        cls, rows: Rows, target_returns: Sequence[float | None], seeds: Sequence[int]
+    ) -> Self:
+        """Reset every row and start its books."""
+        zeros = functools.partial(np.zeros, len(seeds))
+
+        def no_action(leaf: spaces.Space) -> np.ndarray:
+            return np.zeros((len(seeds), *leaf.shape), leaf.dtype)
+
+        return cls(
+            observation=rows.reset(seeds),
+            previous_action=map_tree(no_action, leaf_spaces(rows.action_space)),
+            previous_reward=zeros(),
+            target=np.array([0.0 if target is None else target for target in target_returns]),
+            returns=zeros(),
+            lengths=zeros(np.int64),
+            terminated=zeros(bool),
+            truncated=zeros(bool),
+        )
+
+    @property
+    def running(self) -> np.ndarray:
+        """(N,) bool."""
+        return ~(self.terminated | self.truncated)
+
+    def time_step(self, batch: np.ndarray) -> TimeStep:
+        """What the rows in `batch` see now; indexing copies, so an agent may keep it."""
+        return TimeStep(
+            map_tree(lambda leaf: _tensor(leaf[batch]), self.observation),
+            map_tree(lambda leaf: _tensor(leaf[batch]), self.previous_action),
+            _tensor(self.previous_reward[batch]),
+            _tensor((self.target - self.returns)[batch]),
+            torch.from_numpy(self.lengths[batch] == 0),
+            torch.from_numpy(self.terminated[batch]),
+            torch.from_numpy(self.truncated[batch]),
+        )
+
+    def update(self, rows: np.ndarray, action: Tree, outcome: Outcome) -> None:
+        """Enter the step that the given rows took."""
+        map_tree(lambda ours, new: _assign(ours, rows, new), self.observation, outcome.observation)
+        map_tree(lambda ours, new: _assign(ours, rows, new), self.previous_action, action)
+        self.previous_reward[rows] = outcome.reward
+        self.returns[rows] += outcome.reward
+        self.lengths[rows] += 1
+        self.terminated[rows] = outcome.terminated
+        self.truncated[rows] = outcome.truncated
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    """A copy as a tensor; floating point becomes float32."""
+    floating = np.issubdtype(array.dtype, np.floating)
+    return torch.from_numpy(array.astype(np.float32) if floating else array)
+
+
+def _assign(array: np.ndarray, rows: np.ndarray, values: np.ndarray) -> None:
+    array[rows] = values

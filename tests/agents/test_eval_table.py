@@ -1,0 +1,88 @@
+"""eval.csv keeps evaluations exactly; the table reads well in a log."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from decision_s4.agents.eval_table import COLUMNS, checked_row, read_rows, shown, table, write_rows
+from decision_s4.envs.errors import UserError
+
+FIXED = {"episodes": 5, "return_std": 1 / 3, "return_iqm": 2.0, "return_ci_low": 1.0}
+FIXED |= {"return_ci_high": 3.0, "length_mean": 10.5}
+
+
+def row(step: int, mean: float, target: float | None = 3600.0, score: float | None = 51.25):
+    named = {"target_return": target, "return_mean": mean, "normalized_score": score}
+    return checked_row(step, FIXED | named)
+
+
+def test_the_file_by_hand(tmp_path: Path) -> None:
+    write_rows(tmp_path / "eval.csv", [row(10, 2.0), row(10, 0.1, target=None, score=None)])
+    assert (tmp_path / "eval.csv").read_text() == (
+        "step,target_return,episodes,return_mean,return_std,return_iqm,return_ci_low,"
+        "return_ci_high,normalized_score,length_mean\n"
+        "10,3600.0,5,2.0,0.3333333333333333,2.0,1.0,3.0,51.25,10.5\n"
+        "10,,5,0.1,0.3333333333333333,2.0,1.0,3.0,,10.5\n"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["eval.csv"]
+
+
+def test_rows_come_back_up_to_a_step(tmp_path: Path) -> None:
+    rows = [row(10, float("inf")), row(20, -1e-300, None, None), row(30, 1.0)]
+    write_rows(tmp_path / "eval.csv", rows)
+    assert read_rows(tmp_path / "eval.csv", last_step=20) == rows[:2]
+    assert read_rows(tmp_path / "none.csv", last_step=20) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,b\n", "its columns are not step,target_return,"),
+        ("", "its columns are not step,target_return,"),
+        (",".join(COLUMNS) + "\n1,2\n", "line 2 is no row of numbers; mend it"),
+        (",".join(COLUMNS) + "\n1,2,x,4,5,6,7,8,9,10\n", "line 2 is no row of numbers; mend it"),
+        (",".join(COLUMNS) + "\n,2,3,4,5,6,7,8,9,10\n", "line 2 is no row of numbers; mend it"),
+    ],
+)
+def test_a_foreign_file_is_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "eval.csv").write_text(text)
+    with pytest.raises(UserError, match=f"eval.csv: {message}"):
+        read_rows(tmp_path / "eval.csv", last_step=0)
+
+
+def test_a_wrong_column_is_named() -> None:
+    with pytest.raises(KeyError, match="'mean', 'normalized_score'"):
+        checked_row(1, FIXED | {"target_return": 1.0, "return_mean": 1.0, "mean": 1.0})
+
+
+def test_the_table_in_a_log_has_no_lines_and_marks_the_best() -> None:
+    out = io.StringIO()
+    Console(file=out, width=80).print(table([row(10, 1000.0), row(20, 1234.5678, None)], False))
+    assert out.getvalue().splitlines() == [
+        "step  target  episodes           return  IQM [95% interval]  score  length      ",
+        "  10    3600         5    1000 ± 0.3333            2 [1, 3]  51.25    10.5      ",
+        "  20       -         5  1234.6 ± 0.3333            2 [1, 3]  51.25    10.5  best",
+    ]
+
+
+def test_an_evaluation_without_a_number_is_no_best() -> None:
+    out = io.StringIO()
+    rows = [row(10, float("nan")), row(20, -5.0)]
+    Console(file=out, width=80).print(table(rows, boxed=False))
+    assert ["best" in line for line in out.getvalue().splitlines()] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "-"),
+        (3600.0, "3600"),
+        (0.00123456, "0.001235"),
+        (1234.5678, "1234.6"),
+        (-0.5, "-0.5"),
+    ],
+)
+def test_numbers_for_a_reader(value: float | None, text: str) -> None:
+    assert shown(value) == text
