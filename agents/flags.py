@@ -5,7 +5,7 @@ import io
 import re
 from collections.abc import Sequence
 from itertools import dropwhile, pairwise, takewhile
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, TypeVar, get_args
 
 import tyro
 
@@ -16,7 +16,10 @@ _registry = tyro.constructors.ConstructorRegistry()
 
 
 def read_flags(form: type[T], args: Sequence[str], **options: Any) -> tuple[T, list[str]]:
-    """Parse `args`; tyro's box of an error becomes the one line of a UserError."""
+    """An instance of the dataclass `form` from `args`, and the arguments that it does not know.
+
+    tyro's box of an error becomes the one line of a UserError; `--help` prints and exits.
+    """
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
@@ -42,6 +45,7 @@ def _first_paragraph(box: str) -> str:
 
 
 def hyphened(name: str) -> str:
+    """A field's name as its flag spells it, without the dashes in front."""
     return name.replace("_", "-")
 
 
@@ -67,6 +71,7 @@ def last_value(argv: Sequence[str], name: str) -> str | None:
 
 
 def unknown_argument(unknown: Sequence[str], argv: Sequence[str], names: Sequence[str]) -> str:
+    """The message about arguments of `argv` that no field of `names` takes."""
     flag = next((word.partition("=")[0] for word in unknown if word.startswith("-")), None)
     if flag is not None:
         return f"unknown flag {flag}{nearest(flag, [f'--{hyphened(name)}' for name in names])}"
@@ -79,14 +84,9 @@ def _comma_list(
     info: tyro.constructors.PrimitiveTypeInfo,
 ) -> tyro.constructors.PrimitiveConstructorSpec | None:
     """tuple[X, ...] of int, float or str as one word: `3600,1800`."""
-    parts = get_args(info.type)
-    if (
-        get_origin(info.type) is not tuple
-        or parts[1:] != (...,)
-        or parts[0] not in (int, float, str)
-    ):
+    kind, *rest = get_args(info.type) or (None,)
+    if info.type_origin is not tuple or rest != [...] or kind not in (int, float, str):
         return None
-    kind = parts[0]
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
         metavar=f"{kind.__name__.upper()},{kind.__name__.upper()}",
