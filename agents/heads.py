@@ -56,7 +56,9 @@ class DiscreteHead(nn.Module):
     def loss(self, features: Tensor, action: Tensor) -> Tensor:
         """Cross-entropy, summed over the parts of a MultiDiscrete."""
         index = action.reshape(*features.shape[:-1], -1) - self.lowest.to(action.device)
-        parts = zip(self.linear(features).split(self.counts, -1), index.long().unbind(-1), strict=True)
+        parts = zip(
+            self.linear(features).split(self.counts, -1), index.long().unbind(-1), strict=True
+        )
         return sum(
             F.cross_entropy(logits.flatten(0, -2), i.flatten(), reduction="none").view(i.shape)
             for logits, i in parts

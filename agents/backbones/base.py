@@ -81,7 +81,9 @@ def make_options(name: str, given: dict[str, Any]) -> Any:
         default = fields[key].default
         if not isinstance(value, (int, float) if type(default) is float else type(default)):
             wanted = type(default).__name__
-            raise UserError(f"backbone option {key} is {value!r}; it needs {wanted}, as {default!r}")
+            raise UserError(
+                f"backbone option {key} is {value!r}; it needs {wanted}, as {default!r}"
+            )
     return BACKBONES[name].Options(**given)
 
 

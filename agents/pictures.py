@@ -1,0 +1,44 @@
+"""Pictures of a policy: rollout videos, and its actions beside the logged ones."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from decision_s4.agents.policy import SequencePolicy
+from decision_s4.envs.task import Task
+from decision_s4.envs.timestep import Agent
+from decision_s4.envs.video import Video, record
+
+
+def film(agent: Agent, task: Task, folder: Path, seed: int) -> Iterator[tuple[str, Video]]:
+    """One MP4 a target return in `folder`, as (TensorBoard tag, video); skips what cannot be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for target in task.target_returns:
+        path = folder / f"target-{target:g}.mp4"
+        video = record(agent, task.env_id, path, target, seed, env_kwargs=task.env_kwargs)
+        if video is None:
+            return
+        yield f"video/target_{target:g}", video
+
+
+@torch.inference_mode()
+def prediction_figure(policy: SequencePolicy, batch: Any, steps: int = 200) -> Any:
+    """A matplotlib figure: logged and predicted actions over the batch's first steps."""
+    from matplotlib.figure import Figure
+
+    features, _ = policy(batch)
+    predicted = policy.head.act(features)[0, :steps].flatten(1).cpu().numpy()
+    logged = batch.action[0, :steps].flatten(1).cpu().numpy()
+    count = min(predicted.shape[1], 6)
+    figure = Figure(figsize=(8, 1.5 * count), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(count, 1, sharex=True))
+    for i, axis in enumerate(axes):
+        axis.plot(logged[:, i], color="0.6", linewidth=1, label="logged")
+        axis.plot(predicted[:, i], color="tab:blue", linewidth=1, label="policy")
+        axis.set_ylabel(f"action[{i}]")
+    axes[0].legend(loc="upper right", ncols=2, fontsize="small")
+    axes[-1].set_xlabel("step of the batch")
+    return figure
