@@ -1,4 +1,4 @@
-"""The one exception for a person's mistake: train.py and evaluate.py print it and exit with code 2."""
+"""The exception for a person's mistake: train.py and evaluate.py print it, with exit code 2."""
 
 import difflib
 from collections.abc import Iterable

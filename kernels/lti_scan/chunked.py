@@ -17,7 +17,7 @@ CHUNK = 64  # of 16 … 128 the fastest at H = 64, N = 64: about N, where the pr
 
 
 class Operators(NamedTuple):
-    """What a chunk does, as matrices; x is the state before the chunk, u its inputs latest first."""
+    """What a chunk does, as matrices, to its inputs u (latest first) and the state x before it."""
 
     inject: Tensor
     """(H, L, L + N): u -> outputs from u alone, and the state after the chunk from u alone."""

@@ -1,4 +1,4 @@
-"""lti_scan as the equation: one step after another. The oracle of the fast path, and acting's step."""
+"""lti_scan as the equation, step by step: the oracle of the fast path, and the step of acting."""
 
 import torch
 from torch import Tensor
