@@ -124,7 +124,7 @@ def make_features(space: spaces.Space) -> nn.Module:
     if isinstance(space, spaces.Tuple):
         return Composite({str(i): part for i, part in enumerate(space.spaces)})
     raise UserError(
-        f"space {space} has no encoder; use Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple"
+        f"space {space} has no encoder; use Box, Discrete, MultiDiscrete, MultiBinary, Dict, Tuple"
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 
 class NormalPlusLowRank(NamedTuple):
-    """A = V (diag(a) − p p*) V*, one of each conjugate pair: every field (n,) complex128, n = N/2."""
+    """A = V (diag(a) − p p*) V*: every field (N/2,) complex128, one of each conjugate pair."""
 
     a: np.ndarray
     p: np.ndarray

@@ -1,4 +1,4 @@
-"""The stack around any mixer: x + mixer(norm(x)), then, if asked, x + mlp(norm(x)); norm at the end."""
+"""The stack around any mixer: x + mixer(norm(x)), if asked x + mlp(norm(x)), a norm at the end."""
 
 from typing import Any
 
@@ -92,7 +92,7 @@ class Backbone(nn.Module):
         return self.norm(x), tuple(after)
 
     def constants(self) -> Any:
-        """What `step` needs of the parameters alone, a layer each; compute once, step many times."""
+        """What `step` needs of the parameters alone, by layer; compute once, step many times."""
         return tuple(block.mixer.constants() for block in self.blocks)
 
     def step(
