@@ -21,7 +21,7 @@ from decision_s4.agents.config import load_config, parse, save_config
 from decision_s4.agents.decision import DecisionLearner, OptimiserOptions
 from decision_s4.agents.options import RunOptions
 from decision_s4.agents.policy import Actor, PolicyOptions, SequencePolicy, parameter_count
-from decision_s4.agents.rng import rng_state, set_rng_state
+from decision_s4.agents.rng import rng_state, seed_everything, set_rng_state
 from decision_s4.agents.run_dir import create_run_dir, default_run_dir
 from decision_s4.envs import datasets
 from decision_s4.envs.batches import PackedBatches
@@ -43,7 +43,7 @@ class Training:
     def __init__(self, config: TrainConfig, trajectories: Trajectories, task: Task):
         self.config, self.task = config, task
         self.device = _device(config.device)
-        torch.manual_seed(config.seed)
+        seed_everything(config.seed)
         options = PolicyOptions(**{f: getattr(config, f) for f in _fields(PolicyOptions)})
         policy = SequencePolicy(trajectories.observation_space, trajectories.action_space, options)
         policy.set_statistics(*trajectories.observation_statistics())

@@ -7,6 +7,13 @@ import numpy as np
 import torch
 
 
+def seed_everything(seed: int) -> None:
+    """Seed Python's, numpy's global and torch's generators."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    torch.manual_seed(seed)
+
+
 def rng_state() -> dict[str, Any]:
     """States of Python's, numpy's global, torch's CPU and torch's CUDA generators."""
     version, words, gauss = random.getstate()
