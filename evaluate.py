@@ -16,12 +16,12 @@ import tyro
 from rich.console import Console
 
 from decision_s4.agents import checkpoint, saved
+from decision_s4.agents.actor import Actor
 from decision_s4.agents.config import parse
 from decision_s4.agents.eval_table import checked_row, table, write_rows
-from decision_s4.agents.policy import Actor
+from decision_s4.agents.options import check_ranges
 from decision_s4.envs.errors import UserError
-from decision_s4.envs.make import check_compatible, make
-from decision_s4.envs.task import Task, with_environment
+from decision_s4.envs.task import Task, check_environment, with_environment
 
 
 @dataclass(frozen=True)
@@ -45,38 +45,59 @@ class EvaluateConfig:
     seed: int = 1000
     """Seed of the first episode; the others count on from it."""
     threads: int = 1
-    """CPU threads of the policy; the simulators have processes of their own."""
+    """CPU threads of the policy, 0 for all cores; the simulators have processes of their own."""
 
 
 def evaluate(config: EvaluateConfig) -> None:
-    """Print and write the table, and film if asked."""
-    if config.episodes < 1:
-        raise UserError(f"--episodes is {config.episodes}; use 1 or more")
-    torch.set_num_threads(config.threads)
+    """Print and write the table, and film if asked. Raises UserError for bad input."""
+    check_ranges(config)
+    output = config.output or config.run / "evaluation.csv"
+    torch.set_num_threads(config.threads or os.cpu_count() or 1)
     found = checkpoint.load(config.run, config.checkpoint)
     policy = saved.rebuild(found)
-    task = with_environment(
-        Task.from_description(found.metadata["task"]), config.env, config.target_returns
-    )
-    env = make(task.env_id, **task.env_kwargs)
-    check_compatible(env, policy.observation_space, policy.action_space, owner="the policy")
-    env.close()
+    task = with_environment(saved.task(found), config.env, config.target_returns)
+    spaces = policy.observation_space, policy.action_space
+    check_environment(task.env_id, task.env_kwargs, *spaces, "the policy")
+    _check_writable(output)
 
     console = Console()
+    _say(console, f"policy  {config.run}, step {found.step}")
+    _say(console, f"task    {task.summary()}")
+    _say(console, f"score   {task.scale()}")
     actor = Actor(policy)
-    with console.status(f"{config.episodes} episodes for each target in {task.env_id} …"):
-        rows = task.evaluate(actor, config.episodes, config.seed)
-    rows = [checked_row(found.step, row) for row in rows]
-    output = config.output or config.run / "evaluation.csv"
-    write_rows(output, rows)
-    console.print(f"checkpoint {config.checkpoint} (step {found.step}); {task.summary()}")
+    rows = [checked_row(found.step, row) for row in play(actor, task, config, console)]
     console.print(table(rows, console.is_terminal), crop=False, no_wrap=True)
-    console.print(f"written to {output}", highlight=False, soft_wrap=True)
+    write_rows(output, rows)
+    _say(console, f"table   {output}")
     if config.video:
         from decision_s4.agents.pictures import film
 
         for _, video in film(actor, task, config.run / "videos", config.seed):
-            console.print(f"video {video.path}", highlight=False, soft_wrap=True)
+            _say(console, f"video   {video.path} (return {video.episodes.returns[0]:.0f})")
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def play(
+    actor: Actor, task: Task, config: EvaluateConfig, console: Console
+) -> list[dict[str, float | None]]:
+    """The evaluation, with its progress on a terminal."""
+    total = config.episodes * len(task.target_returns)
+    with console.status(f"{total} episodes …") as status:
+
+        def progress(step: int, running: int) -> None:
+            status.update(f"step {step}: {total - running} of {total} episodes done")
+
+        return task.evaluate(actor, config.episodes, config.seed, progress)
+
+
+def _check_writable(output: Path) -> None:
+    """Raise UserError where no file can be written, before anyone waits for its contents."""
+    folder = next(parent for parent in output.absolute().parents if parent.exists())
+    if output.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"--output {output} cannot be written; give a file in a writable folder")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

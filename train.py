@@ -4,238 +4,190 @@ import os
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # idle threads must not starve the simulators
 
+import dataclasses
 import logging
-import signal
+import math
+import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from decision_s4.agents import checkpoint, saved
-from decision_s4.agents.config import load_config, parse, save_config
-from decision_s4.agents.decision import DecisionLearner, OptimiserOptions
-from decision_s4.agents.options import RunOptions
-from decision_s4.agents.policy import Actor, PolicyOptions, SequencePolicy, parameter_count
-from decision_s4.agents.rng import rng_state, seed_everything, set_rng_state
+from decision_s4.agents.actor import Actor
+from decision_s4.agents.config import describe_changes, load_config, parse, save_config
+from decision_s4.agents.interrupt import Interrupt
+from decision_s4.agents.options import check_ranges, choose_device
+from decision_s4.agents.policy import PolicyOptions, parameter_count
 from decision_s4.agents.run_dir import create_run_dir, default_run_dir
+from decision_s4.agents.training import Row, TrainConfig, Training
 from decision_s4.envs import datasets
-from decision_s4.envs.batches import PackedBatches
 from decision_s4.envs.errors import UserError
-from decision_s4.envs.task import Task, task_of
-from decision_s4.envs.trajectories import Trajectories
+from decision_s4.envs.task import task_of
 
 CONFIG_FILE = "config.yaml"
-
-
-@dataclass(frozen=True)
-class TrainConfig(OptimiserOptions, PolicyOptions, RunOptions):
-    """Train a policy from logged trajectories, evaluate it, film it."""
-
-
-class Training:
-    """A run: dataset, learner and data order, and where it stands."""
-
-    def __init__(self, config: TrainConfig, trajectories: Trajectories, task: Task):
-        self.config, self.task = config, task
-        self.device = _device(config.device)
-        seed_everything(config.seed)
-        options = PolicyOptions(**{f: getattr(config, f) for f in _fields(PolicyOptions)})
-        policy = SequencePolicy(trajectories.observation_space, trajectories.action_space, options)
-        policy.set_statistics(*trajectories.observation_statistics())
-        optimiser = OptimiserOptions(**{f: getattr(config, f) for f in _fields(OptimiserOptions)})
-        self.learner = DecisionLearner(policy.to(self.device), optimiser, config.steps)
-        self.batches = PackedBatches(trajectories, config.batch_steps, config.seed)
-        self.step, self.best = 0, float("-inf")
-
-    def update(self) -> tuple[dict[str, Tensor], int]:
-        """One gradient step: its scalars, and how many environment steps it learned from."""
-        batch = next(self.batches)
-        metrics = self.learner.update(batch.to(self.device))
-        self.step += 1
-        return metrics, batch.valid.numel()
-
-    def evaluate(self) -> list[dict[str, float | None]]:
-        """Rows of eval.csv for the averaged policy."""
-        return self.task.evaluate(
-            Actor(self.learner.averaged_policy), self.config.eval_episodes, self.config.seed
-        )
-
-    def save(self, run_dir: Path, score: float | None = None) -> None:
-        """Write a checkpoint; it is the best so far if `score` says so, or if it is the first."""
-        first = not (run_dir / "checkpoints" / "best").exists()
-        best = first or (score is not None and score > self.best)
-        if score is not None:
-            self.best = max(self.best, score)
-        trainer = {
-            "learner": self.learner.state_dict(),
-            "batches": self.batches.state_dict(),
-            "random": rng_state(),
-            "best": self.best,
-        }
-        policy = self.learner.averaged_policy
-        metadata = saved.describe(policy) | {
-            "algo": self.config.algo,
-            "dataset": self.config.dataset,
-            "task": self.task.describe(),
-        }
-        checkpoint.save(run_dir, self.step, policy.state_dict(), trainer, metadata, best)
-
-    def restore(self, run_dir: Path) -> None:
-        """Go on exactly where the run's last checkpoint stands."""
-        found = checkpoint.load(run_dir)
-        state = found.trainer
-        self.learner.load_state_dict(state["learner"])
-        self.batches.load_state_dict(state["batches"])
-        set_rng_state(state["random"])
-        self.step, self.best = found.step, state["best"]
+# What a checkpoint fixes: another value would be ignored, or would make it another policy.
+FIXED = {"algo", "seed", "weight_decay", *(f.name for f in dataclasses.fields(PolicyOptions))}
 
 
 def train(config: TrainConfig) -> Path:
-    """Run to the end; returns the run's folder."""
-    _check(config)
+    """Run to the end; returns the run's folder.
+
+    Raises UserError for bad input, KeyboardInterrupt once an interrupted run is saved.
+    """
+    check_ranges(config)
+    device = choose_device(config.device)
     torch.set_num_threads(config.threads or os.cpu_count() or 1)
+    before = load_config(TrainConfig, config.resume / CONFIG_FILE) if config.resume else None
     trajectories = datasets.load(config.dataset)
     task = task_of(trajectories, config.env, config.target_returns)
-    run = Training(config, trajectories, task)
-    run_dir = config.resume or create_run_dir(
+    run = Training(config, trajectories, task, device)
+    return _begin(run) if before is None else _resume(run, before)
+
+
+def _begin(run: Training) -> Path:
+    config = run.config
+    run_dir = create_run_dir(
         config.run_dir or default_run_dir(config.algo, config.dataset, config.seed)
     )
-    if config.resume:
-        run.restore(run_dir)
-    else:
-        save_config(config, run_dir / CONFIG_FILE)
-
-    from decision_s4.agents.logger import Logger  # slow to import: not before flags are checked
-
-    with Logger(run_dir, config.steps, config, step=run.step) as logger, _Interrupt() as interrupt:
-        _introduce(logger, run, trajectories, run_dir)
-        _loop(run, logger, run_dir, interrupt)
-        if interrupt.asked:
-            logger.message(f"stopped at step {run.step}; go on with --resume {run_dir}")
-            raise KeyboardInterrupt
-        if config.video and task.env_id:
-            _film(run, logger, run_dir)
+    try:
+        _save_config(config, run_dir)
+        _record(run, run_dir)
+    except Exception:
+        if not (run_dir / "checkpoints").exists():
+            shutil.rmtree(run_dir)  # nothing to go on with, and a retry finds its folder free
+        raise
     return run_dir
 
 
-def _loop(run: Training, logger: Any, run_dir: Path, interrupt: "_Interrupt") -> None:
-    config, timesteps, since = run.config, 0, time.perf_counter()
-    while run.step < config.steps and not interrupt.asked:
+def _resume(run: Training, before: TrainConfig) -> Path:
+    run_dir, steps = run.config.resume, run.config.steps
+    run.restore(run_dir)
+    if run.finished:
+        print(f"{run_dir} is finished: step {run.step} of {steps}; train on with more --steps")
+        return run_dir
+    changes = describe_changes(before, _portable(run.config))
+    _save_config(run.config, run_dir)
+    _record(run, run_dir, [f"resumed at step {run.step}", *(f"changed {c}" for c in changes)])
+    return run_dir
+
+
+def _record(run: Training, run_dir: Path, notes: Sequence[str] = ()) -> None:
+    """Train, evaluate, save and film, with everything logged."""
+    from decision_s4.agents.logger import Logger  # slow to import: not before flags are checked
+
+    config = run.config
+    with Logger(run_dir, config.steps, config, step=run.step) as logger:
+        for line in [*_introduction(run, run_dir), *notes]:
+            logger.message(line)
+        with Interrupt() as interrupt:
+            _loop(run, logger, run_dir, interrupt)
+        if interrupt.asked:
+            if not run.finished:
+                logger.message(f"stopped at step {run.step}; go on with --resume {run_dir}")
+            raise KeyboardInterrupt
+        if config.video:
+            _draw(run, logger, run_dir)
+
+
+def _loop(run: Training, logger: Any, run_dir: Path, interrupt: Interrupt) -> None:
+    config, metrics, timesteps, since = run.config, {}, 0, time.perf_counter()
+    while not run.finished and not interrupt.asked:
         metrics, taken = run.update()
         timesteps += taken
-        last = run.step == config.steps
-        if run.step % config.log_every == 0 or last:
-            elapsed = time.perf_counter() - since
-            _log(run, logger, metrics, timesteps / elapsed)
-            timesteps, since = 0, time.perf_counter()
-        if run.step % config.eval_every == 0 or last:
+        evaluates = run.finished or run.step % config.eval_every == 0
+        if not evaluates and run.step % config.log_every:
+            continue
+        shown = _log(run, logger, metrics, timesteps / (time.perf_counter() - since))
+        if evaluates:
             rows = run.evaluate()
             logger.evaluation(run.step, rows)
-            if rows:
-                logger.progress(run.step, score=_score(rows))
-            logger.flush()
-            run.save(run_dir, _score(rows) if rows else None)
-            timesteps, since = 0, time.perf_counter()
-    if interrupt.asked:
+            run.save(run_dir, _score(rows))
+            shown |= _shown_score(rows)
+        logger.progress(run.step, **shown)
+        timesteps, since = 0, time.perf_counter()
+    if not run.finished:
+        _check_finite(run, metrics)
         logger.flush()
         run.save(run_dir)
 
 
-def _log(run: Training, logger: Any, metrics: dict[str, Tensor], rate: float) -> None:
-    values = {name: value.item() for name, value in metrics.items()}
-    if not all(map(torch.isfinite, metrics.values())):
-        raise UserError(
-            f"training diverged at step {run.step} ({values}); the last checkpoint is kept: "
-            f"lower --learning-rate {run.config.learning_rate:g}"
-        )
-    rate_of = run.learner.schedule.get_last_lr()[0]
-    logger.log(run.step, {f"train/{name}": value for name, value in values.items()})
-    logger.log(run.step, {"train/learning_rate": rate_of, "time/timesteps_per_s": rate})
-    logger.progress(run.step, loss=values["loss"])
+def _log(
+    run: Training, logger: Any, metrics: dict[str, torch.Tensor], rate: float
+) -> dict[str, float]:
+    """Write a point of the curves; returns what of it the progress shows."""
+    _check_finite(run, metrics)
+    values = {f"train/{name}": value.item() for name, value in metrics.items()}
+    values["train/learning_rate"] = run.learner.schedule.get_last_lr()[0]
+    logger.log(run.step, values | {"time/timesteps_per_s": rate})
+    return {"loss": values["train/loss"], "timesteps/s": round(rate)}
 
 
-def _score(rows: list[dict[str, float | None]]) -> float:
-    """What "best" means: the mean return of the first target."""
-    return float(rows[0]["return_mean"])
+def _check_finite(run: Training, metrics: dict[str, torch.Tensor]) -> None:
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise UserError(
+                f"training diverged: {name} is {value.item()} at step {run.step}; "
+                f"lower --learning-rate {run.config.learning_rate:g}"
+            )
 
 
-def _introduce(logger: Any, run: Training, trajectories: Trajectories, run_dir: Path) -> None:
-    logger.message(f"data    {trajectories.summary()}")
-    logger.message(
-        f"policy  {run.config.algo} on {run.config.backbone}, "
-        f"{parameter_count(run.learner.policy):,} parameters, on {run.device}"
-    )
-    logger.message(f"task    {run.task.summary()}")
-    logger.message(f"run     {run_dir} (watch: tensorboard --logdir {run_dir})")
-    if run.step:
-        logger.message(f"resumed at step {run.step}")
+def _score(rows: list[Row]) -> float | None:
+    """What "best" means: the mean return of the first target; None without evaluation."""
+    return rows[0]["return_mean"] if rows else None
 
 
-def _film(run: Training, logger: Any, run_dir: Path) -> None:
+def _shown_score(rows: list[Row]) -> dict[str, float]:
+    """The first target's score, or its return where there is no scale."""
+    if not rows:
+        return {}
+    score = rows[0]["normalized_score"]
+    return {"return": rows[0]["return_mean"]} if score is None else {"score": score}
+
+
+def _introduction(run: Training, run_dir: Path) -> list[str]:
+    parameters, data = parameter_count(run.learner.policy), run.trajectories
+    low, mean, high = data.returns.min(), data.returns.mean(), data.returns.max()
+    return [
+        f"data    {data.name}: {data.num_episodes:,} episodes, {data.num_steps:,} steps",
+        f"        returns {low:.1f} … {high:.1f}, mean {mean:.1f}",
+        f"policy  {run.config.algo} on {run.config.backbone}, {parameters:,} parameters, "
+        f"on {run.device}",
+        f"task    {run.task.summary()}",
+        *([f"score   {run.task.scale()}"] if run.task.env_id else []),
+        f"run     {run_dir}",
+        f"watch   tensorboard --logdir {run_dir}",
+    ]
+
+
+def _draw(run: Training, logger: Any, run_dir: Path) -> None:
+    """The last policy's videos and its actions beside logged ones; draws on none of the run."""
     from decision_s4.agents.pictures import film, prediction_figure
 
-    actor = Actor(run.learner.averaged_policy)
-    for tag, video in film(actor, run.task, run_dir / "videos", run.config.seed):
+    policy = run.learner.averaged_policy
+    for tag, video in film(Actor(policy), run.task, run_dir / "videos", run.config.seed):
         logger.video(tag, video.frames, video.fps, run.step)
         logger.message(f"video   {video.path} (return {video.episodes.returns[0]:.0f})")
-    batch = next(run.batches).to(run.device)
-    logger.figure("predictions", prediction_figure(run.learner.averaged_policy, batch), run.step)
+    batch = next(run.new_batches()).to(run.device)
+    logger.figure("predictions", prediction_figure(policy, batch), run.step)
 
 
-class _Interrupt:
-    """Ctrl-C or SIGTERM asks for a stop after the current update; a second one stops at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __enter__(self) -> "_Interrupt":
-        self.before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, _: object) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
+def _portable(config: TrainConfig) -> TrainConfig:
+    """The settings without the folder: it may move, and others may train with the same ones."""
+    return dataclasses.replace(config, run_dir=None, resume=None)
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=name)
-        return torch.device(name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--device {name}: {reason}; use auto, cpu or cuda") from None
-
-
-def _fields(options: type) -> list[str]:
-    return list(options.__dataclass_fields__)
-
-
-def _check(config: TrainConfig) -> None:
-    least = {"steps": 1, "batch_steps": 1, "eval_every": 1, "eval_episodes": 1, "log_every": 1}
-    for name, minimum in least.items():
-        if getattr(config, name) < minimum:
-            flag = name.replace("_", "-")
-            raise UserError(f"--{flag} is {getattr(config, name)}; use {minimum} or more")
-    for name in ("learning_rate", "return_scale"):
-        if getattr(config, name) <= 0:
-            flag = name.replace("_", "-")
-            raise UserError(f"--{flag} is {getattr(config, name)}; use a number above 0")
+def _save_config(config: TrainConfig, run_dir: Path) -> None:
+    save_config(_portable(config), run_dir / CONFIG_FILE)
 
 
 def settings(argv: Sequence[str]) -> TrainConfig:
-    """The settings that the command line asks for; those of a resumed run lie below its flags."""
+    """The settings that the command line asks for; those of a resumed run lie below its flags.
+
+    Raises UserError for bad flags, and for those that a resumed run cannot take.
+    """
     config = parse(TrainConfig, argv, description=__doc__)
     if config.resume is None:
         return config
@@ -243,8 +195,14 @@ def settings(argv: Sequence[str]) -> TrainConfig:
     if not path.is_file():
         raise UserError(f"--resume {config.resume}: no {CONFIG_FILE} there; give a run's folder")
     before = load_config(TrainConfig, path)
-    values = {name: getattr(before, name) for name in _fields(TrainConfig)}
-    return parse(TrainConfig, argv, defaults=values, description=__doc__)
+    config = parse(TrainConfig, argv, defaults=vars(before), description=__doc__)
+    if config.run_dir:
+        raise UserError(f"--run-dir {config.run_dir} with --resume: give only one of the two")
+    for name in sorted(FIXED):
+        old, new = getattr(before, name), getattr(config, name)
+        if old != new:
+            raise UserError(f"--resume: {name} is {old}, not {new}, in {path}; start a new run")
+    return config
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -65,10 +65,10 @@ class DecisionLearner:
     def loss(self, batch: Any) -> Tensor:
         """Mean over valid steps of the distance to the logged action."""
         features, _ = self.policy(batch)
-        error = self.policy.head.loss(features, batch.action)
-        if batch.valid is None:
-            return error.mean()
-        return torch.where(batch.valid, error, 0.0).sum() / batch.valid.sum()
+        action = batch.action
+        if batch.valid is not None:  # padding is no action of the space
+            features, action = features[batch.valid], action[batch.valid]
+        return self.policy.head.loss(features, action).mean()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next update depends on."""

@@ -3,13 +3,13 @@
 Shapes: … any leading dimensions, F features of a space, E embedding width.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from decision_s4.envs.errors import UserError
 
@@ -35,28 +35,33 @@ class Standardised(nn.Module):
 
 
 class OneHot(nn.Module):
-    """Discrete, MultiDiscrete and MultiBinary as one-hot (or binary) features."""
+    """Discrete, MultiDiscrete and MultiBinary as one-hot (or binary) features.
 
-    def __init__(self, space: spaces.Space):
+    A number outside the space, as the 0 of padding is where the space starts at 1, is all zeros.
+    """
+
+    def __init__(self, space: spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
         super().__init__()
-        self.binary = isinstance(space, spaces.MultiBinary)
-        if self.binary:
-            self.width = int(np.prod(space.shape))
-            self.dims = len(space.shape)
-            return
         self.dims = len(space.shape)
-        counts = np.atleast_1d(space.nvec if self.dims else space.n).reshape(-1)
-        self.counts = [int(n) for n in counts]
-        self.lowest = torch.as_tensor(np.atleast_1d(space.start).reshape(-1))
-        self.width = sum(self.counts)
+        parts = _choices(space)
+        self.width = sum(map(len, parts))
+        part = np.repeat(np.arange(len(parts)), [len(values) for values in parts])
+        self.register_buffer("part", torch.from_numpy(part), persistent=False)
+        value = torch.from_numpy(np.concatenate(parts))
+        self.register_buffer("value", value, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.flatten(x.ndim - self.dims) if self.dims else x[..., None]
-        if self.binary:
-            return flat.to(torch.get_default_dtype())
-        index = (flat - self.lowest.to(flat.device)).long()
-        parts = [F.one_hot(i, n) for i, n in zip(index.unbind(-1), self.counts, strict=True)]
-        return torch.cat(parts, dim=-1).to(torch.get_default_dtype())
+        return (flat[..., self.part] == self.value).to(torch.get_default_dtype())
+
+
+def _choices(space: spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary) -> list:
+    """The values that have a feature, of each number of the flattened space."""
+    if isinstance(space, spaces.MultiBinary):
+        return [np.array([1])] * int(np.prod(space.shape))
+    counts = space.nvec if space.shape else space.n
+    pairs = zip(np.ravel(counts), np.ravel(space.start), strict=True)
+    return [start + np.arange(count) for count, start in pairs]
 
 
 class Image(nn.Module):
@@ -66,8 +71,9 @@ class Image(nn.Module):
 
     def __init__(self, space: spaces.Box):
         super().__init__()
-        self.channels_last = space.shape[-1] <= 4 < space.shape[0]
-        channels = space.shape[-1] if self.channels_last else space.shape[0]
+        first, middle, last = space.shape
+        self.channels_last = first == middle or (middle != last and last < first)
+        channels = last if self.channels_last else first
         self.network = nn.Sequential(
             nn.Conv2d(channels, 16, 5, stride=2, padding=2),
             nn.GELU(),
@@ -86,19 +92,23 @@ class Image(nn.Module):
 
 
 class Composite(nn.Module):
-    """Dict and Tuple: the parts' features side by side, in the tree's order."""
+    """Dict and Tuple: the parts' features side by side, sorted: spaces may lose their order."""
 
     def __init__(self, parts: dict[str, spaces.Space]):
         super().__init__()
-        self.parts = nn.ModuleDict({name: make_features(space) for name, space in parts.items()})
-        self.width = sum(part.width for part in self.parts.values())
+        self.names = sorted(parts)
+        self.parts = nn.ModuleList(make_features(parts[name]) for name in self.names)
+        self.width = sum(part.width for part in self.parts)
 
     def forward(self, x: dict[str, Any]) -> Tensor:
-        return torch.cat([part(x[name]) for name, part in self.parts.items()], dim=-1)
+        return torch.cat([part(x[name]) for name, part in self._named()], dim=-1)
+
+    def _named(self) -> Iterator[tuple[str, nn.Module]]:
+        return zip(self.names, self.parts, strict=True)
 
     def set_statistics(self, mean: dict[str, Any], std: dict[str, Any]) -> None:
         """Hand each part its own statistics."""
-        for name, part in self.parts.items():
+        for name, part in self._named():
             set_statistics(part, mean[name], std[name])
 
 

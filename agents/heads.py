@@ -19,10 +19,11 @@ class BoxHead(nn.Module):
         super().__init__()
         self.shape = space.shape
         self.linear = nn.Linear(d_model, int(np.prod(space.shape)))
-        bounded = space.is_bounded("both")
-        low, high = (space.low, space.high) if bounded else (-np.ones(self.shape), 1.0)
-        self.bounded = bounded
-        centre, reach = np.broadcast_to((low + high) / 2, self.shape), (high - low) / 2
+        self.bounded = space.is_bounded("both")
+        low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+        if not self.bounded:
+            low, high = -np.ones(self.shape), np.ones(self.shape)
+        centre, reach = (low + high) / 2, np.where(low == high, 1.0, (high - low) / 2)
         dtype = torch.get_default_dtype()
         self.register_buffer("centre", torch.tensor(centre, dtype=dtype).reshape(-1))
         self.register_buffer("reach", torch.tensor(reach, dtype=dtype).reshape(-1))

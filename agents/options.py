@@ -1,9 +1,41 @@
-"""Settings that every algorithm's run has."""
+"""Settings that every algorithm's run has, and the ranges in which settings make sense."""
 
+import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
 
 from decision_s4.envs.datasets import DEFAULT_DATASET
+from decision_s4.envs.errors import UserError
+
+
+class Range(NamedTuple):
+    """Values from `lowest` to `highest`, both included, and how to say so."""
+
+    lowest: float
+    highest: float
+    words: str
+
+
+COUNT = Range(1, 1e15, "1 or more")
+WIDTH = Range(1, 16384, "1 to 16384")
+POSITIVE = Range(1e-30, 1e30, "a number above 0")
+NOT_NEGATIVE = Range(0, 1e15, "0 or more")
+FRACTION = Range(0, 1 - 1e-12, "0 or more, and less than 1")
+RANGES = {
+    **dict.fromkeys(("steps", "batch_steps", "log_every"), COUNT),
+    **dict.fromkeys(("eval_every", "eval_episodes", "episodes"), COUNT),
+    **dict.fromkeys(("d_model", "n_layers", "d_embed"), WIDTH),
+    **dict.fromkeys(("learning_rate", "recurrence_learning_rate", "gradient_clip"), POSITIVE),
+    "return_scale": POSITIVE,
+    **dict.fromkeys(("warmup_steps", "weight_decay", "mlp_ratio"), NOT_NEGATIVE),
+    **dict.fromkeys(("dropout", "average_decay"), FRACTION),
+    "seed": Range(0, 2**32 - 1, "0 to 4294967295"),
+    "threads": Range(0, 1024, "0 to 1024; 0 takes all cores"),
+}
 
 
 @dataclass(frozen=True)
@@ -40,3 +72,27 @@ class RunOptions:
     """cpu, cuda, cuda:1, …; auto takes a GPU if there is one."""
     threads: int = 0
     """CPU threads of the training; 0 takes all cores."""
+
+
+def check_ranges(config: Any) -> None:
+    """Raise UserError for the first number among a program's settings that makes no sense."""
+    for name in [name for name in vars(config) if name in RANGES]:
+        value, (lowest, highest, words) = getattr(config, name), RANGES[name]
+        if not lowest <= value <= highest:
+            raise UserError(f"--{name.replace('_', '-')} is {value}; use {words}")
+    for target in config.target_returns:
+        if not math.isfinite(target):
+            raise UserError(f"--target-returns has {target}; use finite numbers, as 3600,1800")
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that `--device` names. Raises UserError where this machine lacks it."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise UserError(f"--device '{name}' is unknown; use auto, cpu, cuda or cuda:1")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UserError(f"--device {name} cannot be used ({reason}); use auto or cpu") from None

@@ -15,6 +15,8 @@ from decision_s4.envs.video import Video, record
 
 def film(agent: Agent, task: Task, folder: Path, seed: int) -> Iterator[tuple[str, Video]]:
     """One MP4 a target return in `folder`, as (TensorBoard tag, video); skips what cannot be."""
+    if task.env_id is None:
+        return
     folder.mkdir(parents=True, exist_ok=True)
     for target in task.target_returns:
         path = folder / f"target-{target:g}.mp4"
@@ -30,8 +32,10 @@ def prediction_figure(policy: SequencePolicy, batch: Any, steps: int = 200) -> A
     from matplotlib.figure import Figure
 
     features, _ = policy(batch)
-    predicted = policy.head.act(features)[0, :steps].flatten(1).cpu().numpy()
-    logged = batch.action[0, :steps].flatten(1).cpu().numpy()
+    predicted, logged = (
+        actions[0, :steps, None].flatten(1).cpu().numpy()  # a Discrete action is a number
+        for actions in (policy.head.act(features), batch.action)
+    )
     count = min(predicted.shape[1], 6)
     figure = Figure(figsize=(8, 1.5 * count), layout="constrained")
     axes = np.atleast_1d(figure.subplots(count, 1, sharex=True))

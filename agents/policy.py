@@ -3,7 +3,7 @@
     x_t = MLP[ E_r R_t ; E_s s_t ; E_a a_{t−1} ],  h_t = backbone(x_{≤t}),  a_t = head(h_t)
 
 One token a step and no time-step embedding: the recurrence carries time (Decision S4,
-arXiv 2306.05167). `forward` runs packed whole episodes in parallel, `act` one step; both are the
+arXiv 2306.05167). `forward` runs packed whole episodes in parallel, `step` one step; both are the
 same function. Shapes: B rows, T steps, D model width, E embedding width.
 """
 
@@ -43,6 +43,10 @@ class PolicyOptions:
     """Dropout probability on each residual branch."""
     return_scale: float = 1000.0
     """Returns-to-go are divided by this."""
+    previous_action: bool = True
+    """Whether the policy sees its previous action; without it, none can be copied."""
+    observation_noise: float = 0.0
+    """In training only: Gaussian noise on observations, in units of their standard deviation."""
 
 
 class SequencePolicy(nn.Module):
@@ -88,9 +92,12 @@ class SequencePolicy(nn.Module):
     ) -> Tensor:
         """Leading dimensions …: return_to_go (…), start (…) bool -> (…, D)."""
         action = self.embed_action(self.action_features(previous_action))
+        features = self.observation_features(observation)
+        if self.training and self.options.observation_noise:
+            features = features + self.options.observation_noise * torch.randn_like(features)
         parts = [
             self.embed_return(return_to_go[..., None] / self.options.return_scale),
-            self.embed_observation(self.observation_features(observation)),
+            self.embed_observation(features),
             action.masked_fill(start[..., None], 0.0),
         ]
         return self.project(torch.cat(parts, dim=-1))
@@ -116,33 +123,13 @@ class SequencePolicy(nn.Module):
         return self.backbone.step(x, state, step.start, constants)
 
 
-class Actor:
-    """A policy as it is now, ready to act: what depends on its parameters alone is computed once.
-
-    Fulfils the Agent protocol of a rollout. Make a new one after the parameters changed.
-    """
-
-    def __init__(self, policy: SequencePolicy):
-        self.policy = policy
-        with torch.inference_mode():
-            self.constants = policy.backbone.constants()
-
-    def initial_state(self, batch_size: int) -> State:
-        """The state before an episode's first step."""
-        return self.policy.initial_state(batch_size)
-
-    @torch.inference_mode()
-    def act(self, step: TimeStep, state: State, deterministic: bool = True) -> tuple[Tensor, State]:
-        """One step of all rows: action (B, …) in the action space's units, and the new state."""
-        policy = self.policy
-        features, state = policy.step(step, state, self.constants)
-        return policy.head.act(features, deterministic), state
-
-
+@torch.no_grad()
 def _keep_input_variance(policy: SequencePolicy) -> None:
     """Start the three embeddings at unit scale, so that none drowns the others."""
     for layer in (policy.embed_return, policy.embed_observation, policy.embed_action):
         nn.init.normal_(layer.weight, std=1 / math.sqrt(layer.in_features))
+    if not policy.options.previous_action:
+        policy.embed_action.weight.requires_grad_(False).zero_()
 
 
 def parameter_count(module: nn.Module) -> int:

@@ -8,6 +8,7 @@ from minari.serialization import deserialize_space, serialize_space
 from decision_s4.agents.checkpoint import Checkpoint, load_weights_into
 from decision_s4.agents.policy import PolicyOptions, SequencePolicy
 from decision_s4.envs.errors import UserError
+from decision_s4.envs.task import Task
 
 
 def describe(policy: SequencePolicy) -> dict[str, Any]:
@@ -25,18 +26,38 @@ def rebuild(checkpoint: Checkpoint) -> SequencePolicy:
     Raises:
         UserError: where the metadata or the weights are not those of a policy of this version.
     """
-    metadata = checkpoint.metadata
     try:
-        options = dict(metadata["policy"])
-        options["backbone_options"] = tuple(options["backbone_options"])
-        policy = SequencePolicy(
-            deserialize_space(metadata["observation_space"]),
-            deserialize_space(metadata["action_space"]),
-            PolicyOptions(**options),
-        )
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{checkpoint.path}: describes no policy of this version ({error}); train it anew"
-        ) from None
+        policy = _policy(checkpoint.metadata)
+    except Exception as error:  # whatever a foreign description makes Gymnasium or torch raise
+        raise _foreign(checkpoint, "policy", error) from error
     load_weights_into(policy, checkpoint.weights, checkpoint.path)
     return policy.eval()
+
+
+def task(checkpoint: Checkpoint) -> Task:
+    """The task that a checkpoint's policy was trained for.
+
+    Raises:
+        UserError: where the metadata describes none.
+    """
+    try:
+        return Task.from_description(checkpoint.metadata["task"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise _foreign(checkpoint, "task", error) from error
+
+
+def _policy(metadata: dict[str, Any]) -> SequencePolicy:
+    options = dict(metadata["policy"])
+    options["backbone_options"] = tuple(options["backbone_options"])
+    return SequencePolicy(
+        deserialize_space(metadata["observation_space"]),
+        deserialize_space(metadata["action_space"]),
+        PolicyOptions(**options),
+    )
+
+
+def _foreign(checkpoint: Checkpoint, what: str, error: Exception) -> UserError:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+    return UserError(
+        f"{checkpoint.path}: describes no {what} of this version ({reason}); train it anew"
+    )

@@ -3,9 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from gymnasium import spaces
+
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.make import check_compatible, make
-from decision_s4.envs.rollout import evaluate
+from decision_s4.envs.rollout import Progress, evaluate
 from decision_s4.envs.scores import ReferenceScores, default_target_returns, reference_scores
 from decision_s4.envs.timestep import Agent
 from decision_s4.envs.trajectories import Trajectories
@@ -20,8 +22,13 @@ class Task:
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     reference: ReferenceScores | None = None
 
-    def evaluate(self, agent: Agent, episodes: int, seed: int) -> list[dict[str, float | None]]:
-        """`episodes` episodes for each target, as rows of eval.csv; none without environment."""
+    def evaluate(
+        self, agent: Agent, episodes: int, seed: int, progress: Progress | None = None
+    ) -> list[dict[str, float | None]]:
+        """`episodes` episodes for each target, as rows of eval.csv; none without environment.
+
+        `progress` is called every time step with (steps taken, episodes still running).
+        """
         if self.env_id is None:
             return []
         evaluations = evaluate(
@@ -32,16 +39,20 @@ class Task:
             seed,
             reference=self.reference,
             env_kwargs=self.env_kwargs,
+            progress=progress,
         )
         return [evaluation.row() for evaluation in evaluations]
 
     def summary(self) -> str:
         """One line for a person."""
         if self.env_id is None:
-            return "no environment: trains without evaluation"
+            return "no evaluation here; later: evaluate.py with --env"
         targets = ", ".join(f"{target:g}" for target in self.target_returns)
-        scale = self.reference.describe() if self.reference else "no reference scores"
-        return f"{self.env_id}, target returns {targets}; {scale}"
+        return f"{self.env_id}, target returns {targets}"
+
+    def scale(self) -> str:
+        """One line that says what a score is here."""
+        return self.reference.describe() if self.reference else "none: no reference returns known"
 
     def describe(self) -> dict[str, Any]:
         """Plain values, for a checkpoint; `Task.from_description` reads them."""
@@ -55,12 +66,12 @@ class Task:
 
     @classmethod
     def from_description(cls, values: dict[str, Any]) -> "Task":
-        """The task that `describe` wrote."""
+        """The task that `describe` wrote; KeyError, TypeError or ValueError for anything else."""
         scale = values["reference"]
         return cls(
             values["env_id"],
-            tuple(values["target_returns"]),
-            values["env_kwargs"],
+            tuple(float(target) for target in values["target_returns"]),
+            dict(values["env_kwargs"]),
             ReferenceScores(*scale) if scale else None,
         )
 
@@ -70,24 +81,28 @@ def task_of(
 ) -> Task:
     """The task a dataset was recorded in; `env_id` ('none' for no environment) overrides its own.
 
-    Without `target_returns`, the task's usual ones, or the dataset's best return and half of it.
+    Without `target_returns`, the task's usual ones, or the dataset's best return and half of it
+    (its mean return where that is below 0).
 
     Raises:
-        UserError: for an environment that is not registered or does not fit the data.
+        UserError: for an environment that cannot be made or does not fit the data.
     """
     own = trajectories.env_id
     chosen = env_id or own
+    task_name = own if chosen == "none" else chosen
+    usual = default_target_returns(task_name or "") or _from_data(trajectories)
+    targets = _distinct(target_returns or usual)
     if chosen in (None, "none"):
-        return Task(None, tuple(target_returns))
+        return Task(None, targets)
     kwargs = trajectories.env_kwargs if chosen == own else {}
-    env = make(chosen, **kwargs)
     try:
-        check_compatible(env, trajectories.observation_space, trajectories.action_space)
-    finally:
-        env.close()
+        check_environment(
+            chosen, kwargs, trajectories.observation_space, trajectories.action_space, "the dataset"
+        )
+    except UserError as error:
+        raise UserError(f"{error}; --env none trains without evaluation") from None
     scale = reference_scores(chosen, trajectories.reference_scores)
-    usual = target_returns or default_target_returns(chosen) or _from_data(trajectories)
-    return Task(chosen, tuple(usual), kwargs, scale)
+    return Task(chosen, targets, kwargs, scale)
 
 
 def with_environment(task: Task, env_id: str | None, target_returns: tuple[float, ...]) -> Task:
@@ -97,16 +112,35 @@ def with_environment(task: Task, env_id: str | None, target_returns: tuple[float
         UserError: if no environment is known, or there is no target to ask for.
     """
     chosen = env_id or task.env_id
-    if chosen is None:
+    if chosen in (None, "none"):
         raise UserError("this run names no environment; give one with --env, such as Hopper-v5")
     kwargs = task.env_kwargs if chosen == task.env_id else {}
     reference = task.reference if chosen == task.env_id else reference_scores(chosen)
     targets = target_returns or task.target_returns
     if not targets:
         raise UserError("this run names no target returns; give some, as --target-returns 100,50")
-    return Task(chosen, tuple(targets), kwargs, reference)
+    return Task(chosen, _distinct(targets), kwargs, reference)
+
+
+def check_environment(
+    env_id: str,
+    env_kwargs: dict[str, Any],
+    observation_space: spaces.Space,
+    action_space: spaces.Space,
+    owner: str,
+) -> None:
+    """Raise UserError unless the environment can be made and fits the spaces of `owner`."""
+    env = make(env_id, **env_kwargs)
+    try:
+        check_compatible(env, observation_space, action_space, owner)
+    finally:
+        env.close()
 
 
 def _from_data(trajectories: Trajectories) -> tuple[float, float]:
     best = float(trajectories.returns.max())
-    return best, best / 2
+    return best, best / 2 if best >= 0 else float(trajectories.returns.mean())
+
+
+def _distinct(targets: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(dict.fromkeys(targets))

@@ -79,7 +79,7 @@ def make_options(name: str, given: dict[str, Any]) -> Any:
         if key not in fields:
             raise UserError(f"backbone '{name}' has no option '{key}'{nearest(key, fields)}")
         default = fields[key].default
-        if not isinstance(value, (int, float) if type(default) is float else type(default)):
+        if type(value) not in ({int, float} if type(default) is float else {type(default)}):
             wanted = type(default).__name__
             raise UserError(
                 f"backbone option {key} is {value!r}; it needs {wanted}, as {default!r}"
@@ -88,18 +88,29 @@ def make_options(name: str, given: dict[str, Any]) -> Any:
 
 
 def parse_options(pairs: Iterable[str]) -> dict[str, Any]:
-    """`d_state=32`, `init=lin`, … as a dict; values are read as YAML reads them.
+    """`d_state=32`, `init=lin`, … as a dict; values are read as YAML reads them, and 1e-3 as .001.
 
     Raises:
-        UserError: for a pair without `=`.
+        UserError: for a pair without `=` or a value that YAML cannot read.
     """
     options = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals:
             raise UserError(f"backbone option '{pair}' has no value; write name=value")
-        options[key.strip().replace("-", "_")] = yaml.safe_load(value)
+        options[key.strip().replace("-", "_")] = _value(pair, value)
     return options
+
+
+def _value(pair: str, text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"backbone option '{pair}' is malformed; write name=value") from None
+    try:
+        return float(value) if isinstance(value, str) else value  # YAML takes 1e-3 for a text
+    except ValueError:
+        return value
 
 
 def reset(state: State, start: Tensor, initial: State) -> State:

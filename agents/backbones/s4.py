@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from decision_s4.agents.backbones.base import Mixer, State, register
 from decision_s4.agents.backbones.hippo import normal_plus_low_rank
-from decision_s4.envs.errors import UserError
+from decision_s4.envs.errors import UserError, nearest
 from decision_s4.kernels.lti_scan import System, lti_scan, lti_step
 from decision_s4.kernels.packing import Packing
 
@@ -160,14 +160,19 @@ def _diagonal_start(init: str, size: int) -> tuple[np.ndarray, np.ndarray]:
     if init == "legs":
         hippo = normal_plus_low_rank(size)
         return hippo.a, hippo.b
-    frequency = math.pi * n if init == "lin" else size / math.pi * (size / (2 * n + 1) - 1)
+    if init == "lin":
+        frequency = math.pi * n
+    elif init == "inv":
+        frequency = size / math.pi * (size / (2 * n + 1) - 1)
+    else:
+        raise UserError(f"init '{init}' is unknown{nearest(init, ('legs', 'lin', 'inv'))}")
     return -0.5 + 1j * frequency, np.ones(size // 2, dtype=complex)
 
 
 def _check(options: S4Options) -> None:
     if options.d_state < 2 or options.d_state % 2:
         raise UserError(f"d_state {options.d_state} must be even and at least 2, as poles pair up")
-    if not 0 < options.dt_min <= options.dt_max:
+    if not 0 < options.dt_min <= options.dt_max < math.inf:
         raise UserError(
-            f"dt_min {options.dt_min} and dt_max {options.dt_max} need 0 < dt_min <= dt_max"
+            f"dt_min {options.dt_min} and dt_max {options.dt_max} need 0 < dt_min <= dt_max < inf"
         )

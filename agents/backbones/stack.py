@@ -1,9 +1,11 @@
 """The stack around any mixer: x + mixer(norm(x)), if asked x + mlp(norm(x)), a norm at the end."""
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from decision_s4.agents.backbones.base import BACKBONES, Mixer, State, make_options, reset
 from decision_s4.envs.errors import UserError
@@ -34,7 +36,7 @@ class Block(nn.Module):
 
 
 def _mlp(d_model: int, ratio: float, dropout: float) -> nn.Sequential:
-    hidden = round(d_model * ratio)
+    hidden = max(1, round(d_model * ratio))
     return nn.Sequential(
         nn.LayerNorm(d_model),
         nn.Linear(d_model, hidden),
@@ -100,6 +102,8 @@ class Backbone(nn.Module):
     ) -> tuple[Tensor, State]:
         """One step: x (B, D), start (B,) bool -> (y (B, D), new state). Differentiable."""
         self._check(x, 2, start=start)
+        if any(len(leaf) != len(x) for leaf in tree_leaves(state)):  # it would broadcast silently
+            self._check_state(state, len(x))
         if start is not None:
             state = reset(state, start, self.initial_state(len(x), x.device))
         constants = self.constants() if constants is None else constants
@@ -146,8 +150,7 @@ class Backbone(nn.Module):
 
 
 def _shapes(state: State) -> list[tuple[int, ...]]:
-    leaves = torch.utils._pytree.tree_leaves(state)
-    return [tuple(leaf.shape) for leaf in leaves]
+    return [tuple(leaf.shape) for leaf in tree_leaves(state)]
 
 
 def make_backbone(
@@ -173,6 +176,8 @@ def make_backbone(
     """
     if d_model < 1 or n_layers < 1:
         raise UserError(f"d_model {d_model} and n_layers {n_layers} must be at least 1")
+    if not (0 <= mlp_ratio < math.inf and 0 <= dropout < 1):
+        raise UserError(f"mlp_ratio {mlp_ratio} must be at least 0, dropout {dropout} in [0, 1)")
     settings = make_options(name, options)
     mixers = [BACKBONES[name](d_model, settings) for _ in range(n_layers)]
     return Backbone(mixers, d_model, mlp_ratio, dropout)

@@ -7,8 +7,9 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 
+from decision_s4.agents.actor import Actor
 from decision_s4.agents.decision import DecisionLearner, OptimiserOptions
-from decision_s4.agents.policy import Actor, PolicyOptions, SequencePolicy, parameter_count
+from decision_s4.agents.policy import PolicyOptions, SequencePolicy, parameter_count
 from decision_s4.envs.batches import PackedBatches
 from decision_s4.envs.datasets import load
 from decision_s4.envs.timestep import TimeStep
@@ -77,3 +78,18 @@ def test_parallel_actions_equal_stepped_ones_on_real_episodes():
     stepped = torch.stack(stepped)
     assert (stepped - parallel).norm() <= 1e-5 * parallel.norm()
     assert np.isfinite(stepped.numpy()).all()
+
+
+def test_noise_is_for_training_only_and_an_unseen_action_changes_nothing():
+    torch.manual_seed(0)
+    options = PolicyOptions(d_embed=8, previous_action=False, observation_noise=1.0)
+    policy = SequencePolicy(Box(-1, 1, (3,)), Box(-1, 1, (2,)), options)
+    observation, one = torch.randn(4, 3), torch.ones(4)
+    start = torch.zeros(4, dtype=torch.bool)
+
+    def embedded(action: torch.Tensor) -> torch.Tensor:
+        return policy.embed(one, observation, action, start)
+
+    assert not torch.equal(embedded(torch.zeros(4, 2)), embedded(torch.zeros(4, 2)))
+    policy.eval()
+    assert torch.equal(embedded(torch.zeros(4, 2)), embedded(torch.ones(4, 2)))

@@ -2,11 +2,15 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from decision_s4.kernels.lti_scan import System, lti_scan
+from decision_s4.kernels.lti_scan import System, chunked, lti_scan, lti_step, naive
 from decision_s4.kernels.packing import Packing
 
 CHANNELS, HALF, ROWS = 3, 4, 4
+impls = pytest.mark.parametrize("impl", ["naive", "torch"])
+low_ranks = pytest.mark.parametrize("low_rank", [False, True])
 
 
 def make_system(low_rank: bool) -> System:
@@ -20,38 +24,138 @@ def make_system(low_rank: bool) -> System:
     return System(*[z.requires_grad_() for z in fields])
 
 
-def outcome(impl: str, u, system, state, packing) -> list[torch.Tensor]:
-    y, final = lti_scan(u, system, state, packing, impl=impl)
+def make_input(steps: int, rows: int = ROWS) -> tuple[torch.Tensor, torch.Tensor]:
+    """u (B, T, H) and a state carried in (B, H, n, 2)."""
+    u = torch.randn(rows, steps, CHANNELS, dtype=torch.float64, requires_grad=True)
+    return u, torch.randn(rows, CHANNELS, HALF, 2, dtype=torch.float64, requires_grad=True)
+
+
+def outcome(run, u, system, state, packing) -> list[torch.Tensor]:
+    """Outputs, final state, and the gradient of a loss on both in every float input."""
+    y, final = run(u, system, state, packing)
     weights = torch.sin(torch.arange(y.numel(), dtype=y.dtype)).view_as(y)
     loss = (y * weights).sum() + final.cos().sum()
     inputs = [u, state, *(z for z in system if z is not None)]
-    return [y, final, *torch.autograd.grad(loss, inputs)]
+    return [y, final, *torch.autograd.grad(loss, inputs, materialize_grads=True)]
 
 
-@pytest.mark.parametrize("low_rank", [False, True])
+def assert_all_near(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+@low_ranks
 @pytest.mark.parametrize("steps", [1, 2, 3, 63, 64, 65, 257])
 def test_chunked_equals_the_loop(low_rank, steps):
     torch.manual_seed(steps)
-    system = make_system(low_rank)
-    u = torch.randn(ROWS, steps, CHANNELS, dtype=torch.float64, requires_grad=True)
-    state = torch.randn(ROWS, CHANNELS, HALF, 2, dtype=torch.float64, requires_grad=True)
+    system, (u, state) = make_system(low_rank), make_input(steps)
     start, valid = torch.rand(ROWS, steps) < 0.05, torch.rand(ROWS, steps) < 0.8
     start[0], valid[1], valid[2] = False, True, False
     start[3, 0] = True
-    packing = Packing(start, valid)
-    expected = outcome("naive", u, system, state, packing)
-    for fast, naive in zip(outcome("torch", u, system, state, packing), expected, strict=True):
-        torch.testing.assert_close(fast, naive, rtol=1e-10, atol=1e-10)
+    arguments = (u, system, state, Packing(start, valid))
+    assert_all_near(outcome(lti_scan, *arguments), outcome(naive.scan, *arguments))
 
 
-def test_a_system_a_hand_can_check():
+@settings(deadline=None, max_examples=40)
+@given(st.data(), st.booleans(), st.sampled_from([1, 2, 4, 8]))
+def test_any_mix_of_starts_and_holes(data, low_rank, chunk):
+    torch.manual_seed(0)
+    rows, steps = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 11))
+    mask = st.lists(st.booleans(), min_size=rows * steps, max_size=rows * steps)
+    start, valid = (torch.tensor(data.draw(mask)).view(rows, steps) for _ in range(2))
+    system, (u, state) = make_system(low_rank), make_input(steps, rows)
+    arguments = (u, system, state, Packing(start, valid))
+
+    def fast(*each):
+        return chunked.scan(*each, chunk=chunk)
+
+    assert_all_near(outcome(fast, *arguments), outcome(naive.scan, *arguments))
+
+
+@low_ranks
+def test_the_loop_equals_its_dense_matrix(low_rank):
+    """x_t = Ā^t x_0 + Σ Ā^(t−s) b u_s over both of each conjugate pair, without the recurrence."""
+    torch.manual_seed(1)
+    system, (u, state) = make_system(low_rank), make_input(6, rows=1)
+    y, final = lti_scan(u, system, state, Packing.unbroken(1, 6), impl="naive")
+
+    def both(z: torch.Tensor) -> torch.Tensor:
+        return torch.cat([z, z.conj()], dim=-1)
+
+    for h in range(CHANNELS):
+        a = torch.diag(both(system.a[h]))
+        if low_rank:
+            a = a - torch.outer(both(system.w[h]), both(system.v[h]))
+        powers = [torch.linalg.matrix_power(a, k) for k in range(7)]
+        x_0 = both(torch.view_as_complex(state[0, h]))
+        for t in range(6):
+            driven = [powers[t - s] @ both(system.b[h]) * u[0, s, h] for s in range(t + 1)]
+            x = powers[t + 1] @ x_0 + sum(driven)
+            torch.testing.assert_close(both(system.c[h]) @ x, y[0, t, h] + 0j)
+        torch.testing.assert_close(x[:HALF], torch.view_as_complex(final[0, h]))
+
+
+@impls
+@low_ranks
+def test_gradients_equal_finite_differences(impl, low_rank):
+    torch.manual_seed(2)
+    system, (u, state) = make_system(low_rank), make_input(5, rows=2)
+    packing = Packing(torch.tensor([[False, False, True, False, False], [True] + 4 * [False]]))
+
+    def run(u, state, *fields):
+        return lti_scan(u, System(*fields), state, packing, impl=impl)
+
+    fields = [z for z in system if z is not None]
+    assert torch.autograd.gradcheck(run, (u, state, *fields), fast_mode=True)
+
+
+@impls
+def test_a_system_a_hand_can_check(impl):
     """a = 1/2, b = 1, c = 1/2, so y_t = sum of u_s / 2^(t − s): 1, 1/2, 1/4; the reset forgets."""
     one = torch.ones(1, 1, dtype=torch.complex128)
     u = torch.tensor([[1.0, 0, 0, 0]], dtype=torch.float64)[..., None]
     start = torch.tensor([[True, False, False, True]])
     state = torch.full((1, 1, 1, 2), 9.0, dtype=torch.float64)
-    y, _ = lti_scan(u, System(one / 2, one, one / 2), state, Packing(start))
+    y, final = lti_scan(u, System(one / 2, one, one / 2), state, Packing(start), impl=impl)
     assert y.flatten().tolist() == [1, 0.5, 0.25, 0]
+    assert final.flatten().tolist() == [0, 0]
+
+
+@impls
+@low_ranks
+@pytest.mark.parametrize("poison", [float("nan"), 1e300])
+def test_neither_other_episodes_nor_holes_leak(impl, low_rank, poison):
+    torch.manual_seed(3)
+    system, (u, state) = make_system(low_rank), make_input(9, rows=1)
+    start, valid = (torch.zeros(1, 9, dtype=torch.bool) for _ in range(2))
+    start[0, 4], valid[:] = True, True
+    valid[0, 6] = False
+    clean = lti_scan(u, system, state, Packing(start, valid), impl=impl)
+    with torch.no_grad():
+        u[0, :4], u[0, 6], state[:] = poison, poison, poison
+    y, final = lti_scan(u, system, state, Packing(start, valid), impl=impl)
+    assert torch.equal(y[:, 4:], clean[0][:, 4:])
+    assert torch.equal(final, clean[1])
+    assert y[0, 6].tolist() == [0] * CHANNELS
+
+
+@impls
+def test_a_row_without_a_valid_step_keeps_its_state(impl):
+    torch.manual_seed(4)
+    system, (u, state) = make_system(True), make_input(3)
+    nothing = torch.zeros(ROWS, 3, dtype=torch.bool)
+    y, final = lti_scan(u, system, state, Packing(~nothing, nothing), impl=impl)
+    assert y.abs().max() == 0
+    assert torch.equal(final, state)
+
+
+def test_a_step_neither_writes_nor_shares_its_state():
+    torch.manual_seed(5)
+    system, (u, state) = make_system(True), make_input(1)
+    before = state.clone()
+    _, after = lti_step(u[:, 0], system, state)
+    assert torch.equal(state, before)
+    assert after.data_ptr() != state.data_ptr()
 
 
 def test_unknown_implementation_is_refused():

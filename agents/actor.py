@@ -1,0 +1,77 @@
+"""A policy, ready to act: the Agent of a rollout."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from decision_s4.agents.acting_plan import can_plan, plan_features, plan_of
+from decision_s4.agents.backbones import State
+from decision_s4.agents.policy import SequencePolicy
+from decision_s4.envs.timestep import TimeStep
+from decision_s4.kernels.policy_step import Impl, Inputs, make_policy_step
+
+Act = Callable[[TimeStep, State, bool], tuple[Tensor, State]]
+
+
+class Actor:
+    """A policy as it is now: what depends on its parameters alone is computed once.
+
+    Acts as the policy's own step does, up to rounding, and on the same state; an S4 or S4D policy
+    on the CPU in far less time. Make a new one after the parameters changed.
+
+    Args:
+        policy: the policy, in evaluation mode.
+        impl: None takes "torch" (see kernels/policy_step) where the policy allows it, and its own
+            step elsewhere. "cpu", for acting many times, compiles a C++ library once a machine.
+
+    Raises:
+        ValueError: for an `impl` that is unknown or cannot act for this policy.
+    """
+
+    def __init__(self, policy: SequencePolicy, impl: Impl | None = None):
+        self.policy = policy
+        with torch.inference_mode():
+            self._act = _planned(policy, impl) if can_plan(policy) else _own_step(policy, impl)
+
+    def initial_state(self, batch_size: int) -> State:
+        """The state before an episode's first step."""
+        return self.policy.initial_state(batch_size)
+
+    @torch.inference_mode()
+    def act(self, step: TimeStep, state: State, deterministic: bool = True) -> tuple[Tensor, State]:
+        """One step of all rows: action (B, …) in the action space's units, and the new state."""
+        return self._act(step, state, deterministic)
+
+
+def _planned(policy: SequencePolicy, impl: Impl | None) -> Act:
+    plan, head = plan_of(policy), policy.head
+    policy_step = make_policy_step(plan, impl)
+    observation = plan_features(policy.observation_features)
+    action = plan_features(policy.action_features)
+
+    def act(step: TimeStep, state: State, deterministic: bool) -> tuple[Tensor, State]:
+        seen, done = observation(step.observation), action(step.previous_action)
+        out, state = policy_step(Inputs(step.return_to_go, seen, done, step.start), state)
+        if plan.head is None:
+            return head.act(out, deterministic), state
+        return out.view(len(out), *head.shape), state
+
+    return act
+
+
+def _own_step(policy: SequencePolicy, impl: Impl | None) -> Act:
+    if impl is not None:
+        raise ValueError(
+            f"impl '{impl}' acts for s4 and s4d policies on the CPU in evaluation mode, not for "
+            f"this {policy.options.backbone} policy; leave impl at None"
+        )
+    constants, device = policy.backbone.constants(), policy.head.linear.weight.device
+
+    def act(step: TimeStep, state: State, deterministic: bool) -> tuple[Tensor, State]:
+        step = tree_map(lambda leaf: leaf.to(device), step)
+        features, state = policy.step(step, state, constants)
+        return policy.head.act(features, deterministic), state
+
+    return act

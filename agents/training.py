@@ -1,0 +1,124 @@
+"""A training run from logged trajectories: what it is made of, and where it stands."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from decision_s4.agents import checkpoint, saved
+from decision_s4.agents.actor import Actor
+from decision_s4.agents.decision import DecisionLearner, OptimiserOptions
+from decision_s4.agents.options import RunOptions
+from decision_s4.agents.policy import PolicyOptions, SequencePolicy
+from decision_s4.agents.rng import rng_state, seed_everything, set_rng_state
+from decision_s4.envs.batches import PackedBatches
+from decision_s4.envs.errors import UserError
+from decision_s4.envs.task import Task
+from decision_s4.envs.trajectories import Trajectories
+
+Row = dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class TrainConfig(OptimiserOptions, PolicyOptions, RunOptions):
+    """Train a policy from logged trajectories, evaluate it, film it."""
+
+
+class Training:
+    """A run: dataset, learner and data order, and where it stands."""
+
+    def __init__(
+        self, config: TrainConfig, trajectories: Trajectories, task: Task, device: torch.device
+    ):
+        self.config, self.trajectories = config, trajectories
+        self.task, self.device = task, device
+        seed_everything(config.seed)
+        policy = SequencePolicy(
+            trajectories.observation_space,
+            trajectories.action_space,
+            _part(config, PolicyOptions),
+        )
+        policy.set_statistics(*trajectories.observation_statistics())
+        self.learner = DecisionLearner(
+            policy.to(device), _part(config, OptimiserOptions), config.steps
+        )
+        self.batches = self.new_batches()
+        self.step, self.best = 0, float("-inf")
+
+    @property
+    def finished(self) -> bool:
+        """Whether all updates are done."""
+        return self.step >= self.config.steps
+
+    def new_batches(self) -> PackedBatches:
+        """The data order from its beginning."""
+        return PackedBatches(self.trajectories, self.config.batch_steps, self.config.seed)
+
+    def update(self) -> tuple[dict[str, Tensor], int]:
+        """One gradient step: its scalars, and how many environment steps it learned from."""
+        batch = next(self.batches)
+        metrics = self.learner.update(batch.to(self.device))
+        self.step += 1
+        return metrics, int(batch.valid.sum())
+
+    def evaluate(self) -> list[Row]:
+        """Rows of eval.csv for the averaged policy; none without an environment."""
+        actor = Actor(self.learner.averaged_policy)
+        return self.task.evaluate(actor, self.config.eval_episodes, self.config.seed)
+
+    def save(self, run_dir: Path, score: float | None = None) -> None:
+        """Write a checkpoint. `best` is that of the highest score, or the newest before any."""
+        best = self.best == float("-inf") if score is None else score > self.best
+        self.best = self.best if score is None else max(self.best, score)
+        policy = self.learner.averaged_policy
+        metadata = {
+            "algo": self.config.algo,
+            "dataset": self.config.dataset,
+            "task": self.task.describe(),
+        }
+        checkpoint.save(
+            run_dir,
+            self.step,
+            policy.state_dict(),
+            self._state(),
+            saved.describe(policy) | metadata,
+            best,
+        )
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "learner": self.learner.state_dict(),
+            "batches": self.batches.state_dict(),
+            "random": rng_state(),
+            "best": self.best,
+        }
+
+    def restore(self, run_dir: Path) -> None:
+        """Go on exactly where the run's last checkpoint stands; without one, at the beginning.
+
+        Raises UserError for a checkpoint that is damaged or of another kind of run.
+        """
+        if not (run_dir / "checkpoints").is_dir():
+            return
+        found = checkpoint.load(run_dir)
+        state = found.trainer
+        try:
+            self.learner.load_state_dict(state["learner"])
+            self.batches.load_state_dict(state["batches"])
+            set_rng_state(state["random"])
+            self.step, self.best = found.step, float(state["best"])
+        except UserError:
+            raise
+        except Exception as error:  # torch's loaders raise whatever a foreign tree leads to
+            reason = " ".join(str(error).split())[:160]
+            raise UserError(
+                f"{found.path}: is not a checkpoint of this policy and optimiser ({reason}); "
+                "resume with the settings and the data that it was trained with"
+            ) from error
+
+
+def _part(config: TrainConfig, options: type) -> Any:
+    """Those of the settings that `options` holds."""
+    return options(**{field.name: getattr(config, field.name) for field in fields(options)})

@@ -1,0 +1,55 @@
+"""One acting step of a whole policy over linear state-space layers (S4, S4D), for inference.
+
+Return-to-go, observation and previous action in, action out: what plan.py writes down and
+naive.py computes. At one row a step is nearly all dispatch, so the fast paths do the same in fewer
+operations: "torch" in about 60, "cpu" (C++, compiled on demand) in one.
+"""
+
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+from decision_s4.kernels.policy_step import naive
+from decision_s4.kernels.policy_step.eager import EagerStep
+from decision_s4.kernels.policy_step.plan import Affine, Head, Inputs, Layer, Mlp, Norm, Plan
+
+__all__ = ["Affine", "Head", "Impl", "Inputs", "Layer", "Mlp", "Norm", "Plan", "PolicyStep"]
+__all__ += ["make_policy_step"]
+
+Impl = Literal["naive", "torch", "cpu"]
+
+
+class PolicyStep(Protocol):
+    """A plan, ready to step. Neither inputs nor state are written; not differentiable."""
+
+    def __call__(
+        self, inputs: Inputs, state: tuple[Tensor, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """State: (B, D, n, 2) a layer, real and imaginary parts.
+
+        Returns:
+            (head's output (B, A) or, without a head, features (B, D); the new state).
+        """
+        ...
+
+
+def make_policy_step(plan: Plan, impl: Impl | None = None) -> PolicyStep:
+    """The step of `plan`, whose tensors it keeps: make a new one after they changed.
+
+    Args:
+        plan: on the CPU; float32 for "cpu".
+        impl: None is "torch". "cpu" compiles its library the first time it is ever asked for
+            (about half a minute, logged); where that fails, it warns and is "torch".
+
+    Raises:
+        ValueError: for an unknown `impl`, or a plan in another type than float32 with "cpu".
+    """
+    if impl == "naive":
+        return lambda inputs, state: naive.step(plan, inputs, state)
+    if impl == "cpu":
+        from decision_s4.kernels.policy_step.cpu import make_cpu_step  # knows how to compile
+
+        return make_cpu_step(plan) or EagerStep(plan)
+    if impl not in (None, "torch"):
+        raise ValueError(f"policy_step: impl '{impl}' is unknown; use 'naive', 'torch' or 'cpu'")
+    return EagerStep(plan)

@@ -1,0 +1,65 @@
+"""policy_step by torch, in as few operations as it takes: at one row each costs its dispatch."""
+
+import torch
+from torch import Tensor
+from torch.linalg import vecdot
+
+from decision_s4.kernels.policy_step.fold import Folded, FoldedLayer, fold
+from decision_s4.kernels.policy_step.plan import Affine, Head, Inputs, Norm, Plan
+
+
+class EagerStep:
+    """See `PolicyStep`."""
+
+    def __init__(self, plan: Plan):
+        self.folded: Folded = fold(plan)
+
+    def __call__(
+        self, inputs: Inputs, state: tuple[Tensor, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        folded = self.folded
+        return_to_go, observation, action, start = inputs
+        if start.any():  # one question in place of a choice a layer, at the steps between starts
+            action = action.masked_fill(start[:, None], 0.0)
+            state = tuple(s.masked_fill(start[:, None, None, None], 0.0) for s in state)
+        x = torch.cat([return_to_go[:, None], observation, action], dim=-1) - folded.shift
+        x = _affine(_g(_affine(x, folded.embed)), folded.project)
+        after = []
+        for layer, before in zip(folded.layers, state, strict=True):
+            x, new = _layer(x, layer, before)
+            after.append(new)
+        x = _norm(x, folded.norm)
+        return x if folded.head is None else _head(x, folded.head), tuple(after)
+
+
+def _layer(x: Tensor, layer: FoldedLayer, state: Tensor) -> tuple[Tensor, Tensor]:
+    u = _norm(x, layer.norm)
+    before = torch.view_as_complex(state)
+    new = torch.addcmul(before * layer.a, layer.b, u.unsqueeze(-1))
+    if layer.w is not None:
+        new = torch.addcmul(new, layer.w, vecdot(state.flatten(2), layer.v_row).unsqueeze(-1))
+    after = torch.view_as_real(new)
+    y = torch.addcmul(vecdot(after.flatten(2), layer.c_row), layer.d, u)
+    y = _affine(_g(y), layer.mix)
+    x = torch.addcmul(x + y, y, y.erf())
+    if layer.mlp is not None:
+        norm, first, second = layer.mlp
+        x = x + _affine(_g(_affine(_norm(x, norm), first)), second)
+    return x, after
+
+
+def _head(x: Tensor, head: Head) -> Tensor:
+    out = _affine(x, head.linear)
+    return torch.addcmul(head.centre, head.reach, out.tanh() if head.squash else out)
+
+
+def _g(z: Tensor) -> Tensor:
+    return torch.addcmul(z, z, z.erf())
+
+
+def _affine(x: Tensor, affine: Affine) -> Tensor:
+    return torch.addmm(affine.bias, x, affine.weight)
+
+
+def _norm(x: Tensor, norm: Norm) -> Tensor:
+    return torch.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps)
