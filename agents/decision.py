@@ -23,8 +23,9 @@ class OptimiserOptions:
     """How a DecisionLearner takes its steps."""
 
     learning_rate: float = 1e-3
-    recurrence_learning_rate: float = 1e-3
-    """For poles and time steps: they take no weight decay and never more than this rate."""
+    recurrence_learning_rate: float = 5e-5
+    """For poles, time steps and the read-out of memory: no weight decay, and this rate at most.
+    Slow on purpose: memory taken up fast learns whom the data shows, not what to do."""
     weight_decay: float = 1e-4
     warmup_steps: int = 100
     gradient_clip: float = 0.25

@@ -21,9 +21,9 @@ SEED = 0
 OUT = Path(__file__).parent / "hopper-mixed" / "data"
 # source -> (steps to take, lowest return, highest return, bins of return to spread them over)
 PARTS = {
-    "gym/hopper/expert-v0": (35_000, 3400, np.inf, 1),
-    "gym/hopper/medium-v0": (20_000, 1000, 2500, 6),
-    "gym/hopper/medium-replay-v0": (15_000, 0, 1000, 10),
+    "gym/hopper/expert-v0": (61_000, 0, np.inf, 1),
+    "gym/hopper/medium-v0": (1, 1000, 2500, 1),
+    "gym/hopper/medium-replay-v0": (8_000, 0, 1000, 10),
 }
 METADATA = {
     "dataset_id": "decision-s4/hopper-mixed-v0",

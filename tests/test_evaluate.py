@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 from pathlib import Path
 
 import pytest
@@ -18,10 +17,16 @@ TINY = (
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DECISION_S4_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        yield
+
+
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> str:
-    """A run of 4 steps; its best checkpoint is of step 2 or 4."""
-    os.environ.setdefault("DECISION_S4_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+def run(tmp_path_factory, cache) -> str:
+    """The folder of a run of 4 steps."""
     run_dir = str(tmp_path_factory.mktemp("runs") / "run")
     assert train.main([*TINY.split(), "--run-dir", run_dir]) == 0
     return run_dir
@@ -102,7 +107,7 @@ BAD = {
     "RUN --env Hoper-v5": "environment 'Hoper-v5' is not registered; did you mean 'Hopper-v5'?",
     "RUN --env HalfCheetah-v5": "has observations Box(17,), the policy Box(11,)",
     "RUN --env none": "this run names no environment",
-    "RUN --episode 3 x": "unexpected 'x'",
+    "RUN 3": "unexpected '3'",
     "RUN --stepz 3": "unknown flag --stepz",
     "RUN --output RUN": "cannot be written; give a file in a writable folder",
     "RUN --output RUN/config.yaml/x.csv": "cannot be written; give a file in a writable folder",

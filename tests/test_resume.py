@@ -26,9 +26,11 @@ SHORT = f"{TINY} --steps 12 --eval-every 4".split()
 LONG = f"{TINY} --steps 300 --eval-every 40".split()
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("DECISION_S4_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DECISION_S4_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        yield
 
 
 def contents(run_dir: Path) -> dict[str, bytes]:
@@ -40,7 +42,7 @@ def contents(run_dir: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def whole_run(tmp_path_factory) -> dict[str, bytes]:
+def whole_run(tmp_path_factory, cache) -> dict[str, bytes]:
     run_dir = tmp_path_factory.mktemp("whole") / "run"
     assert program.main([*SHORT, "--run-dir", str(run_dir)]) == 0
     return contents(run_dir)
@@ -110,7 +112,7 @@ def wait_for(process: subprocess.Popen, word: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def whole_long_run(tmp_path_factory) -> dict[str, bytes]:
+def whole_long_run(tmp_path_factory, cache) -> dict[str, bytes]:
     run_dir = tmp_path_factory.mktemp("whole") / "run"
     assert program.main([*LONG, "--run-dir", str(run_dir)]) == 0
     return contents(run_dir)

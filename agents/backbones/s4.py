@@ -47,7 +47,7 @@ class S4DOptions(S4Options):
 class LinearStateSpace(Mixer):
     """What S4 and S4D share: (D, N/2) poles, B, C, D, the output's GELU and mixing of channels."""
 
-    recurrence_parameters = ("log_dt", "log_decay", "frequency", "b")
+    recurrence_parameters = ("log_dt", "log_decay", "frequency", "b", "c")
 
     def __init__(self, d_model: int, options: S4Options):
         super().__init__()
@@ -71,7 +71,7 @@ class LinearStateSpace(Mixer):
         return nn.Parameter(value.expand(self.shape[0], *value.shape).clone())
 
     def _freeze(self, train_ssm: bool) -> None:
-        for name in self.recurrence_parameters:
+        for name in set(self.recurrence_parameters) - {"c"}:
             getattr(self, name).requires_grad_(train_ssm)
 
     def poles(self) -> Tensor:

@@ -29,7 +29,7 @@ def make(name: str, dtype=torch.float64):
     backbone = fresh(name, dtype)
     with torch.no_grad():
         for parameter in backbone.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
+            parameter.add_(0.1 * torch.randn_like(parameter))
     return backbone
 
 
@@ -49,10 +49,14 @@ def stepped(backbone, x, start, state=None):
     return torch.stack(outputs, 1), state
 
 
-def assert_near(found, expected, tolerance=1e-10):
+def errors(found, expected) -> torch.Tensor:
+    """Relative norm error of each leaf."""
     pairs = zip(tree_leaves(found), tree_leaves(expected), strict=True)
-    for a, b in pairs:
-        assert (a - b).norm() <= tolerance * (b.norm() + 1e-30)
+    return torch.stack([(a - b).norm().detach() / (b.norm() + 1e-30) for a, b in pairs])
+
+
+def assert_near(found, expected, tolerance=1e-10):
+    assert (errors(found, expected) <= tolerance).all()
 
 
 def trained(name: str, dtype=torch.float64):
@@ -104,9 +108,7 @@ def test_forward_equals_steps_whatever_became_of_it(name, dtype, condition):
 @pytest.mark.parametrize("change", [copied, loaded])
 def test_copies_are_the_same_function(name, change):
     x, start = data(70)
-    with torch.no_grad():
-        found, expected = (make(name)(x, start=start) for make in (change, trained))
-    assert all(map(torch.equal, tree_leaves(found), tree_leaves(expected)))
+    assert_near(change(name)(x, start=start), trained(name)(x, start=start))
 
 
 @names
@@ -177,27 +179,38 @@ def test_nothing_is_written_in_place(name):
         assert torch.equal(a, b)
 
 
+def in_parallel(backbone, x, start, state):
+    return backbone(x, state, start)
+
+
+def gradients(run, backbone, dtype):
+    """Of a loss on outputs and final state, in the input, the initial state, every parameter."""
+    x, start = data(70)
+    state = tree_map(lambda leaf: torch.randn_like(leaf).to(dtype), backbone.initial_state(3))
+    backbone = copy.deepcopy(backbone).to(dtype)
+    state = tree_map(torch.Tensor.requires_grad_, state)
+    inputs = [x.to(dtype).requires_grad_(), *tree_leaves(state), *backbone.parameters()]
+    y, final = run(backbone, inputs[0], start, state)
+    loss = y.sin().sum() + sum(leaf.cos().sum() for leaf in tree_leaves(final))
+    return torch.autograd.grad(loss, inputs)
+
+
 @names
-@pytest.mark.parametrize("dtype", TOLERANCE)
-def test_gradients_equal_those_of_a_float64_loop(name, dtype):
-    backbone = make(name, dtype)
-    x, start = data(70, dtype=dtype)
-    state = tree_map(torch.randn_like, backbone.initial_state(len(x)))
+def test_gradients_equal_those_of_the_loop(name):
+    found, expected = (gradients(run, make(name), torch.float64) for run in (in_parallel, stepped))
+    assert_near(found, expected)
 
-    def gradients(run, backbone, x, state):
-        state = tree_map(lambda leaf: leaf.clone().requires_grad_(), state)
-        inputs = [x.clone().requires_grad_(), *tree_leaves(state), *backbone.parameters()]
-        y, final = run(backbone, inputs[0], start, state)
-        loss = y.sin().sum() + sum(leaf.cos().sum() for leaf in tree_leaves(final))
-        return torch.autograd.grad(loss, inputs)
 
-    def parallel(backbone, x, start, state):
-        return backbone(x, state, start)
-
-    found = gradients(parallel, backbone, x, state)
-    double = tree_map(torch.Tensor.double, (x, state))
-    expected = gradients(stepped, copy.deepcopy(backbone).double(), *double)
-    assert_near(found, expected, TOLERANCE[dtype])
+@names
+def test_float32_gradients_are_as_good_as_those_of_the_loop(name):
+    """Both stray from float64 as far as rounded poles make them."""
+    backbone = make(name)
+    expected = gradients(stepped, backbone, torch.float64)
+    found, loop = (
+        errors(gradients(run, backbone, torch.float32), expected) for run in (in_parallel, stepped)
+    )
+    assert (found <= 1e-5 + 3 * loop).all()
+    assert (found <= 1e-3).all()
 
 
 @names

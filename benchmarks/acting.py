@@ -1,0 +1,99 @@
+"""One acting step on one core: Decision S4 against Decision Transformer.
+
+    python benchmarks/acting.py
+
+Prints the median and the 99th percentile in µs, and how many times the transformer's median is
+each one's. "own step" is the policy's differentiable step, "torch" what an Actor does by default,
+"C++" is Actor(policy, impl="cpu"), compiled at the first run.
+"""
+
+import logging
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from peers.decision_transformer import DecisionTransformer, TransformerAgent
+from rich.console import Console
+from rich.table import Table
+from timing import interleaved
+
+from decision_s4.agents.actor import Actor
+from decision_s4.agents.policy import PolicyOptions, SequencePolicy, parameter_count
+from decision_s4.envs.timestep import Agent, TimeStep
+
+OBSERVATION = spaces.Box(-np.inf, np.inf, (11,))  # Hopper's
+ACTION = spaces.Box(-1, 1, (3,))
+PEER = "Decision Transformer"
+
+
+class OwnStep:
+    """The policy's differentiable step, as an agent."""
+
+    def __init__(self, policy: SequencePolicy):
+        self.policy, self.constants = policy, policy.backbone.constants()
+
+    @torch.inference_mode()
+    def act(self, step: TimeStep, state: object, deterministic: bool = True) -> tuple:
+        features, state = self.policy.step(step, state, self.constants)
+        return self.policy.head.act(features, deterministic), state
+
+    def initial_state(self, batch_size: int) -> object:
+        return self.policy.initial_state(batch_size)
+
+
+def time_step(rows: int) -> TimeStep:
+    """A moment in the midst of `rows` episodes."""
+    never = torch.zeros(rows, dtype=torch.bool)
+    moment = torch.randn(rows, 11), torch.rand(rows, 3) * 2 - 1, torch.ones(rows)
+    return TimeStep(*moment, torch.full((rows,), 3600.0), never, never, never)
+
+
+def stepper(agent: Agent, rows: int) -> Callable[[], None]:
+    """One step of the agent from a state of 40 steps, beyond the transformer's window."""
+    step, state = time_step(rows), agent.initial_state(rows)
+    for _ in range(40):
+        _, state = agent.act(step, state)
+    return lambda: agent.act(step, state)
+
+
+def gru_stepper(rows: int) -> Callable[[], object]:
+    """One GRUCell of the same width: what torch needs for the least of recurrent layers."""
+    cell, x, h = torch.nn.GRUCell(64, 64), torch.randn(rows, 64), torch.randn(rows, 64)
+    return torch.inference_mode()(lambda: cell(x, h))
+
+
+def contenders() -> dict[str, Agent]:
+    transformer = DecisionTransformer(11, 3)
+    agents: dict[str, Agent] = {PEER: TransformerAgent(transformer)}
+    print(f"{PEER}: {parameter_count(transformer):,} parameters")
+    for backbone in ("s4", "s4d"):
+        policy = SequencePolicy(OBSERVATION, ACTION, PolicyOptions(backbone=backbone)).eval()
+        print(f"Decision S4, {backbone}: {parameter_count(policy):,} parameters")
+        agents[f"{backbone}, own step"] = OwnStep(policy)
+        agents[f"{backbone}, torch"] = Actor(policy)
+        agents[f"{backbone}, C++"] = Actor(policy, impl="cpu")
+    return agents
+
+
+def show(rows: int, seconds: dict[str, np.ndarray]) -> None:
+    table = Table("", "p50 µs", "p99 µs", "times faster", title=f"batch {rows}, one thread")
+    peer = np.median(seconds[PEER])
+    for name, each in seconds.items():
+        p50, p99 = np.percentile(each, [50, 99]) * 1e6
+        table.add_row(name, f"{p50:,.0f}", f"{p99:,.0f}", f"{peer / np.median(each):.1f}")
+    Console().print(table)
+
+
+def main() -> None:
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    agents = contenders()
+    for rows, repeats in ((1, 2000), (100, 50)):
+        steppers = {name: stepper(agent, rows) for name, agent in agents.items()}
+        show(rows, interleaved(steppers | {"GRUCell(64)": gru_stepper(rows)}, repeats))
+
+
+if __name__ == "__main__":
+    main()
