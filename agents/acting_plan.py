@@ -16,7 +16,6 @@ from decision_s4.agents.encoders import Standardised
 from decision_s4.agents.heads import BoxHead
 from decision_s4.agents.policy import SequencePolicy
 from decision_s4.envs.spaces import Tree
-from decision_s4.kernels.lti_scan import System
 from decision_s4.kernels.policy_step import Affine, Head, Layer, Mlp, Norm, Plan
 
 
@@ -29,7 +28,7 @@ def can_plan(policy: SequencePolicy) -> bool:
 
 @torch.no_grad()
 def plan_of(policy: SequencePolicy) -> Plan:
-    """The plan of a policy that `can_plan`."""
+    """The plan of a policy that `can_plan`; it shares tensors with the policy."""
     head = policy.head
     return Plan(
         _shift(policy),
@@ -82,20 +81,16 @@ def _unscaled(embed: nn.Linear, features: nn.Module) -> Tensor:
 def _layer(block: Block) -> Layer:
     system, d = block.mixer.constants()
     mlp = block.mlp and Mlp(_norm(block.mlp[0]), _affine(block.mlp[1]), _affine(block.mlp[3]))
-    return Layer(_norm(block.norm), _copy(system), d.clone(), _affine(block.mixer.out), mlp)
-
-
-def _copy(system: System) -> System:
-    return System(*(part if part is None else part.clone() for part in system))
+    return Layer(_norm(block.norm), system, d, _affine(block.mixer.out), mlp)
 
 
 def _box_head(head: BoxHead) -> Head:
-    return Head(_affine(head.linear), head.centre.clone(), head.reach.clone(), head.bounded)
+    return Head(_affine(head.linear), head.centre, head.reach, head.bounded)
 
 
 def _affine(linear: nn.Linear) -> Affine:
-    return Affine(linear.weight.T.clone(), linear.bias.clone())
+    return Affine(linear.weight.T, linear.bias)
 
 
 def _norm(norm: nn.LayerNorm) -> Norm:
-    return Norm(norm.weight.clone(), norm.bias.clone(), norm.eps)
+    return Norm(norm.weight, norm.bias, norm.eps)

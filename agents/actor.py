@@ -1,5 +1,6 @@
 """A policy, ready to act: the Agent of a rollout."""
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -16,10 +17,10 @@ Act = Callable[[TimeStep, State, bool], tuple[Tensor, State]]
 
 
 class Actor:
-    """A policy as it is now: what depends on its parameters alone is computed once.
+    """A copy of a policy as it is now: what depends on its parameters alone is computed once.
 
     Acts as the policy's own step does, up to rounding, and on the same state; an S4 or S4D policy
-    on the CPU in far less time. Make a new one after the parameters changed.
+    on the CPU in far less time.
 
     Args:
         policy: the policy, in evaluation mode.
@@ -31,9 +32,10 @@ class Actor:
     """
 
     def __init__(self, policy: SequencePolicy, impl: Impl | None = None):
-        self.policy = policy
         with torch.inference_mode():
-            self._act = _planned(policy, impl) if can_plan(policy) else _own_step(policy, impl)
+            self.policy = copy.deepcopy(policy)
+            make = _planned if can_plan(policy) else _own_step
+            self._act = make(self.policy, impl)
 
     def initial_state(self, batch_size: int) -> State:
         """The state before an episode's first step."""

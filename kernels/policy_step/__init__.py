@@ -34,7 +34,7 @@ class PolicyStep(Protocol):
 
 
 def make_policy_step(plan: Plan, impl: Impl | None = None) -> PolicyStep:
-    """The step of `plan`, whose tensors it keeps: make a new one after they changed.
+    """The step of `plan`, which may keep its tensors: leave them as they are.
 
     Args:
         plan: on the CPU; float32 for "cpu".

@@ -1,0 +1,256 @@
+"""train.py from the outside: what a run leaves and says, for every kind of dataset."""
+
+import csv
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import h5py
+import minari
+import numpy as np
+import pytest
+from gymnasium import spaces
+from minari.data_collector import EpisodeBuffer
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import decision_s4
+from decision_s4 import evaluate, train
+from decision_s4.agents import checkpoint
+from decision_s4.agents.options import choose_device
+from decision_s4.agents.training import Training
+from decision_s4.envs.errors import UserError
+
+TINY = (
+    "--steps 12 --eval-every 6 --eval-episodes 2 --log-every 3 --batch-steps 50 --no-video "
+    "--d-model 8 --d-embed 8 --n-layers 1 --backbone-options d_state=4 --threads 1 --device cpu"
+)
+
+
+def run(flags: str, name: str = "run") -> int:
+    """The exit code of a tiny run in the folder `name`."""
+    return train.main([*TINY.split(), "--run-dir", name, *flags.split()])
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path, tmp_path_factory, monkeypatch):
+    """Work in an empty folder, with a data root of its own."""
+    monkeypatch.setenv("DECISION_S4_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "data"))
+    monkeypatch.chdir(tmp_path)
+
+
+def rows_of(run: str) -> list[dict[str, str]]:
+    with Path(run, "eval.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_leaves_and_says_what_it_promises(capsys):
+    assert run("") == 0
+    rows = [(row["step"], row["target_return"]) for row in rows_of("run")]
+    assert rows == [("6", "3600.0"), ("6", "1800.0"), ("12", "3600.0"), ("12", "1800.0")]
+    assert checkpoint.load(Path("run")).step == 12
+    said = capsys.readouterr()
+    assert said.err == ""
+    starts = ["data ", "      ", "policy", "task  ", "score ", "run   ", "watch ", "step 3/12"]
+    for line, start in zip(said.out.splitlines(), starts, strict=False):
+        assert line.startswith(start)
+        assert len(line) <= 80
+    assert "100 = 3234.30 (expert)" in said.out
+    assert "timesteps/s" in said.out
+
+
+def test_the_curves_have_their_usual_names():
+    run("")
+    events = EventAccumulator("run").Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {"train/loss", "train/learning_rate", "time/timesteps_per_s"} <= tags
+    assert {"eval/3600/return_mean", "eval/1800/normalized_score"} <= tags
+    assert [event.step for event in events.Scalars("train/loss")] == [3, 6, 9, 12]
+
+
+def test_a_run_finds_a_folder_of_its_own():
+    assert train.main([*TINY.split(), "--env", "none", "--seed", "7"]) == 0
+    (folder,) = Path("runs/decision-s4/hopper-mixed").iterdir()
+    assert folder.name.startswith("7-")
+
+
+def test_the_seed_decides_the_weights():
+    def weights(name: str, seed: int) -> bytes:
+        assert run(f"--env none --seed {seed}", name) == 0
+        return Path(name, "checkpoints/last/weights.safetensors").read_bytes()
+
+    assert weights("a", 0) == weights("b", 0) != weights("c", 1)
+
+
+def test_without_environment_and_with_other_targets(capsys):
+    assert run("--env none", "none") == 0
+    assert rows_of("none") == []
+    said = capsys.readouterr().out
+    assert "no evaluation here; later: evaluate.py with --env" in said
+    assert "score" not in said
+    assert run("--target-returns -5,7.5,-5") == 0
+    assert [row["target_return"] for row in rows_of("run")] == ["-5.0", "7.5"] * 2
+
+
+@pytest.fixture
+def pendulum(tmp_path) -> Path:
+    """A D4RL file of Pendulum-v1, which tells neither environment nor scale."""
+    random = np.random.default_rng(0)
+    with h5py.File(tmp_path / "swing.hdf5", "w") as file:
+        file["observations"] = random.normal(size=(60, 3)).astype(np.float32)
+        file["actions"] = random.uniform(-1, 1, (60, 1)).astype(np.float32)
+        file["rewards"] = np.full(60, -1.0)
+        file["terminals"] = np.arange(60) % 20 == 19
+    return tmp_path / "swing.hdf5"
+
+
+def test_a_dataset_without_environment_or_scale_prints_no_score(pendulum, capsys):
+    flags = f"--dataset {pendulum} --steps 4"
+    assert run(flags, "blind") == 0
+    assert "no evaluation here" in capsys.readouterr().out
+    assert run(f"{flags} --env Pendulum-v1") == 0
+    said = capsys.readouterr().out
+    assert "score   none: no reference returns known" in said
+    assert "target returns -20\n" in said
+    assert [row["normalized_score"] for row in rows_of("run")] == [""]
+    assert "  return -" in said.partition("step 4/4")[2].splitlines()[0]
+
+
+def record(env: gym.Env, name: str, /, **about) -> None:
+    """A Minari dataset of five random episodes."""
+    env.action_space.seed(0)
+    episodes = [random_episode(env, seed) for seed in range(5)]
+    minari.create_dataset_from_buffers(name, episodes, **about)
+
+
+def random_episode(env: gym.Env, seed: int) -> EpisodeBuffer:
+    observations, steps, ended = [env.reset(seed=seed)[0]], [], False
+    while not ended:
+        action = env.action_space.sample()
+        observation, reward, terminated, truncated, _ = env.step(action)
+        observations.append(observation)
+        steps.append((action, reward, terminated, truncated))
+        ended = terminated or truncated
+    actions, rewards, terminations, truncations = map(list, zip(*steps, strict=True))
+    return EpisodeBuffer(
+        id=seed,
+        observations=stacked(observations),
+        actions=np.array(actions),
+        rewards=rewards,
+        terminations=terminations,
+        truncations=truncations,
+    )
+
+
+def stacked(values: list) -> Any:
+    """A list of trees as a tree of arrays."""
+    if isinstance(values[0], dict):
+        return {key: stacked([value[key] for value in values]) for key in values[0]}
+    if isinstance(values[0], tuple):
+        return tuple(stacked(list(parts)) for parts in zip(*values, strict=True))
+    return np.stack(values)
+
+
+def test_discrete_actions():
+    record(gym.make("CartPole-v1"), "pole/random-v0", env="CartPole-v1")
+    assert run("--dataset pole/random-v0 --steps 20 --eval-every 20") == 0
+    assert len(rows_of("run")) == 2
+    assert evaluate.main(["run", "--episodes", "3"]) == 0
+
+
+class Corridor(gym.Env):
+    """Walk right for five steps: a Dict of an image, a Tuple of a number and a position."""
+
+    observation_space = spaces.Dict(
+        image=spaces.Box(0, 255, (8, 8, 3), np.uint8),
+        place=spaces.Tuple([spaces.Discrete(6), spaces.Box(-1, 1, (1,))]),
+    )
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.place = 0
+        return self._look(), {}
+
+    def step(self, action):
+        self.place = max(0, self.place + (1 if action else -1))
+        return self._look(), float(action), self.place == 5, False, {}
+
+    def _look(self):
+        image = np.full((8, 8, 3), 20 * self.place, np.uint8)
+        return {"image": image, "place": (self.place, np.full(1, self.place / 5, np.float32))}
+
+
+def test_a_dict_with_an_image():
+    env = Corridor()
+    about = {"observation_space": env.observation_space, "action_space": env.action_space}
+    gym.register("Corridor-v0", Corridor, max_episode_steps=9)
+    try:
+        record(gym.make("Corridor-v0"), "corridor/random-v0", **about)
+        assert run("--dataset corridor/random-v0 --env Corridor-v0 --steps 4") == 0
+        assert len(rows_of("run")) == 2
+        assert evaluate.main(["run", "--episodes", "2"]) == 0
+    finally:
+        gym.registry.pop("Corridor-v0")
+
+
+def test_a_missing_package_names_both_ways_out(datasets_root, monkeypatch, capsys):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(datasets_root))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert run("--dataset D4RL/door/human-v2") == 2
+    error = capsys.readouterr().err
+    assert "environment 'AdroitHandDoor-v1' needs gymnasium_robotics" in error
+    assert error.endswith("pip install -e '.[robotics]'; --env none trains without evaluation\n")
+    assert not Path("run").exists()
+
+
+def test_demonstrations_train_without_their_environment(datasets_root, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(datasets_root))
+    assert run("--dataset D4RL/door/human-v2 --env none") == 0
+
+
+def test_a_run_that_diverges_before_a_checkpoint_leaves_no_folder(capsys):
+    wild = "--learning-rate 1e20 --recurrence-learning-rate 1e20 --gradient-clip 1e20"
+    assert run(f"{wild} --warmup-steps 0 --env none") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("train.py: training diverged: ")
+    assert error.endswith("lower --learning-rate 1e+20\n")
+    assert not Path("run").exists()
+
+
+def test_a_crash_before_a_checkpoint_leaves_no_folder(monkeypatch):
+    def crash(training: Training):
+        raise RuntimeError("simulator")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "evaluate", crash)
+        with pytest.raises(RuntimeError, match="simulator"):
+            run("")
+    assert run("") == 0
+
+
+def test_help_is_complete(capsys):
+    for program, words in [(train, "--learning-rate"), (evaluate, "--episodes")]:
+        with pytest.raises(SystemExit) as stop:
+            program.main(["--help"])
+        assert stop.value.code == 0
+        assert words in capsys.readouterr().out
+
+
+def test_devices():
+    assert choose_device("cpu").type == "cpu"
+    assert choose_device("auto").type in ("cpu", "cuda")
+    for name in ("gpu", "meta", "cuda:x", "cpu:1"):
+        with pytest.raises(UserError, match=f"--device '{name}' is unknown; use auto, cpu, cuda"):
+            choose_device(name)
+
+
+def test_no_room_imports_the_programs_or_another_projects_names():
+    root = Path(decision_s4.__file__).parent
+    for room in ("envs", "agents", "kernels"):
+        for path in root.glob(f"{room}/**/*.py"):
+            text = path.read_text()
+            assert "import agents" not in text
+            assert "decision_s4.train" not in text
+            assert room != "envs" or "decision_s4.agents" not in text
