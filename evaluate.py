@@ -18,9 +18,9 @@ from rich.console import Console
 from decision_s4.agents import checkpoint, saved
 from decision_s4.agents.actor import Actor
 from decision_s4.agents.config import parse
-from decision_s4.agents.eval_table import checked_row, table, write_rows
+from decision_s4.agents.eval_table import checked_row, print_table, write_rows
 from decision_s4.agents.options import check_ranges
-from decision_s4.envs.errors import UserError
+from decision_s4.envs.errors import UserError, explanation
 from decision_s4.envs.task import Task, check_environment, with_environment
 
 
@@ -66,7 +66,7 @@ def evaluate(config: EvaluateConfig) -> None:
     _say(console, f"score   {task.scale()}")
     actor = Actor(policy)
     rows = [checked_row(found.step, row) for row in play(actor, task, config, console)]
-    console.print(table(rows, console.is_terminal), crop=False, no_wrap=True)
+    print_table(console, rows)
     write_rows(output, rows)
     _say(console, f"table   {output}")
     if config.video:
@@ -96,7 +96,8 @@ def play(
 def _check_writable(output: Path) -> None:
     """Raise UserError where no file can be written, before anyone waits for its contents."""
     folder = next(parent for parent in output.absolute().parents if parent.exists())
-    if output.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+    special = output.exists() and not output.is_file()  # a device would be replaced by a file
+    if special or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise UserError(f"--output {output} cannot be written; give a file in a writable folder")
 
 
@@ -106,11 +107,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         argv = sys.argv[1:] if argv is None else argv
         evaluate(parse(EvaluateConfig, argv, prog="evaluate.py", description=__doc__))
-    except UserError as error:
-        print(f"evaluate.py: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        line = explanation(error)
+        if line is None:
+            raise
+        print(f"evaluate.py: {line}", file=sys.stderr)
+        return 2
     return 0
 
 

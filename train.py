@@ -24,12 +24,18 @@ from decision_s4.agents.policy import PolicyOptions, parameter_count
 from decision_s4.agents.run_dir import create_run_dir, default_run_dir
 from decision_s4.agents.training import Row, TrainConfig, Training
 from decision_s4.envs import datasets
-from decision_s4.envs.errors import UserError
+from decision_s4.envs.errors import UserError, explanation
 from decision_s4.envs.task import task_of
 
 CONFIG_FILE = "config.yaml"
 # What a checkpoint fixes: another value would be ignored, or would make it another policy.
-FIXED = {"algo", "seed", "weight_decay", *(f.name for f in dataclasses.fields(PolicyOptions))}
+FIXED = {
+    "algo",
+    "seed",
+    "sampling",
+    "weight_decay",
+    *(f.name for f in dataclasses.fields(PolicyOptions)),
+}
 
 
 def train(config: TrainConfig) -> Path:
@@ -56,7 +62,7 @@ def _begin(run: Training) -> Path:
         _save_config(config, run_dir)
         _record(run, run_dir)
     except Exception:
-        if not (run_dir / "checkpoints").exists():
+        if not any((run_dir / "checkpoints").glob("[0-9]*")):
             shutil.rmtree(run_dir)  # nothing to go on with, and a retry finds its folder free
         raise
     return run_dir
@@ -210,11 +216,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
         train(settings(sys.argv[1:] if argv is None else argv))
-    except UserError as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        line = explanation(error)
+        if line is None:
+            raise
+        print(f"train.py: {line}", file=sys.stderr)
+        return 2
     return 0
 
 

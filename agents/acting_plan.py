@@ -21,7 +21,10 @@ from decision_s4.kernels.policy_step import Affine, Head, Layer, Mlp, Norm, Plan
 
 def can_plan(policy: SequencePolicy) -> bool:
     """Whether a plan is the same function as the policy's own step."""
-    drops = policy.training and policy.options.dropout > 0
+    options = policy.options
+    if type(policy) is not SequencePolicy or options.mlp_activation != "gelu":
+        return False
+    drops = policy.training and options.dropout > 0
     linear = all(isinstance(block.mixer, LinearStateSpace) for block in policy.backbone.blocks)
     return linear and not drops and policy.head.linear.weight.device.type == "cpu"
 

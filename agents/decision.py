@@ -8,46 +8,50 @@ Algorithms of this family differ in backbone and tokens, not in this file.
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from decision_s4.agents.policy import SequencePolicy
+from decision_s4.agents.policy import Policy
 
 
 @dataclass(frozen=True)
 class OptimiserOptions:
     """How a DecisionLearner takes its steps."""
 
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     recurrence_learning_rate: float = 5e-5
     """For poles, time steps and the read-out of memory: no weight decay, and this rate at most.
     Slow on purpose: memory taken up fast learns whom the data shows, not what to do."""
     weight_decay: float = 1e-4
     warmup_steps: int = 100
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """The rate after the warm-up: half a cosine down to 0 at the last step, or constant."""
     gradient_clip: float = 0.25
     average_decay: float = 0.995
     """Decay of the running average of the weights; the average is what acts and is saved."""
 
 
 class DecisionLearner:
-    """Fits a SequencePolicy to packed trajectories, one update at a time."""
+    """Fits a policy to packed trajectories, one update at a time."""
 
-    def __init__(self, policy: SequencePolicy, options: OptimiserOptions, total_steps: int):
+    def __init__(self, policy: Policy, options: OptimiserOptions, total_steps: int):
         self.policy, self.options = policy, options
         self.optimiser = torch.optim.AdamW(
             _parameter_groups(policy, options), lr=options.learning_rate, fused=True
         )
-        self.schedule = LambdaLR(self.optimiser, _WarmupCosine(options.warmup_steps, total_steps))
+        self.schedule = LambdaLR(
+            self.optimiser, SCHEDULES[options.schedule](options.warmup_steps, total_steps)
+        )
         self._average = AveragedModel(
             policy, multi_avg_fn=get_ema_multi_avg_fn(options.average_decay)
         )
 
     @property
-    def averaged_policy(self) -> SequencePolicy:
+    def averaged_policy(self) -> Policy:
         """The policy with averaged weights, in evaluation mode."""
         return self._average.module.eval()
 
@@ -88,20 +92,32 @@ class DecisionLearner:
         self.schedule.last_epoch = state["schedule"]["last_epoch"]
 
 
-class _WarmupCosine:
-    """Factor of the learning rate: linear from 0, then half a cosine down to 0."""
+class _WarmupConstant:
+    """Factor of the learning rate: linear from 0, then 1."""
 
     def __init__(self, warmup: int, total: int):
         self.warmup, self.total = warmup, total
 
     def __call__(self, step: int) -> float:
-        if step < self.warmup:
-            return (step + 1) / self.warmup
+        return (step + 1) / self.warmup if step < self.warmup else self.after(step)
+
+    def after(self, step: int) -> float:
+        """The factor at a step after the warm-up."""
+        return 1.0
+
+
+class _WarmupCosine(_WarmupConstant):
+    """Factor of the learning rate: linear from 0, then half a cosine down to 0."""
+
+    def after(self, step: int) -> float:
         progress = (step - self.warmup) / max(1, self.total - self.warmup)
         return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def _parameter_groups(policy: SequencePolicy, options: OptimiserOptions) -> list[dict[str, Any]]:
+SCHEDULES = {"cosine": _WarmupCosine, "constant": _WarmupConstant}
+
+
+def _parameter_groups(policy: Policy, options: OptimiserOptions) -> list[dict[str, Any]]:
     """Matrices decay; vectors do not; the recurrence has its own rate and does not."""
     recurrence = {id(p) for p in policy.backbone.recurrence_parameters()}
     trained = [p for p in policy.parameters() if p.requires_grad]

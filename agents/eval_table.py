@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE
+from rich.console import Console
 from rich.table import Table
 
 from decision_s4.agents.run_dir import replace_text
@@ -26,6 +27,8 @@ COLUMNS = (
     "normalized_score",
     "length_mean",
 )
+HEADINGS = ("step", "target", "episodes", "return", "95% interval", "IQM", "score", "length")
+WIDEST = 200
 
 
 def read_rows(path: Path, last_step: int) -> list[Row]:
@@ -67,10 +70,16 @@ def _number(text: str) -> float | None:
     return int(text) if text.lstrip("-").isdecimal() else float(text)
 
 
+def print_table(console: Console, rows: Sequence[Row]) -> None:
+    """Print the table of `rows`, whole: 80 columns hold most, a terminal wraps the others."""
+    console.print(table(rows, console.is_terminal), width=WIDEST, crop=False, no_wrap=True)
+
+
 def table(rows: Sequence[Row], boxed: bool) -> Table:
     """A table of evaluations, the highest mean return marked; without lines for a log."""
-    result = Table(box=SIMPLE if boxed else None, pad_edge=boxed)
-    for name in ("step", "target", "episodes", "return", "IQM [95% interval]", "score", "length"):
+    padding = (0, 0, 0, 1 if boxed else 2)
+    result = Table(box=SIMPLE if boxed else None, pad_edge=False, padding=padding)
+    for name in HEADINGS:
         result.add_column(name, justify="right", no_wrap=True)
     result.add_column("")
     means = [_or_lowest(row["return_mean"]) for row in rows]
@@ -84,16 +93,21 @@ def _or_lowest(value: float | None) -> float:
 
 
 def _cells(row: Row) -> list[str]:
-    interval = f"[{shown(row['return_ci_low'])}, {shown(row['return_ci_high'])}]"
     return [
         shown(row["step"]),
         shown(row["target_return"]),
         shown(row["episodes"]),
-        f"{shown(row['return_mean'])} ± {shown(row['return_std'])}",
-        f"{shown(row['return_iqm'])} {interval}".replace("[", r"\["),
-        shown(row["normalized_score"]),
-        shown(row["length_mean"]),
+        f"{brief(row['return_mean'])} ± {brief(row['return_std'])}",
+        f"{brief(row['return_ci_low'])} … {brief(row['return_ci_high'])}",
+        *(brief(row[name]) for name in ("return_iqm", "normalized_score", "length_mean")),
     ]
+
+
+def brief(value: float | None) -> str:
+    """A number for a table: three digits that count, or all before the point."""
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def shown(value: float | None) -> str:

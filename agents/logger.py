@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -14,7 +15,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from decision_s4.agents.eval_table import COLUMNS, checked_row, read_rows, table, write_rows
+from decision_s4.agents.eval_table import COLUMNS, checked_row, print_table, read_rows, write_rows
 from decision_s4.agents.progress import ProgressReport
 
 GIF_FPS = 25  # browsers slow down what claims more, and events stay small
@@ -121,14 +122,23 @@ class Logger:
         self.report.close()
         self.writer.close()
         if self.rows:
-            boxed = self.console.is_terminal
-            self.console.print(table(self.rows, boxed), crop=False, no_wrap=True)
+            print_table(self.console, self.rows)
 
     def __enter__(self) -> Self:
+        self._excepthook = threading.excepthook
+        threading.excepthook = self._in_a_thread
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        try:
+            self.close()
+        finally:
+            threading.excepthook = self._excepthook
+
+    def _in_a_thread(self, failure: threading.ExceptHookArgs) -> None:
+        """Leave out a full disk: the event writer's thread dies of it, then `log` raises it."""
+        if not isinstance(failure.exc_value, OSError):
+            self._excepthook(failure)
 
 
 def gif(frames: np.ndarray, fps: float) -> bytes:

@@ -4,7 +4,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -28,6 +28,8 @@ FRACTION = Range(0, 1 - 1e-12, "0 or more, and less than 1")
 RANGES = {
     **dict.fromkeys(("steps", "batch_steps", "log_every"), COUNT),
     **dict.fromkeys(("eval_every", "eval_episodes", "episodes"), COUNT),
+    "context_steps": COUNT,
+    "max_episode_steps": Range(1, 10**8, "1 to 100000000"),
     **dict.fromkeys(("d_model", "n_layers", "d_embed"), WIDTH),
     **dict.fromkeys(("learning_rate", "recurrence_learning_rate", "gradient_clip"), POSITIVE),
     "return_scale": POSITIVE,
@@ -56,7 +58,9 @@ class RunOptions:
     steps: int = 4000
     """Updates."""
     batch_steps: int = 1000
-    """Environment steps a batch holds at least: whole episodes, laid end to end."""
+    """Environment steps a batch holds at least."""
+    sampling: Literal["episodes", "windows"] = "episodes"
+    """What a batch holds: whole episodes laid end to end, or random windows of context_steps."""
     eval_every: int = 1000
     """Updates between evaluations; each also writes a checkpoint."""
     eval_episodes: int = 20

@@ -17,7 +17,6 @@ def film(agent: Agent, task: Task, folder: Path, seed: int) -> Iterator[tuple[st
     """One MP4 a target return in `folder`, as (TensorBoard tag, video); skips what cannot be."""
     if task.env_id is None:
         return
-    folder.mkdir(parents=True, exist_ok=True)
     for target in task.target_returns:
         path = folder / f"target-{target:g}.mp4"
         video = record(agent, task.env_id, path, target, seed, env_kwargs=task.env_kwargs)

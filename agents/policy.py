@@ -9,7 +9,7 @@ same function. Shapes: B rows, T steps, D model width, E embedding width.
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from gymnasium import spaces
@@ -36,7 +36,8 @@ class PolicyOptions:
     n_layers: int = 3
     """Blocks of the backbone."""
     d_embed: int = 64
-    """Width of the embedding of each of return-to-go, observation and previous action."""
+    """Width of the embedding of each of return-to-go, observation and previous action, where they
+    share one token."""
     mlp_ratio: float = 0.0
     """Hidden width of an MLP in each block, as a multiple of d_model; 0 for none."""
     dropout: float = 0.0
@@ -47,10 +48,22 @@ class PolicyOptions:
     """Whether the policy sees its previous action; without it, none can be copied."""
     observation_noise: float = 0.0
     """In training only: Gaussian noise on observations, in units of their standard deviation."""
+    condition_on_return: bool = True
+    """Whether the policy sees the return-to-go; without it, it clones the behaviour logged."""
+    mlp_activation: Literal["gelu", "relu"] = "gelu"
+    """Activation of the MLP in each block."""
+    tokens: Literal["step", "three"] = "step"
+    """What the backbone reads of a step: one token, or return-to-go, observation and action."""
+    context_mode: Literal["recurrent", "recompute"] = "recurrent"
+    """How it acts: on from its state, or reading the last context_steps steps anew at each step."""
+    context_steps: int = 20
+    """Steps that recompute reads, and that a random window has in training (see sampling)."""
+    max_episode_steps: int = 1000
+    """With three tokens: the longest episode that their time-step embedding knows."""
 
 
-class SequencePolicy(nn.Module):
-    """A policy over any Gymnasium spaces and any backbone."""
+class Policy(nn.Module):
+    """What policies share: spaces, observations and actions as features, backbone and head."""
 
     def __init__(
         self,
@@ -61,9 +74,50 @@ class SequencePolicy(nn.Module):
         super().__init__()
         self.observation_space, self.action_space = observation_space, action_space
         self.options = options
-        width = options.d_embed
         self.observation_features = make_features(observation_space)
         self.action_features = make_features(action_space)
+
+    def add_backbone_and_head(self) -> None:
+        """The second half of the construction, once a subclass has made its embeddings."""
+        options = self.options
+        self.backbone = make_backbone(
+            options.backbone,
+            options.d_model,
+            options.n_layers,
+            options.mlp_ratio,
+            options.dropout,
+            options.mlp_activation,
+            **parse_options(options.backbone_options),
+        )
+        self.head = make_head(options.d_model, self.action_space)
+
+    def set_statistics(self, mean: Tree, std: Tree) -> None:
+        """Take the dataset's observation statistics, saved with the weights from then on."""
+        set_statistics(self.observation_features, mean, std)
+
+    def features_of(self, observation: Tree) -> Tensor:
+        """(…, F), with noise in training if the options ask for it."""
+        features = self.observation_features(observation)
+        if self.training and self.options.observation_noise:
+            features = features + self.options.observation_noise * torch.randn_like(features)
+        return features
+
+    def scaled(self, return_to_go: Tensor) -> Tensor:
+        """(…) as the features (…, 1)."""
+        return return_to_go[..., None] / self.options.return_scale
+
+
+class SequencePolicy(Policy):
+    """A policy over any Gymnasium spaces and any backbone, one token a step."""
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        options: PolicyOptions,
+    ):
+        super().__init__(observation_space, action_space, options)
+        width = options.d_embed
         self.embed_return = nn.Linear(1, width)
         self.embed_observation = nn.Linear(self.observation_features.width, width)
         self.embed_action = nn.Linear(self.action_features.width, width, bias=False)
@@ -72,32 +126,17 @@ class SequencePolicy(nn.Module):
             nn.GELU(),
             nn.Linear(options.d_model, options.d_model),
         )
-        self.backbone = make_backbone(
-            options.backbone,
-            options.d_model,
-            options.n_layers,
-            options.mlp_ratio,
-            options.dropout,
-            **parse_options(options.backbone_options),
-        )
-        self.head = make_head(options.d_model, action_space)
+        self.add_backbone_and_head()
         _keep_input_variance(self)
-
-    def set_statistics(self, mean: Tree, std: Tree) -> None:
-        """Take the dataset's observation statistics, saved with the weights from then on."""
-        set_statistics(self.observation_features, mean, std)
 
     def embed(
         self, return_to_go: Tensor, observation: Tree, previous_action: Tree, start: Tensor
     ) -> Tensor:
         """Leading dimensions …: return_to_go (…), start (…) bool -> (…, D)."""
         action = self.embed_action(self.action_features(previous_action))
-        features = self.observation_features(observation)
-        if self.training and self.options.observation_noise:
-            features = features + self.options.observation_noise * torch.randn_like(features)
         parts = [
-            self.embed_return(return_to_go[..., None] / self.options.return_scale),
-            self.embed_observation(features),
+            self.embed_return(self.scaled(return_to_go)),
+            self.embed_observation(self.features_of(observation)),
             action.masked_fill(start[..., None], 0.0),
         ]
         return self.project(torch.cat(parts, dim=-1))
@@ -129,7 +168,16 @@ def _keep_input_variance(policy: SequencePolicy) -> None:
     for layer in (policy.embed_return, policy.embed_observation, policy.embed_action):
         nn.init.normal_(layer.weight, std=1 / math.sqrt(layer.in_features))
     if not policy.options.previous_action:
-        policy.embed_action.weight.requires_grad_(False).zero_()
+        freeze_at_zero(policy.embed_action)
+    if not policy.options.condition_on_return:
+        freeze_at_zero(policy.embed_return)
+
+
+@torch.no_grad()
+def freeze_at_zero(layer: nn.Module) -> None:
+    """Make a layer say nothing, for good."""
+    for parameter in layer.parameters():
+        parameter.requires_grad_(False).zero_()
 
 
 def parameter_count(module: nn.Module) -> int:

@@ -6,12 +6,13 @@ from typing import Any
 from minari.serialization import deserialize_space, serialize_space
 
 from decision_s4.agents.checkpoint import Checkpoint, load_weights_into
-from decision_s4.agents.policy import PolicyOptions, SequencePolicy
+from decision_s4.agents.policies import make_policy
+from decision_s4.agents.policy import Policy, PolicyOptions
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.task import Task
 
 
-def describe(policy: SequencePolicy) -> dict[str, Any]:
+def describe(policy: Policy) -> dict[str, Any]:
     """The options and spaces of a policy, for a checkpoint's metadata."""
     return {
         "policy": dataclasses.asdict(policy.options),
@@ -20,7 +21,7 @@ def describe(policy: SequencePolicy) -> dict[str, Any]:
     }
 
 
-def rebuild(checkpoint: Checkpoint) -> SequencePolicy:
+def rebuild(checkpoint: Checkpoint) -> Policy:
     """The policy of a checkpoint, in evaluation mode.
 
     Raises:
@@ -46,10 +47,10 @@ def task(checkpoint: Checkpoint) -> Task:
         raise _foreign(checkpoint, "task", error) from error
 
 
-def _policy(metadata: dict[str, Any]) -> SequencePolicy:
+def _policy(metadata: dict[str, Any]) -> Policy:
     options = dict(metadata["policy"])
     options["backbone_options"] = tuple(options["backbone_options"])
-    return SequencePolicy(
+    return make_policy(
         deserialize_space(metadata["observation_space"]),
         deserialize_space(metadata["action_space"]),
         PolicyOptions(**options),

@@ -1,5 +1,6 @@
 """A training run from logged trajectories: what it is made of, and where it stands."""
 
+import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,15 @@ from decision_s4.agents import checkpoint, saved
 from decision_s4.agents.actor import Actor
 from decision_s4.agents.decision import DecisionLearner, OptimiserOptions
 from decision_s4.agents.options import RunOptions
-from decision_s4.agents.policy import PolicyOptions, SequencePolicy
+from decision_s4.agents.policies import make_policy
+from decision_s4.agents.policy import PolicyOptions
 from decision_s4.agents.rng import rng_state, seed_everything, set_rng_state
+from decision_s4.agents.tokens import check_episode_length
 from decision_s4.envs.batches import PackedBatches
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.task import Task
 from decision_s4.envs.trajectories import Trajectories
+from decision_s4.envs.windows import WindowBatches
 
 Row = dict[str, float | None]
 
@@ -35,11 +39,9 @@ class Training:
         self.config, self.trajectories = config, trajectories
         self.task, self.device = task, device
         seed_everything(config.seed)
-        policy = SequencePolicy(
-            trajectories.observation_space,
-            trajectories.action_space,
-            _part(config, PolicyOptions),
-        )
+        options = _part(config, PolicyOptions)
+        check_episode_length(int(trajectories.lengths.max()), options)
+        policy = make_policy(trajectories.observation_space, trajectories.action_space, options)
         policy.set_statistics(*trajectories.observation_statistics())
         self.learner = DecisionLearner(
             policy.to(device), _part(config, OptimiserOptions), config.steps
@@ -52,9 +54,13 @@ class Training:
         """Whether all updates are done."""
         return self.step >= self.config.steps
 
-    def new_batches(self) -> PackedBatches:
+    def new_batches(self) -> PackedBatches | WindowBatches:
         """The data order from its beginning."""
-        return PackedBatches(self.trajectories, self.config.batch_steps, self.config.seed)
+        config = self.config
+        if config.sampling == "windows":
+            rows = math.ceil(config.batch_steps / config.context_steps)
+            return WindowBatches(self.trajectories, config.context_steps, rows, config.seed)
+        return PackedBatches(self.trajectories, config.batch_steps, config.seed)
 
     def update(self) -> tuple[dict[str, Tensor], int]:
         """One gradient step: its scalars, and how many environment steps it learned from."""

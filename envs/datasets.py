@@ -113,6 +113,7 @@ def _download_minari(name: str) -> Source:
     root, known = _minari_root(), [DEFAULT_DATASET, *local_datasets(), *D4RL_URLS]
     if not MINARI_ID.fullmatch(name):
         raise UserError(f"unknown dataset '{name}'{nearest(name, known)}")
+    logging.disable(logging.WARNING)  # Hugging Face's client would log each attempt, twice
     try:
         minari.download_dataset(name)
     except Exception as error:  # each of Minari's remotes fails in its own way
@@ -122,6 +123,8 @@ def _download_minari(name: str) -> Source:
             "the network, or set MINARI_DATASETS_PATH to the folder that holds it"
             f"{nearest(name, known)}"
         ) from error
+    finally:
+        logging.disable(logging.NOTSET)
     return Source(name, root / name / "data", read_minari)
 
 

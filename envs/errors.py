@@ -1,11 +1,25 @@
 """The exception for a person's mistake: train.py and evaluate.py print it, with exit code 2."""
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
 class UserError(ValueError):
     """Bad input. Its message is one line that names the thing, the value and the fix."""
+
+
+def explanation(error: BaseException) -> str | None:
+    """The line to print of an error that is no fault of the program; None of any other."""
+    text = " ".join(str(error).split())
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"no space is left on the disk ({text}); free some, or write elsewhere"
+    lacks = ("out of memory", "can't allocate memory", "not enough memory")
+    if isinstance(error, MemoryError) or any(words in text for words in lacks):
+        return f"memory does not suffice ({text[:120]}); take smaller batches or a smaller policy"
+    return None
 
 
 def nearest(name: str, choices: Iterable[str], most: int = 8) -> str:

@@ -39,6 +39,8 @@ def make(env_id: str, **kwargs: Any) -> gym.Env:
     try:
         with quiet_mujoco(spec):
             return gym.make(env_id, disable_env_checker=True, **kwargs)
+    except UserError:
+        raise
     except (ImportError, gym.error.DependencyNotInstalled) as error:
         raise UserError(f"environment '{env_id}' lacks a package: {_line(error)}") from error
     except (TypeError, ValueError, OSError, gym.error.Error) as error:
@@ -81,8 +83,10 @@ def quiet_mujoco(spec: gym.envs.registration.EnvSpec) -> Iterator[None]:
     if not uses_mujoco(spec) or importlib.util.find_spec("mujoco") is None:
         yield
         return
-    import mujoco
-
+    try:
+        import mujoco
+    except (RuntimeError, AttributeError) as error:  # it looks for its renderer when imported
+        raise UserError(f"MuJoCo cannot be loaded ({_line(error)}); unset MUJOCO_GL") from error
     previous = mujoco.get_mju_user_warning()
     mujoco.set_mju_user_warning(_log_unless_deprecation)
     try:

@@ -100,7 +100,8 @@ def task_of(
             chosen, kwargs, trajectories.observation_space, trajectories.action_space, "the dataset"
         )
     except UserError as error:
-        raise UserError(f"{error}; --env none trains without evaluation") from None
+        joint = " " if str(error).endswith("?") else "; "
+        raise UserError(f"{error}{joint}--env none trains without evaluation") from None
     scale = reference_scores(chosen, trajectories.reference_scores)
     return Task(chosen, targets, kwargs, scale)
 

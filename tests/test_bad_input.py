@@ -1,7 +1,10 @@
-"""Bad input to train.py: exit code 2, one line that names it and the fix, nothing left behind."""
+"""Bad input to both programs: exit code 2, one line with the fix, nothing left behind."""
 
+import errno
 import json
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,8 +15,11 @@ import pytest
 import torch
 from minari.serialization import serialize_space
 
-from decision_s4 import train
+from decision_s4 import evaluate, train
 from decision_s4.agents import checkpoint
+from decision_s4.agents.logger import Logger
+from decision_s4.agents.training import Training
+from decision_s4.envs import video
 
 TINY = (
     "--steps 4 --eval-every 2 --eval-episodes 1 --batch-steps 30 --no-video --d-model 8 "
@@ -38,15 +44,32 @@ def contents(folder: Path) -> dict[str, bytes | None]:
 def refusal(folder, capsys):
     """The one line that train.py says to these flags."""
 
-    def refuse(flags: str) -> str:
+    def refuse(flags: str, before_all: bool = True) -> str:
         before = contents(folder)
         capsys.readouterr()
         assert train.main([*TINY.split(), *flags.split()]) == 2
         said = capsys.readouterr()
-        assert said.out == ""
+        assert (said.out == "") is before_all
         assert said.err.startswith("train.py: ")
         assert said.err.count("\n") == 1
-        assert "Traceback" not in said.err
+        assert contents(folder) == before
+        return said.err
+
+    return refuse
+
+
+@pytest.fixture
+def evaluation_refusal(folder, capsys):
+    """The one line that evaluate.py says to this command line."""
+
+    def refuse(argv: str) -> str:
+        before = contents(folder)
+        capsys.readouterr()
+        assert evaluate.main(argv.split()) == 2
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert said.err.startswith("evaluate.py: ")
+        assert said.err.count("\n") == 1
         assert contents(folder) == before
         return said.err
 
@@ -62,7 +85,7 @@ FLAGS = {
     "--backbone-options d_state=x": "backbone option d_state is 'x'; it needs int",
     "--dataset hopper-mixd": "unknown dataset 'hopper-mixd'; did you mean 'hopper-mixed'?",
     "--dataset nowhere.hdf5": "dataset 'nowhere.hdf5': no such file or folder; check the path",
-    "--env Hoper-v5": "environment 'Hoper-v5' is not registered; did you mean 'Hopper-v5'?",
+    "--env Hoper-v5": "not registered; did you mean 'Hopper-v5'? --env none trains without eval",
     "--env HalfCheetah-v5": "environment 'HalfCheetah-v5' has observations Box(17,), the dataset",
     "--env os:Env": "environment id 'os:Env' is no registered name",
     "--run-dir /dev/null/run": "/dev/null/run: Not a directory; choose another run folder",
@@ -252,3 +275,92 @@ def test_a_checkpoint_with_flipped_bits(run, refusal):
     changed[-1] ^= 1
     path.write_bytes(changed)
     assert "no complete checkpoint (damaged: trainer" in refusal("--resume run --steps 8")
+
+
+FOREIGN_WEIGHTS = {
+    "missing": (lambda w: dict(list(w.items())[1:]), "1 missing (first: "),
+    "unknown": (lambda w: w | {"soul": torch.zeros(1)}, "1 unknown (first: soul)"),
+    "shape": (lambda w: {k: torch.zeros(2, 3) for k in w}, "of another shape (first: "),
+    "dtype": (lambda w: {k: v.double() for k, v in w.items()}, "of another dtype (first: "),
+}
+
+
+@pytest.mark.parametrize("case", FOREIGN_WEIGHTS)
+def test_foreign_weights(case, run, evaluation_refusal):
+    change_weights, words = FOREIGN_WEIGHTS[case]
+    rewrite(run, weights=change_weights(checkpoint.load(run).weights))
+    error = evaluation_refusal("run --env Hopper-v5")
+    assert "weights of another model: " in error
+    assert words in error
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "trainer.safetensors", "state.json"])
+@pytest.mark.parametrize("size", [None, 0, 100])
+def test_a_checkpoint_that_is_not_whole(name, size, run, refusal, evaluation_refusal):
+    path = run / "checkpoints" / "4" / name
+    data = path.read_bytes()
+    path.unlink()
+    if size is not None:
+        path.write_bytes(data[:size])
+    assert "no complete checkpoint (" in evaluation_refusal("run --env Hopper-v5")
+    assert "no complete checkpoint (" in refusal("--resume run --steps 8")
+
+
+def test_a_device_is_not_replaced_by_a_table(run, folder, evaluation_refusal):
+    os.mkfifo(folder / "pipe")
+    fault = "--output pipe cannot be written; give a file in a writable folder"
+    assert fault in evaluation_refusal("run --env Hopper-v5 --output pipe")
+    assert (folder / "pipe").is_fifo()
+
+
+def raises(error: Exception):
+    def fail(*arguments, **options):
+        raise error
+
+    return fail
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+FAILURES = {
+    "checkpoint": (checkpoint, "_write_folder", FULL, "cannot write checkpoint 2: No space left"),
+    "events": (Logger, "log", FULL, "no space is left on the disk ([Errno 28] No space left"),
+    "memory": (Training, "update", MemoryError(), "memory does not suffice (); take smaller batch"),
+    "torch": (
+        Training,
+        "update",
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        "memory does not suffice (DefaultCPUAllocator: can't allocate memory); take smaller",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FAILURES)
+def test_a_machine_that_has_not_enough(case, refusal, monkeypatch):
+    owner, name, error, words = FAILURES[case]
+    monkeypatch.setattr(owner, name, raises(error))
+    assert words in refusal("--env none --run-dir run", before_all=False)
+
+
+def test_no_renderer_no_video(folder, monkeypatch):
+    monkeypatch.setattr(video, "choose_renderer", lambda: None)
+    assert train.main([*TINY.split(), "--video", "--run-dir", "run"]) == 0
+    assert not (folder / "run/videos").exists()
+
+
+def test_an_unwritable_folder_no_video(run, folder, caplog):
+    (folder / "run/videos").write_text("in the way")
+    flags = "--env Hopper-v5 --episodes 1 --target-returns 9 --video"
+    assert evaluate.main(["run", *flags.split()]) == 0
+    assert "no video of 'Hopper-v5'" in caplog.text or "MuJoCo cannot render" in caplog.text
+
+
+def test_a_renderer_that_keeps_mujoco_from_loading(folder):
+    command = [sys.executable, train.__file__, *TINY.split(), "--run-dir", "run"]
+    done = subprocess.run(
+        command, env=os.environ | {"MUJOCO_GL": "bogus"}, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("train.py: MuJoCo cannot be loaded (invalid value for ")
+    assert "MUJOCO_GL: bogus); unset MUJOCO_GL; --env none trains" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not list(folder.iterdir())

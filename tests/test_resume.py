@@ -173,7 +173,7 @@ def test_changed_flags_are_named_and_saved(tmp_path, capsys):
     said = capsys.readouterr().out.splitlines()
     assert [line for line in said if line.startswith("changed")] == [
         "changed steps: 12 -> 16",
-        "changed learning_rate: 0.001 -> 0.01",
+        "changed learning_rate: 0.002 -> 0.01",
     ]
     text = (run_dir / "config.yaml").read_text()
     assert "steps: 16\n" in text

@@ -14,7 +14,6 @@ from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import decision_s4
 from decision_s4 import evaluate, train
 from decision_s4.agents import checkpoint
 from decision_s4.agents.options import choose_device
@@ -244,13 +243,3 @@ def test_devices():
     for name in ("gpu", "meta", "cuda:x", "cpu:1"):
         with pytest.raises(UserError, match=f"--device '{name}' is unknown; use auto, cpu, cuda"):
             choose_device(name)
-
-
-def test_no_room_imports_the_programs_or_another_projects_names():
-    root = Path(decision_s4.__file__).parent
-    for room in ("envs", "agents", "kernels"):
-        for path in root.glob(f"{room}/**/*.py"):
-            text = path.read_text()
-            assert "import agents" not in text
-            assert "decision_s4.train" not in text
-            assert room != "envs" or "decision_s4.agents" not in text

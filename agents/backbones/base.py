@@ -18,17 +18,42 @@ from decision_s4.envs.errors import UserError, nearest
 from decision_s4.kernels.packing import Packing
 
 State: TypeAlias = Any
-M = TypeVar("M", bound="type[Mixer]")
+F = TypeVar("F", bound="type[Family]")
 
 
-class Mixer(nn.Module, ABC):
+class Family:
+    """What a backbone's name stands for: its options, and the mixers of a stack's layers."""
+
+    Options: ClassVar[type]
+    """A frozen dataclass: the one place of the options' names and defaults."""
+
+    @classmethod
+    def read_options(cls, name: str, given: dict[str, Any]) -> Any:
+        """An instance of `Options`. Raises UserError as `make_options` does."""
+        fields = {field.name: field for field in dataclasses.fields(cls.Options)}
+        for key, value in given.items():
+            if key not in fields:
+                raise UserError(f"backbone '{name}' has no option '{key}'{nearest(key, fields)}")
+            default = fields[key].default
+            if type(value) not in ({int, float} if type(default) is float else {type(default)}):
+                wanted = type(default).__name__
+                raise UserError(
+                    f"backbone option {key} is {value!r}; it needs {wanted}, as {default!r}"
+                )
+        return cls.Options(**given)
+
+    @classmethod
+    def layers(cls, d_model: int, options: Any, n_layers: int) -> "list[Mixer]":
+        """The mixers of a stack, first layer first."""
+        return [cls(d_model, options) for _ in range(n_layers)]
+
+
+class Mixer(nn.Module, Family, ABC):
     """What mixes information over time in one layer: one file, one mixer.
 
     A subclass is made as `Mixer(d_model, options)`, `options` an instance of its `Options`.
     """
 
-    Options: ClassVar[type]
-    """A frozen dataclass: the one place of the options' names and defaults."""
     recurrence_parameters: ClassVar[tuple[str, ...]] = ()
     """Names of the parameters (poles, time steps, …) that want a smaller rate and no decay."""
     context: int | None = None
@@ -51,18 +76,28 @@ class Mixer(nn.Module, ABC):
         """One step: x (B, D) -> (y (B, D), new state). The same function as `forward`."""
 
 
-BACKBONES: dict[str, Callable[..., Mixer]] = {}
-"""Mixers by name; `make_backbone` stacks them."""
+BACKBONES: dict[str, type[Family]] = {}
+"""Sequence layers by name; `make_backbone` stacks them."""
+MEMORYLESS: dict[str, type[Family]] = {}
+"""Layers that see one step alone, for control experiments; known to `make_backbone` too."""
 
 
-def register(name: str) -> Callable[[M], M]:
-    """Class decorator: makes a mixer known as `--backbone name`."""
+def register(name: str, known: dict[str, type[Family]] = BACKBONES) -> Callable[[F], F]:
+    """Class decorator: makes a mixer, or a family of them, known as `--backbone name`."""
 
-    def add(mixer: M) -> M:
-        BACKBONES[name] = mixer
-        return mixer
+    def add(family: F) -> F:
+        known[name] = family
+        return family
 
     return add
+
+
+def family_of(name: str) -> type[Family]:
+    """What `name` stands for. Raises UserError for an unknown one, naming the nearest."""
+    known = BACKBONES | MEMORYLESS
+    if name not in known:
+        raise UserError(f"backbone '{name}' is unknown{nearest(name, known)}")
+    return known[name]
 
 
 def make_options(name: str, given: dict[str, Any]) -> Any:
@@ -72,19 +107,7 @@ def make_options(name: str, given: dict[str, Any]) -> Any:
         ValueError: for an unknown backbone or option, naming the nearest known one, or a value of
             another type than its default.
     """
-    if name not in BACKBONES:
-        raise UserError(f"backbone '{name}' is unknown{nearest(name, BACKBONES)}")
-    fields = {field.name: field for field in dataclasses.fields(BACKBONES[name].Options)}
-    for key, value in given.items():
-        if key not in fields:
-            raise UserError(f"backbone '{name}' has no option '{key}'{nearest(key, fields)}")
-        default = fields[key].default
-        if type(value) not in ({int, float} if type(default) is float else {type(default)}):
-            wanted = type(default).__name__
-            raise UserError(
-                f"backbone option {key} is {value!r}; it needs {wanted}, as {default!r}"
-            )
-    return BACKBONES[name].Options(**given)
+    return family_of(name).read_options(name, given)
 
 
 def parse_options(pairs: Iterable[str]) -> dict[str, Any]:

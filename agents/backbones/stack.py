@@ -7,20 +7,22 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from decision_s4.agents.backbones.base import BACKBONES, Mixer, State, make_options, reset
-from decision_s4.envs.errors import UserError
+from decision_s4.agents.backbones.base import Mixer, State, family_of, make_options, reset
+from decision_s4.envs.errors import UserError, nearest
 from decision_s4.kernels.packing import Packing
+
+ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU}
 
 
 class Block(nn.Module):
     """One layer: pre-norm, mixer, residual, and optionally the same around an MLP."""
 
-    def __init__(self, mixer: Mixer, d_model: int, mlp_ratio: float, dropout: float):
+    def __init__(self, mixer: Mixer, d_model: int, mlp: nn.Module | None, dropout: float):
         super().__init__()
         self.norm = nn.LayerNorm(d_model)
         self.mixer = mixer
         self.dropout = nn.Dropout(dropout)
-        self.mlp = _mlp(d_model, mlp_ratio, dropout) if mlp_ratio else None
+        self.mlp = mlp
 
     def forward(self, x: Tensor, state: State, packing: Packing) -> tuple[Tensor, State]:
         y, state = self.mixer(self.norm(x), state, packing)
@@ -35,12 +37,14 @@ class Block(nn.Module):
         return x if self.mlp is None else x + self.mlp(x)
 
 
-def _mlp(d_model: int, ratio: float, dropout: float) -> nn.Sequential:
+def _mlp(d_model: int, ratio: float, dropout: float, activation: str) -> nn.Sequential | None:
+    if not ratio:
+        return None
     hidden = max(1, round(d_model * ratio))
     return nn.Sequential(
         nn.LayerNorm(d_model),
         nn.Linear(d_model, hidden),
-        nn.GELU(),
+        ACTIVATIONS[activation](),
         nn.Linear(hidden, d_model),
         nn.Dropout(dropout),
     )
@@ -53,10 +57,20 @@ class Backbone(nn.Module):
     consumed, so that whole episodes pack into one row. Steps with `valid` False leave it untouched.
     """
 
-    def __init__(self, mixers: list[Mixer], d_model: int, mlp_ratio: float, dropout: float):
+    def __init__(
+        self,
+        mixers: list[Mixer],
+        d_model: int,
+        mlp_ratio: float,
+        dropout: float,
+        mlp_activation: str = "gelu",
+    ):
         super().__init__()
         self.d_model = d_model
-        self.blocks = nn.ModuleList(Block(m, d_model, mlp_ratio, dropout) for m in mixers)
+        self.blocks = nn.ModuleList(
+            Block(mixer, d_model, _mlp(d_model, mlp_ratio, dropout, mlp_activation), dropout)
+            for mixer in mixers
+        )
         self.norm = nn.LayerNorm(d_model)
 
     @property
@@ -159,16 +173,18 @@ def make_backbone(
     n_layers: int = 3,
     mlp_ratio: float = 0.0,
     dropout: float = 0.0,
+    mlp_activation: str = "gelu",
     **options: Any,
 ) -> Backbone:
     """The backbone called `name`.
 
     Args:
-        name: a key of BACKBONES.
+        name: a key of BACKBONES or MEMORYLESS.
         d_model: width D.
         n_layers: number of blocks.
         mlp_ratio: hidden width of each block's MLP over D; 0 for none.
         dropout: probability, on each residual branch.
+        mlp_activation: of each block's MLP, "gelu" or "relu".
         options: fields of the mixer's Options.
 
     Raises:
@@ -178,6 +194,8 @@ def make_backbone(
         raise UserError(f"d_model {d_model} and n_layers {n_layers} must be at least 1")
     if not (0 <= mlp_ratio < math.inf and 0 <= dropout < 1):
         raise UserError(f"mlp_ratio {mlp_ratio} must be at least 0, dropout {dropout} in [0, 1)")
-    settings = make_options(name, options)
-    mixers = [BACKBONES[name](d_model, settings) for _ in range(n_layers)]
-    return Backbone(mixers, d_model, mlp_ratio, dropout)
+    if mlp_activation not in ACTIVATIONS:
+        near = nearest(mlp_activation, ACTIVATIONS)
+        raise UserError(f"mlp_activation '{mlp_activation}' is unknown{near}")
+    mixers = family_of(name).layers(d_model, make_options(name, options), n_layers)
+    return Backbone(mixers, d_model, mlp_ratio, dropout, mlp_activation)

@@ -1,8 +1,6 @@
 """policy_step in C++: one call a step. Compiled once a machine, when first asked for."""
 
 import functools
-import logging
-import subprocess
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,17 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from decision_s4.kernels.extension import compile_library, library_or_none
 from decision_s4.kernels.policy_step.fold import FoldedLayer, fold
 from decision_s4.kernels.policy_step.plan import Inputs, Plan
 
-LOG = logging.getLogger(__name__)
-
-# Sums may be reordered, so that they vectorise. Not -ffast-math: linked into a library it makes
-# the whole process flush small numbers to zero.
-FLAGS = ["-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"]
-FLAGS += ["-fno-signed-zeros", "-fassociative-math"]
-# Named levels in place of -march=native: a cache shared by machines never holds a wrong one.
-LEVELS = {"AVX512": "x86-64-v4", "AVX2": "x86-64-v3"}
+FLAGS = ("-fno-signed-zeros", "-fassociative-math")  # sums may be reordered: they vectorise
 
 
 def make_cpu_step(plan: Plan) -> "CpuStep | None":
@@ -64,47 +56,23 @@ class CpuStep:
 
 
 def _layer(compiled: ModuleType, layer: FoldedLayer) -> Any:
-    a, b, c_row = (
-        torch.view_as_real(layer.a).flatten(1),
-        torch.view_as_real(layer.b).flatten(1),
-        layer.c_row,
-    )
-    w, v_row = torch.zeros_like(c_row), torch.zeros_like(c_row)  # a diagonal system's low rank
-    if layer.w is not None:
-        w, v_row = torch.view_as_real(layer.w).flatten(1), layer.v_row
+    a, w, v = torch.view_as_real(layer.a).flatten(1), layer.w_row, layer.v_row
+    if w is None:
+        w = v = torch.zeros_like(a)  # a diagonal system's low rank
     mlp = layer.mlp and (
         compiled.Norm(*layer.mlp.norm),
         compiled.Affine(*layer.mlp.first),
         compiled.Affine(*layer.mlp.second),
     )
-    recurrence = compiled.Recurrence(a, b, w, v_row, c_row, layer.d)
+    recurrence = compiled.Recurrence(a, layer.b_row, w, v, layer.c_row, layer.d)
     return compiled.Layer(compiled.Norm(*layer.norm), recurrence, compiled.Affine(*layer.mix), mlp)
 
 
 @functools.cache
 def library() -> ModuleType | None:
     """The compiled library, from torch's extension cache or built now; None if it cannot be."""
-    try:
-        return _load()
-    except (RuntimeError, OSError, ImportError, subprocess.SubprocessError) as error:
-        reason = str(error).splitlines()[0]
-        LOG.warning(
-            "policy_step: no C++ library (%s); acting by torch: install a C++ compiler and ninja",
-            reason,
-        )
-        return None
+    return library_or_none("policy_step", _load, instead="acting by torch")
 
 
 def _load() -> ModuleType:
-    from torch.utils import cpp_extension
-
-    level = torch.backends.cpu.get_cpu_capability()
-    flags = [*FLAGS, f"-march={LEVELS[level]}"] if level in LEVELS else FLAGS
-    name = f"decision_s4_policy_step_{level.lower()}"
-    LOG.info("policy_step: loading the C++ library %s, compiled if new (about 30 s)", name)
-    return cpp_extension.load(
-        name,
-        [str(Path(__file__).with_name("cpu.cpp"))],
-        extra_cflags=flags,
-        extra_ldflags=["-fopenmp"],
-    )
+    return compile_library("policy_step", Path(__file__).with_name("cpu.cpp"), FLAGS)

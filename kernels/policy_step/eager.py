@@ -7,6 +7,8 @@ from torch.linalg import vecdot
 from decision_s4.kernels.policy_step.fold import Folded, FoldedLayer, fold
 from decision_s4.kernels.policy_step.plan import Affine, Head, Inputs, Norm, Plan
 
+MOST_ROWS = 32  # at once: with more, a layer's states leave the cache and its buffers the heap
+
 
 class EagerStep:
     """See `PolicyStep`."""
@@ -17,6 +19,14 @@ class EagerStep:
     def __call__(
         self, inputs: Inputs, state: tuple[Tensor, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        if len(inputs.start) <= MOST_ROWS:
+            return self._step(inputs, state)
+        parts = zip(*(x.split(MOST_ROWS) for x in (*inputs, *state)), strict=True)
+        steps = [self._step(Inputs(*part[:4]), part[4:]) for part in parts]
+        outs, after = zip(*steps, strict=True)
+        return torch.cat(outs), tuple(map(torch.cat, zip(*after, strict=True)))
+
+    def _step(self, inputs: Inputs, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         folded = self.folded
         return_to_go, observation, action, start = inputs
         if start.any():  # one question in place of a choice a layer, at the steps between starts
@@ -34,18 +44,23 @@ class EagerStep:
 
 def _layer(x: Tensor, layer: FoldedLayer, state: Tensor) -> tuple[Tensor, Tensor]:
     u = _norm(x, layer.norm)
-    before = torch.view_as_complex(state)
-    new = torch.addcmul(before * layer.a, layer.b, u.unsqueeze(-1))
-    if layer.w is not None:
-        new = torch.addcmul(new, layer.w, vecdot(state.flatten(2), layer.v_row).unsqueeze(-1))
-    after = torch.view_as_real(new)
-    y = torch.addcmul(vecdot(after.flatten(2), layer.c_row), layer.d, u)
+    after = _advance(state, u, layer)
+    y = vecdot(after, layer.c_row).addcmul_(layer.d, u)
     y = _affine(_g(y), layer.mix)
-    x = torch.addcmul(x + y, y, y.erf())
+    x = (x + y).addcmul_(y, y.erf())
     if layer.mlp is not None:
         norm, first, second = layer.mlp
         x = x + _affine(_g(_affine(_norm(x, norm), first)), second)
-    return x, after
+    return x, after.view(state.shape)
+
+
+def _advance(state: Tensor, u: Tensor, layer: FoldedLayer) -> Tensor:
+    """The new state (B, D, 2n). Inputs are real, so all but a's product is, and vectorises."""
+    after = torch.view_as_real(torch.view_as_complex(state) * layer.a).flatten(2)
+    after.addcmul_(layer.b_row, u.unsqueeze(-1))
+    if layer.w_row is not None:
+        after.addcmul_(layer.w_row, vecdot(state.flatten(2), layer.v_row).unsqueeze(-1))
+    return after
 
 
 def _head(x: Tensor, head: Head) -> Tensor:

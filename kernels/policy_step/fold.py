@@ -17,15 +17,16 @@ ROOT = math.sqrt(2)
 
 
 class FoldedLayer(NamedTuple):
-    """A layer for G. Complex (D, n) fields drive the state; reads are real rows (D, 2n).
+    """A layer for G. Rows are real (D, 2n): complex ones with the two parts interleaved.
 
-    A row r reads 2 Re(z · x) from a state with its real and imaginary parts interleaved.
+    v and c are such that a real dot product with a state's row is 2 Re(z · x).
     """
 
     norm: Norm
     a: Tensor
-    b: Tensor
-    w: Tensor | None
+    """Complex (D, n)."""
+    b_row: Tensor
+    w_row: Tensor | None
     """Negated, so that all parts of the new state add up."""
     v_row: Tensor | None
     c_row: Tensor
@@ -62,10 +63,10 @@ def _fold_layer(layer: Layer) -> FoldedLayer:
     return FoldedLayer(
         _on_doubled(layer.norm),
         _plain(a),
-        _plain(b),
-        None if w is None else _plain(-w),
-        None if v is None else _row(v),
-        _row(c / ROOT),
+        _row(b),
+        None if w is None else _row(-w),
+        None if v is None else _row(2 * v.conj()),
+        _row(c.conj() * ROOT),
         layer.d / ROOT,
         _scaled(layer.mix, 0.5, 1 / ROOT),
         layer.mlp and _fold_mlp(layer.mlp),
@@ -86,7 +87,7 @@ def _on_doubled(norm: Norm) -> Norm:
 
 
 def _row(z: Tensor) -> Tensor:
-    return torch.view_as_real(_plain(2 * z.conj())).flatten(1)
+    return torch.view_as_real(_plain(z)).flatten(1)
 
 
 def _plain(z: Tensor) -> Tensor:

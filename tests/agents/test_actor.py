@@ -6,6 +6,7 @@ import torch
 from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._pytree import tree_leaves
 
 from decision_s4.agents.actor import Actor
 from decision_s4.agents.backbones import BACKBONES
@@ -84,7 +85,7 @@ def assert_same(given, wanted):
     (actions, state), (own_actions, own_state) = given, wanted
     assert actions.shape == own_actions.shape and actions.dtype == own_actions.dtype
     torch.testing.assert_close(actions, own_actions, rtol=1e-5, atol=1e-5)
-    for ours, own in zip(state, own_state, strict=True):
+    for ours, own in zip(tree_leaves(state), tree_leaves(own_state), strict=True):
         assert (ours - own).abs().max() <= 1e-5 * own.abs().max()
 
 

@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from decision_s4.agents.eval_table import COLUMNS, checked_row, read_rows, shown, table, write_rows
+from decision_s4.agents.eval_table import (
+    COLUMNS,
+    checked_row,
+    print_table,
+    read_rows,
+    shown,
+    table,
+    write_rows,
+)
 from decision_s4.envs.errors import UserError
 
 FIXED = {"episodes": 5, "return_std": 1 / 3, "return_iqm": 2.0, "return_ci_low": 1.0}
@@ -61,10 +69,32 @@ def test_the_table_in_a_log_has_no_lines_and_marks_the_best() -> None:
     out = io.StringIO()
     Console(file=out, width=80).print(table([row(10, 1000.0), row(20, 1234.5678, None)], False))
     assert out.getvalue().splitlines() == [
-        "step  target  episodes           return  IQM [95% interval]  score  length      ",
-        "  10    3600         5    1000 ± 0.3333            2 [1, 3]  51.25    10.5      ",
-        "  20       -         5  1234.6 ± 0.3333            2 [1, 3]  51.25    10.5  best",
+        "step  target  episodes        return  95% interval  IQM  score  length      ",
+        "  10    3600         5  1000 ± 0.333         1 … 3    2   51.2    10.5      ",
+        "  20       -         5  1235 ± 0.333         1 … 3    2   51.2    10.5  best",
     ]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_no_number_is_cut(terminal: bool) -> None:
+    numbers = {"return_mean": -123456789.0, "return_ci_low": -0.000123456, "length_mean": 27999.5}
+    out, rows = io.StringIO(), [row(10**9, 1.0) | numbers, row(4000, 3600.0)]
+    console = Console(file=out, width=40, force_terminal=terminal, color_system=None)
+    print_table(console, rows)
+    text = out.getvalue()
+    assert "-123456789 ± 0.333" in text
+    assert "-0.000123 … 3" in text
+    assert "1000000000" in text and "28000" in text
+    assert len([line for line in text.splitlines() if "3600" in line]) == 1
+
+
+def test_an_ordinary_table_fits_a_terminal() -> None:
+    means = {"return_mean": 3286.1, "return_std": 1052.2, "return_iqm": 3300.5}
+    ends = {"return_ci_low": 2932.3, "return_ci_high": 3486.5, "length_mean": 965.4}
+    out = io.StringIO()
+    rows = [row(10000, 3600.0) | means | ends | {"episodes": 100}]
+    print_table(Console(file=out, width=80, force_terminal=True, color_system=None), rows)
+    assert max(map(len, out.getvalue().splitlines())) <= 80
 
 
 def test_an_evaluation_without_a_number_is_no_best() -> None:

@@ -1,6 +1,7 @@
 """A run's log as TensorBoard reads it: tags, hyper-parameters, GIFs, curves that continue."""
 
 import io
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,3 +154,21 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"eval.csv: Not a directory; choose another run folder"):
         logger(tmp_path / "file" / "run")
+
+
+def test_a_full_disk_in_the_writers_thread_is_not_told_twice(tmp_path: Path, capsys) -> None:
+    def die(error: Exception) -> None:
+        def fail() -> None:
+            raise error
+
+        thread = threading.Thread(target=fail)
+        thread.start()
+        thread.join()
+
+    hook = threading.excepthook
+    with logger(tmp_path):
+        die(OSError("full"))
+        assert capsys.readouterr().err == ""
+        die(ValueError("a mistake"))
+        assert "a mistake" in capsys.readouterr().err
+    assert threading.excepthook is hook

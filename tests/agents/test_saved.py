@@ -57,7 +57,7 @@ FOREIGN = {
     "unknown option": ({"policy": WITHOUT | {"colour": "red"}}, "colour"),
     "bad width": ({"policy": WITHOUT | {"d_model": "wide"}}, "TypeError"),
     "negative width": ({"policy": WITHOUT | {"d_model": -8}}, "RuntimeError"),
-    "unknown backbone": ({"policy": WITHOUT | {"backbone": "s5"}}, "backbone 's5' is unknown"),
+    "unknown backbone": ({"policy": WITHOUT | {"backbone": "s9"}}, "backbone 's9' is unknown"),
     "no space": ({"observation_space": None}, "KeyError: 'observation_space'"),
     "broken space": ({"observation_space": "{"}, "JSONDecodeError"),
     "unknown space": ({"action_space": '{"type": "Cube"}'}, "TypeError"),

@@ -25,8 +25,8 @@ def fresh(name: str, dtype=torch.float64):
 
 
 def make(name: str, dtype=torch.float64):
-    """A backbone with every parameter stirred, so that no part of it starts at zero."""
-    backbone = fresh(name, dtype)
+    """A backbone with every parameter stirred and trained: no part starts at zero or is frozen."""
+    backbone = fresh(name, dtype).requires_grad_(True)
     with torch.no_grad():
         for parameter in backbone.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

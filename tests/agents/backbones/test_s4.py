@@ -66,7 +66,8 @@ def dense_response(layer: S4 | S4D, u: torch.Tensor, x: torch.Tensor) -> torch.T
 
 
 def stirred(kind: type, **options) -> S4 | S4D:
-    layer = kind(3, kind.Options(d_state=N, dt_min=0.05, dt_max=0.5, **options))
+    options = kind.Options(d_state=N, dt_min=0.05, dt_max=0.5, **options)
+    layer = kind(3, options).requires_grad_(True)
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))

@@ -1,0 +1,123 @@
+"""Exact sliding-window attention over packed episodes: chunks, what came before them, one softmax.
+
+    y_t = Σ_s softmax_s(q_t · k_s / √d) v_s   over t − W < s <= t of t's own episode
+
+Episodes are cut into chunks of L <= W steps (kernels/packing.py: no chunk holds two episodes).
+A chunk attends to itself and to the P = W − 1 steps before it, so T steps cost O(T · W). One acting
+step is the same with L = 1. Shapes: M chunks, H heads, d head width, P past steps, R rows.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from decision_s4.kernels.packing import ChunkLayout
+
+ROTARY_BASE = 10_000.0
+
+
+class Ring(NamedTuple):
+    """The last P steps of R rows or chunks, oldest first; new steps push the oldest out."""
+
+    keys: Tensor
+    """(R, P, H, d), not rotated: positions are relative, so they are no part of the state."""
+    values: Tensor
+    """(R, P, H, d)"""
+    present: Tensor
+    """(R, P) 1 for a step of this episode, 0 for a place that is still empty."""
+
+    def then(self, keys: Tensor, values: Tensor) -> "Ring":
+        """These steps followed by new ones: keys, values (R, L, H, d)."""
+        ones = self.present.new_ones(keys.shape[:2])
+        return Ring(*(torch.cat(pair, 1) for pair in zip(self, (keys, values, ones), strict=True)))
+
+
+def empty_ring(rows: int, past: int, heads: int, width: int, like: Tensor) -> Ring:
+    """A ring of nothing, with the type and the device of `like`."""
+    lead = (rows, past)
+    keys, values = like.new_zeros(2, *lead, heads, width)
+    return Ring(keys, values, like.new_zeros(lead))
+
+
+def sinusoids(steps: int, width: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin (steps, 1, width / 2) of rotary angles, for positions 0 … steps − 1."""
+    exponent = torch.arange(0, width, 2, dtype=torch.float64, device=like.device) / width
+    position = torch.arange(steps, dtype=torch.float64, device=like.device)
+    angle = position[:, None] * ROTARY_BASE**-exponent
+    return angle.cos()[:, None].to(like.dtype), angle.sin()[:, None].to(like.dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions (arXiv 2104.09864) in x (…, L, H, d): pairs turn by position · ω."""
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+
+
+def band(queries: int, seen: Ring, window: int) -> Tensor:
+    """(R, 1, L, P + L) bool: who sees whom, where the last L places of `seen` ask."""
+    place = torch.arange(seen.present.shape[1], device=seen.present.device)
+    age = place[-queries:, None] - place
+    return ((age >= 0) & (age < window) & (seen.present > 0.5)[:, None])[:, None]
+
+
+def attend(q: Tensor, seen: Ring, mask: Tensor, dropout: float = 0.0) -> Tensor:
+    """q (R, L, H, d), seen (R, P + L, …), mask as `band` makes it -> (R, L, H · d)."""
+    q, k, v = (part.to(q.dtype).transpose(1, 2) for part in (q, seen.keys, seen.values))
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    return y.transpose(1, 2).flatten(2)
+
+
+def gather_chunks(x: Tensor, layout: ChunkLayout) -> Tensor:
+    """Steps x (B, T, …) in chunks (M, L, …), in time order, zero where a chunk is padded."""
+    flat = x.flatten(0, 1)
+    return torch.cat([flat, torch.zeros_like(flat[:1])])[layout.source.flip(1)]
+
+
+def scatter_chunks(y: Tensor, layout: ChunkLayout, rows: int) -> Tensor:
+    """The inverse: (M, L, F) -> (B, T, F), zero at steps that are in no chunk."""
+    flat = y.flatten(0, 1)
+    padded = torch.cat([flat, flat.new_zeros(1, flat.shape[-1])])
+    return padded[layout.target].unflatten(0, (rows, -1))
+
+
+def past_of_chunks(keys: Tensor, values: Tensor, state: Ring, layout: ChunkLayout) -> Ring:
+    """What precedes each chunk (M, L, H, d): its predecessor, the state carried in, or nothing."""
+    past, firsts = state.present.shape[1], sum(layout.counts[:1])
+    before = _predecessors(layout, keys.device)
+
+    def follow(carried: Tensor, own: Tensor) -> Tensor:
+        first = carried.new_zeros(firsts, *carried.shape[1:])
+        first = first.index_copy(0, layout.carry_chunks, carried[layout.carry_rows])
+        if not len(before):  # then chunks may be shorter than the past
+            return first
+        return torch.cat([first, own[before, own.shape[1] - past :].to(first.dtype)])
+
+    ones = state.present.new_ones(keys.shape[:2])
+    return Ring(*map(follow, state, (keys, values, ones)))
+
+
+def _predecessors(layout: ChunkLayout, device: torch.device) -> Tensor:
+    """For each chunk but an episode's first one, the chunk before it."""
+    counts = torch.tensor(layout.counts, dtype=torch.long)
+    # Chunks of rank k continue the first ones of rank k − 1.
+    back = counts[:-1].repeat_interleave(counts[1:]).to(device)
+    return torch.arange(len(back), device=device) + sum(layout.counts[:1]) - back
+
+
+def has_past(layout: ChunkLayout) -> bool:
+    """Whether any chunk follows another or a state carried in."""
+    return len(layout.counts) > 1 or len(layout.carry_rows) > 0
+
+
+def after_chunks(seen: Ring, state: Ring, layout: ChunkLayout) -> Ring:
+    """Each row's ring after its last valid step; `seen` (M, P + L, …) is past then own."""
+    past = state.present.shape[1]
+    places = layout.final_lengths[:, None] + torch.arange(past, device=state.present.device)
+
+    def last(carried: Tensor, all_seen: Tensor) -> Tensor:
+        ends = all_seen[layout.final_chunks[:, None], places]
+        return carried.index_copy(0, layout.final_rows, ends.to(carried.dtype))
+
+    return Ring(*map(last, state, seen))

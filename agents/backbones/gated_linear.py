@@ -1,0 +1,191 @@
+"""Gated linear attention layers: a matrix state a head, each key channel with a gate of its own.
+
+    S_t = diag(α_t) S_{t−1} + k_t v_tᵀ,   o_t = S_tᵀ q_t
+
+GLA (arXiv 2312.06635) and HGRN-2 (arXiv 2404.07904) differ in where gates and keys come from.
+Shapes: H heads, K key and V value width of a head.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from decision_s4.agents.backbones.base import Mixer, State, register
+from decision_s4.envs.errors import UserError
+from decision_s4.kernels.gated_linear import gated_linear, gated_linear_step
+from decision_s4.kernels.packing import Packing
+
+GAIN = 2**-2.5  # of the initial projections, after Xavier: as published for these layers
+
+
+@dataclass(frozen=True)
+class GatedLinearOptions:
+    """Options that all of them share."""
+
+    n_heads: int = 4
+    """Heads H."""
+    expand_k: float = 1.0
+    """Queries and keys of all heads together, as a multiple of d_model."""
+    expand_v: float = 1.0
+    """Values of all heads together, as a multiple of d_model."""
+
+
+@dataclass(frozen=True)
+class GLAOptions(GatedLinearOptions):
+    """Options of `gla`."""
+
+    gate_rank: int = 16
+    """Rank of the map from input to gates."""
+    gate_temperature: float = 16.0
+    """Gates are sigmoids to the power 1 / temperature: the higher, the slower they forget."""
+
+
+class GatedLinearAttention(Mixer):
+    """What they share: a projection in, the recurrence, a projection out. State (B, H, K, V)."""
+
+    Options = GatedLinearOptions
+    _scan = staticmethod(gated_linear)
+    _scan_step = staticmethod(gated_linear_step)
+
+    def __init__(self, d_model: int, options: GatedLinearOptions):
+        super().__init__()
+        heads = options.n_heads
+        if heads < 1:
+            raise UserError(f"n_heads {heads} must be at least 1")
+        key, value = (
+            _head_width(name, getattr(options, name), d_model, heads)
+            for name in ("expand_k", "expand_v")
+        )
+        self.shape = (heads, key, value)
+
+    def _make_projections(self, d_model: int, *widths: int) -> None:
+        """Input to parts of these widths, and all heads' values to output."""
+        heads, _, value = self.shape
+        self.widths = widths
+        self.in_proj = nn.Linear(d_model, sum(widths), bias=False)
+        self.out_proj = nn.Linear(heads * value, d_model, bias=False)
+        with torch.no_grad():
+            for part in (*self.in_proj.weight.split(widths), self.out_proj.weight):
+                nn.init.xavier_uniform_(part, gain=GAIN)
+
+    def initial_state(self, batch_size: int, device: torch.device | None = None) -> State:
+        dtype = self.in_proj.weight.dtype
+        return torch.zeros(batch_size, *self.shape, dtype=dtype, device=device)
+
+    def forward(self, x: Tensor, state: State, packing: Packing) -> tuple[Tensor, State]:
+        parts = self._parts(x)
+        with torch.autocast(x.device.type, enabled=False):
+            *inputs, out_gate = self._inputs(*parts)
+            o, state = self._scan(*inputs, state, packing)
+            y = self._read_out(o, out_gate)
+        return self.out_proj(y), state
+
+    def step(self, x: Tensor, state: State, constants: Any) -> tuple[Tensor, State]:
+        parts = self._parts(x)
+        with torch.autocast(x.device.type, enabled=False):
+            *inputs, out_gate = self._inputs(*parts)
+            o, state = self._scan_step(*inputs, state)
+            y = self._read_out(o, out_gate)
+        return self.out_proj(y), state
+
+    def _parts(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The parts of the projected input, in the state's type."""
+        return self.in_proj(x).to(self.in_proj.weight.dtype).split(self.widths, dim=-1)
+
+    def _heads(self, *parts: Tensor) -> tuple[Tensor, ...]:
+        """Each (…, H · F) as (…, H, F)."""
+        return tuple(part.unflatten(-1, (self.shape[0], -1)) for part in parts)
+
+    def _inputs(self, *parts: Tensor) -> tuple[Tensor, ...]:
+        """q, k, v, log gates, each (…, H, K or V), and what `_read_out` wants besides."""
+        raise NotImplementedError
+
+    def _read_out(self, o: Tensor, out_gate: Tensor | None) -> Tensor:
+        """o (…, H, V) -> (…, H · V)."""
+        raise NotImplementedError
+
+
+@register("gla")
+class GLA(GatedLinearAttention):
+    """α = σ(W₂ W₁ x + b)^(1/τ);  out = W_o (RMSNorm(o) ⊙ silu(W_r x)) (section 4.4)."""
+
+    Options = GLAOptions
+    recurrence_parameters = ("gate_bias",)
+
+    def __init__(self, d_model: int, options: GLAOptions):
+        super().__init__(d_model, options)
+        if options.gate_rank < 1:
+            raise UserError(f"gate_rank {options.gate_rank} must be at least 1")
+        if not 0 < options.gate_temperature < math.inf:
+            raise UserError(f"gate_temperature {options.gate_temperature} must be above 0")
+        heads, key, value = self.shape
+        keys, values = heads * key, heads * value
+        self._make_projections(d_model, keys, keys, values, options.gate_rank, values)
+        self.gate_up = nn.Parameter(torch.empty(keys, options.gate_rank))
+        nn.init.xavier_uniform_(self.gate_up, gain=GAIN)
+        self.gate_bias = nn.Parameter(torch.zeros(keys))
+        self.temperature = options.gate_temperature
+        self.norm = nn.RMSNorm(value, eps=1e-5)
+
+    def _inputs(self, *parts: Tensor) -> tuple[Tensor, ...]:
+        q, k, v, gate, out_gate = parts
+        gate = F.logsigmoid(F.linear(gate, self.gate_up, self.gate_bias)) / self.temperature
+        q, k, v, gate = self._heads(q, k, v, gate)
+        return q * self.shape[1] ** -0.5, k, v, gate, out_gate
+
+    def _read_out(self, o: Tensor, out_gate: Tensor | None) -> Tensor:
+        return self.norm(o).flatten(-2) * F.silu(out_gate)
+
+
+@register("hgrn2")
+class HGRN2(GatedLinearAttention):
+    """α = l + (1 − l) σ(W_f x), k = 1 − α, q = silu(W_q x);  out = W_o RMSNorm(o) (section 3.2).
+
+    The lower bound l of a layer's gates rises with its depth, so that deeper layers remember
+    longer: at first l = depth / layers, 0 in the first layer. Published, all are one cumulative
+    softmax; here each is trained alone.
+    """
+
+    Options = GatedLinearOptions
+
+    def __init__(self, d_model: int, options: GatedLinearOptions, lower_bound: float = 0.0):
+        super().__init__(d_model, options)
+        heads, key, value = self.shape
+        self._make_projections(d_model, heads * key, heads * key, heads * value)
+        self.norm = nn.RMSNorm(heads * value, eps=1e-5)
+        self.lower_bound_logit = None
+        if lower_bound:
+            logit = math.log(lower_bound) - math.log1p(-lower_bound)
+            self.lower_bound_logit = nn.Parameter(torch.full((heads * key,), logit))
+            self.recurrence_parameters = ("lower_bound_logit",)
+
+    @classmethod
+    def layers(cls, d_model: int, options: Any, n_layers: int) -> list[Mixer]:
+        return [cls(d_model, options, depth / n_layers) for depth in range(n_layers)]
+
+    def _inputs(self, *parts: Tensor) -> tuple[Tensor, ...]:
+        q, forget, v = parts
+        log_gate, k = F.logsigmoid(forget), torch.sigmoid(-forget)
+        if self.lower_bound_logit is not None:
+            log_rest = F.logsigmoid(-self.lower_bound_logit)
+            log_gate = torch.logaddexp(F.logsigmoid(self.lower_bound_logit), log_rest + log_gate)
+            k = log_rest.exp() * k
+        return *self._heads(F.silu(q), k, v, log_gate), None
+
+    def _read_out(self, o: Tensor, out_gate: Tensor | None) -> Tensor:
+        return self.norm(o.flatten(-2))
+
+
+def _head_width(name: str, expand: float, d_model: int, heads: int) -> int:
+    """Width of one head where all of them are expand · d_model wide."""
+    width = expand * d_model / heads
+    if not (math.isfinite(width) and width >= 1 and width == int(width)):
+        raise UserError(
+            f"{name} {expand} · d_model {d_model} / n_heads {heads} = {width:g} channels a head; "
+            "it must be a whole number, at least 1"
+        )
+    return int(width)

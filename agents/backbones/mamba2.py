@@ -1,0 +1,128 @@
+"""Mamba-2: a selective state space layer with one input-dependent decay a head.
+
+    z, x, B, C, Δ = W_in u;   x, B, C ← silu(conv(x, B, C));   Δ ← softplus(Δ + b_Δ)
+    H_t = exp(Δ_t A) H_{t−1} + Δ_t x_t B_tᵀ,   y_t = H_t C_t + D x_t
+    out = W_out RMSNorm(y ⊙ silu(z))
+
+Dao and Gu, "Transformers are SSMs", arXiv 2405.21060, section 7; initialisation as published.
+Shapes: E = expand · D inner channels in H heads of P, N state size, W taps.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from decision_s4.agents.backbones.base import Mixer, State, register
+from decision_s4.envs.errors import UserError
+from decision_s4.kernels.packing import Packing
+from decision_s4.kernels.short_conv import short_conv, short_conv_step
+from decision_s4.kernels.ssd import ssd, ssd_step
+
+
+@dataclass(frozen=True)
+class Mamba2Options:
+    """Options of `mamba2`."""
+
+    d_state: int = 64
+    """Size N of each channel's state."""
+    expand: int = 2
+    """Inner channels E as a multiple of d_model."""
+    n_heads: int = 4
+    """Heads H, each with a decay of its own; they share the inner channels evenly."""
+    d_conv: int = 4
+    """Taps W of the convolution before the recurrence."""
+    dt_min: float = 0.001
+    dt_max: float = 0.1
+    """Time steps begin log-uniform in [dt_min, dt_max]."""
+    a_min: float = 1.0
+    a_max: float = 16.0
+    """Decay rates −A begin uniform in [a_min, a_max]; 1 / (dt · −A) is the horizon in steps."""
+
+
+@register("mamba2")
+class Mamba2(Mixer):
+    """The state is (last inputs of the convolution (B, E + 2N, W − 1), H (B, H, P, N))."""
+
+    Options = Mamba2Options
+    recurrence_parameters = ("A_log", "dt_bias")
+
+    def __init__(self, d_model: int, options: Mamba2Options):
+        super().__init__()
+        _check(d_model, options)
+        inner, heads, size = options.expand * d_model, options.n_heads, options.d_state
+        self.shape = (heads, inner // heads, size)
+        self.widths = (inner, inner + 2 * size, heads)  # z; x, B and C; Δ
+        self.in_proj = nn.Linear(d_model, sum(self.widths), bias=False)
+        bound = options.d_conv**-0.5  # as nn.Conv1d, depthwise
+        self.conv_weight = nn.Parameter(torch.empty(self.widths[1], options.d_conv))
+        self.conv_bias = nn.Parameter(torch.empty(self.widths[1]))
+        for parameter in (self.conv_weight, self.conv_bias):
+            nn.init.uniform_(parameter, -bound, bound)
+        low, high = math.log(options.dt_min), math.log(options.dt_max)
+        dt = torch.exp(low + (high - low) * torch.rand(heads))
+        self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))  # softplus⁻¹(dt)
+        self.A_log = nn.Parameter(torch.empty(heads).uniform_(options.a_min, options.a_max).log())
+        self.D = nn.Parameter(torch.ones(heads))
+        self.norm = nn.RMSNorm(inner, eps=1e-5)
+        self.out_proj = nn.Linear(inner, d_model, bias=False)
+
+    def initial_state(self, batch_size: int, device: torch.device | None = None) -> State:
+        conv = (*self.conv_weight.shape[:1], self.conv_weight.shape[1] - 1)
+        return tuple(
+            torch.zeros(batch_size, *shape, dtype=self.D.dtype, device=device)
+            for shape in (conv, self.shape)
+        )
+
+    def constants(self) -> Tensor:
+        return -torch.exp(self.A_log)
+
+    def forward(self, x: Tensor, state: State, packing: Packing) -> tuple[Tensor, State]:
+        z, xBC, dt = self._project(x)
+        with torch.autocast(x.device.type, enabled=False):
+            xBC, conv = short_conv(xBC, self.conv_weight, self.conv_bias, state[0], packing)
+            x, B, C = self._split(xBC)
+            y, ssm = ssd(x, dt, self.constants(), B, C, state[1], packing)
+            y = self._gate(y, x, z)
+        return self.out_proj(y), (conv, ssm)
+
+    def step(self, x: Tensor, state: State, constants: Any) -> tuple[Tensor, State]:
+        z, xBC, dt = self._project(x)
+        with torch.autocast(x.device.type, enabled=False):
+            xBC, conv = short_conv_step(xBC, self.conv_weight, self.conv_bias, state[0])
+            x, B, C = self._split(xBC)
+            y, ssm = ssd_step(x, dt, constants, B, C, state[1])
+            y = self._gate(y, x, z)
+        return self.out_proj(y), (conv, ssm)
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """z (…, E), x with B and C (…, E + 2N), Δ (…, H), in the state's type."""
+        z, xBC, dt = self.in_proj(x).to(self.D.dtype).split(self.widths, dim=-1)
+        return z, xBC, F.softplus(dt + self.dt_bias)
+
+    def _split(self, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """silu, then x (…, H, P), B and C (…, N)."""
+        heads, width, size = self.shape
+        x, B, C = F.silu(xBC).split([heads * width, size, size], dim=-1)
+        return x.unflatten(-1, (heads, width)), B, C
+
+    def _gate(self, y: Tensor, x: Tensor, z: Tensor) -> Tensor:
+        y = (y + self.D[:, None] * x).flatten(-2)
+        return self.norm(y * F.silu(z))
+
+
+def _check(d_model: int, options: Mamba2Options) -> None:
+    for name in ("d_state", "expand", "n_heads", "d_conv"):
+        if getattr(options, name) < 1:
+            raise UserError(f"{name} {getattr(options, name)} must be at least 1")
+    if options.expand * d_model % options.n_heads:
+        raise UserError(
+            f"n_heads {options.n_heads} must divide expand · d_model = {options.expand * d_model}"
+        )
+    for low, high in (("dt_min", "dt_max"), ("a_min", "a_max")):
+        a, b = getattr(options, low), getattr(options, high)
+        if not 0 < a <= b < math.inf:
+            raise UserError(f"{low} {a} and {high} {b} need 0 < {low} <= {high} < inf")

@@ -1,0 +1,79 @@
+"""Random windows of K steps: what Decision Transformer trains on.
+
+Shapes: B rows, one window each, K steps.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from decision_s4.envs.batches import Batch, _check_at_least, _cleared, _place
+from decision_s4.envs.errors import UserError
+from decision_s4.envs.spaces import map_tree
+from decision_s4.envs.trajectories import Trajectories
+
+
+class WindowBatches:
+    """Endless batches of `rows` windows of `window_steps` steps, the first of each a `start`.
+
+    A window begins at any step of the data with the same probability: an episode is drawn in
+    proportion to its length, then a step in it (arXiv 2106.01345). At an episode's end the window
+    is shorter, and padding follows it. Timesteps and returns-to-go stay those of the episode.
+    Batch i is a function of (seed, i).
+
+    Raises:
+        UserError: for a number of steps or rows below 1, or a negative seed.
+    """
+
+    def __init__(self, trajectories: Trajectories, window_steps: int, rows: int, seed: int):
+        _check_at_least("window_steps", window_steps, 1)
+        _check_at_least("rows", rows, 1)
+        _check_at_least("seed", seed, 0)
+        self.window_steps, self.rows, self.seed, self.batch = window_steps, rows, seed, 0
+        self.observations = map_tree(np.asarray, trajectories.observations)
+        self.actions = map_tree(np.asarray, trajectories.actions)
+        self.rewards = np.asarray(trajectories.rewards)
+        self.returns_to_go = trajectories.returns_to_go().astype(np.float32)
+        self.offsets = trajectories.action_offsets
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        draw = np.random.default_rng([self.seed, self.batch])
+        self.batch += 1
+        return self.windows(draw.integers(len(self.rewards), size=self.rows))
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the sampler stands: the next batch after loading this is the one due now."""
+        return {"seed": self.seed, "batch": self.batch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue from a state_dict. Raises UserError if it is none of this sampler's."""
+        if set(state) != set(self.state_dict()):
+            raise UserError(f"sampler state has the keys {sorted(state)}; use a state_dict()")
+        self.seed, self.batch = state["seed"], state["batch"]
+
+    def windows(self, first: np.ndarray) -> Batch:
+        """The windows that begin at the steps `first` (B,) of the data."""
+        episode = np.searchsorted(self.offsets, first, side="right") - 1
+        places = first[:, None] + np.arange(self.window_steps)  # (B, K)
+        valid = places < self.offsets[episode + 1][:, None]
+        step = places[valid]
+        episode = np.broadcast_to(episode[:, None], valid.shape)[valid]
+        timestep, row_step = step - self.offsets[episode], step + episode
+        start = (places == first[:, None])[valid]
+        before = np.where(start, step, step - 1)
+        return Batch(
+            observation=map_tree(lambda leaf: _place(leaf[row_step], valid), self.observations),
+            previous_action=map_tree(
+                lambda leaf: _place(_cleared(leaf[before], start), valid), self.actions
+            ),
+            return_to_go=_place(self.returns_to_go[step], valid),
+            action=map_tree(lambda leaf: _place(leaf[step], valid), self.actions),
+            reward=_place(self.rewards[step], valid),
+            timestep=_place(timestep, valid),
+            start=_place(start, valid),
+            valid=torch.from_numpy(valid),
+        )

@@ -1,0 +1,50 @@
+"""Gated linear attention: a matrix state a head, each key channel with a decay of its own.
+
+    S_t = diag(e^{g_t}) S_{t−1} + k_t v_tᵀ,   o_t = S_tᵀ q_t
+
+S is (K, V) in each head (Yang et al., "Gated Linear Attention Transformers with Hardware-Efficient
+Training", arXiv 2312.06635, equation 3). HGRN-2, RetNet and linear attention are special cases.
+"""
+
+from typing import Literal
+
+from torch import Tensor
+
+from decision_s4.kernels.gated_linear import chunked, naive
+from decision_s4.kernels.packing import Packing
+
+__all__ = ["gated_linear", "gated_linear_step"]
+
+gated_linear_step = naive.step
+
+
+def gated_linear(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_gate: Tensor,
+    state: Tensor,
+    packing: Packing,
+    impl: Literal["naive", "torch"] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Run the recurrence over packed rows; differentiable in every float input.
+
+    Args:
+        q: (B, T, H, K) queries of H heads; scale them beforehand.
+        k: (B, T, H, K) keys.
+        v: (B, T, H, V) values.
+        log_gate: (B, T, H, K), or (B, T, H, 1) for one gate a head; at most 0.
+        state: (B, H, K, V) carried in.
+        packing: where episodes start; the state is zero before each start.
+        impl: "naive" is the equation as a loop; None takes the fastest.
+
+    Returns:
+        (o (B, T, H, V), final state (B, H, K, V)). o is 0 at steps that are not valid.
+
+    Raises:
+        ValueError: for an unknown `impl`.
+    """
+    if impl not in (None, "naive", "torch"):
+        raise ValueError(f"gated_linear: impl '{impl}' is unknown; use 'naive' or 'torch'")
+    run = naive.scan if impl == "naive" else chunked.scan
+    return run(q, k, v, log_gate, state, packing)

@@ -1,0 +1,50 @@
+"""GRU and LSTM over packed rows, with resets.
+
+    GRU:  r, z = σ(W x_t + U h + b),  n = tanh(W x_t + b + r ∘ (U h + b')),  h ← (1 − z) ∘ n + z ∘ h
+    LSTM: i, f, o = σ(W x_t + U h + b),  g = tanh(W x_t + U h + b),
+          c ← f ∘ c + i ∘ g,  h ← o ∘ tanh(c)
+
+Cho et al., arXiv 1406.1078, the reset gate after the matrix product; Hochreiter and Schmidhuber
+1997, with the forget gate of Gers, Schmidhuber and Cummins 2000. As in torch.nn.
+"""
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from decision_s4.kernels.gated_scan import fused, naive, ranks
+from decision_s4.kernels.packing import Packing
+
+__all__ = ["gated_scan", "gated_step"]
+
+gated_step = naive.step
+
+
+def gated_scan(
+    x: Tensor,
+    network: nn.GRU | nn.LSTM,
+    state: Tensor,
+    packing: Packing,
+    impl: Literal["naive", "torch", "fused"] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Run a network of one layer; differentiable in `x`, its parameters and `state`.
+
+    Args:
+        x: (B, T, D) input.
+        network: holds the parameters, and says which equation.
+        state: (B, parts, H) carried in; parts are h, and c of an LSTM.
+        packing: where episodes start; the state is zero before each start.
+        impl: "naive" is the equation as a loop, "torch" a loop with its gradient by hand (once
+            differentiable), "fused" torch's own kernels; None takes the fastest.
+
+    Returns:
+        (h (B, T, H), final state (B, parts, H)). h is 0 at steps that are not valid.
+
+    Raises:
+        ValueError: for an unknown `impl`.
+    """
+    runs = {"naive": naive.scan, "torch": ranks.scan, "fused": fused.scan}
+    impl = impl or ("fused" if x.is_cuda else "torch")
+    if impl not in runs:
+        raise ValueError(f"gated_scan: impl '{impl}' is unknown; use {', '.join(runs)}")
+    return runs[impl](x, network, state, packing)

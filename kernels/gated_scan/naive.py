@@ -1,0 +1,30 @@
+"""gated_scan as the equation, step by step: the oracle of the fast paths, and acting's step."""
+
+import torch
+from torch import Tensor, nn
+
+from decision_s4.kernels.packing import Packing
+
+
+def step(x: Tensor, network: nn.GRU | nn.LSTM, state: Tensor) -> Tensor:
+    """One step: x (B, D), state (B, parts, H) -> new state, whose part 0 is the output."""
+    weights = network.weight_ih_l0, network.weight_hh_l0, network.bias_ih_l0, network.bias_hh_l0
+    if isinstance(network, nn.LSTM):
+        return torch.stack(torch.lstm_cell(x, state.unbind(1), *weights), dim=1)
+    return torch.gru_cell(x, state[:, 0], *weights)[:, None]
+
+
+def scan(
+    x: Tensor, network: nn.GRU | nn.LSTM, state: Tensor, packing: Packing
+) -> tuple[Tensor, Tensor]:
+    """See `gated_scan`."""
+    valid = torch.ones_like(packing.start) if packing.valid is None else packing.valid
+    masks = packing.start.unbind(1), valid.unbind(1)
+    x = torch.where(valid[..., None], x, torch.zeros_like(x))  # NaN in a hole would reach gradients
+    outputs = []
+    for x_t, start_t, valid_t in zip(x.unbind(1), *masks, strict=True):
+        before = torch.where(start_t[:, None, None], torch.zeros_like(state), state)
+        after = step(x_t, network, before)
+        state = torch.where(valid_t[:, None, None], after, state)
+        outputs.append(torch.where(valid_t[:, None], after[:, 0], torch.zeros_like(after[:, 0])))
+    return torch.stack(outputs, dim=1), state

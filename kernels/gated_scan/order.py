@@ -1,0 +1,36 @@
+"""Episodes side by side, longest first: the order of a torch PackedSequence.
+
+Shapes: M valid steps of E episodes; all first steps come first, then all second ones, …
+"""
+
+import torch
+from torch import Tensor
+
+from decision_s4.kernels.packing import ChunkLayout
+
+
+def pack(x: Tensor, state: Tensor, layout: ChunkLayout) -> tuple[Tensor, Tensor]:
+    """x (B, T, D) as (M, D), and the state (E, parts, H) before each episode.
+
+    `layout` has chunks of one step.
+    """
+    before = state.new_zeros(layout.counts[0], *state.shape[1:])
+    before = before.index_copy(0, layout.carry_chunks, state[layout.carry_rows])
+    return x.flatten(0, 1)[layout.source.squeeze(1)], before
+
+
+def unpack(
+    hidden: Tensor, after: Tensor, state: Tensor, layout: ChunkLayout, steps: int
+) -> tuple[Tensor, Tensor]:
+    """hidden (M, H) as (B, T, H), and the state (B, parts, H) after each row's last episode."""
+    padded = torch.cat([hidden, hidden.new_zeros(1, hidden.shape[1])])
+    final = state.index_copy(0, layout.final_rows, after[_last_episodes(layout)])
+    return padded[layout.target].unflatten(0, (-1, steps)), final
+
+
+def _last_episodes(layout: ChunkLayout) -> Tensor:
+    """(F,) place, longest first, of the episode in which each of `final_rows` ends."""
+    counts = torch.tensor(layout.counts, device=layout.source.device)
+    ends = counts.cumsum(0)
+    rank = torch.searchsorted(ends, layout.final_chunks, right=True)
+    return layout.final_chunks - (ends - counts)[rank]

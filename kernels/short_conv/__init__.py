@@ -1,0 +1,48 @@
+"""Short causal depthwise convolution over packed rows, with the last inputs as its state.
+
+    y_t = bias + Σ_{k<W} weight[:, W−1−k] ⊙ x_{t−k}
+
+Taps before an episode's start are zero. Mamba (arXiv 2312.00752, section 3.4) and most gated
+linear layers put one before their recurrence.
+"""
+
+from typing import Literal
+
+from torch import Tensor
+
+from decision_s4.kernels.packing import Packing
+from decision_s4.kernels.short_conv import naive, shifted
+
+__all__ = ["short_conv", "short_conv_step"]
+
+short_conv_step = naive.step
+
+
+def short_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    state: Tensor,
+    packing: Packing,
+    impl: Literal["naive", "torch"] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Convolve packed rows; differentiable in `x`, `weight`, `bias` and `state`.
+
+    Args:
+        x: (B, T, D) input.
+        weight: (D, W), the tap of x_t last, as in `torch.nn.Conv1d`.
+        bias: (D,) or None.
+        state: (B, D, W − 1) last inputs of the episode carried in, oldest first.
+        packing: where episodes start; steps that are not valid are skipped altogether.
+        impl: "naive" is the equation as a loop; None takes the fastest.
+
+    Returns:
+        (y (B, T, D), final state (B, D, W − 1)). y is 0 at steps that are not valid.
+
+    Raises:
+        ValueError: for an unknown `impl`.
+    """
+    if impl not in (None, "naive", "torch"):
+        raise ValueError(f"short_conv: impl '{impl}' is unknown; use 'naive' or 'torch'")
+    run = naive.conv if impl == "naive" else shifted.conv
+    return run(x, weight, bias, state, packing)

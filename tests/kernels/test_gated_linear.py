@@ -1,0 +1,203 @@
+"""The chunked scan equals the equation's loop: outputs, final state, every gradient."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from decision_s4.kernels.gated_linear import chunked, gated_linear, gated_linear_step, naive
+from decision_s4.kernels.packing import Packing
+
+HEADS, KEY, VALUE = 2, 3, 4
+impls = pytest.mark.parametrize("impl", ["naive", "torch"])
+
+
+def make_input(rows: int, steps: int, lowest: float = -1.0, gates: int = KEY) -> list[torch.Tensor]:
+    """q, k (B, T, H, K), v (B, T, H, V), log gates in [lowest, 0], state (B, H, K, V)."""
+    shapes = [(rows, steps, HEADS, width) for width in (KEY, KEY, VALUE, gates)]
+    *qkv, gate = (torch.randn(shape, dtype=torch.float64) for shape in shapes)
+    state = torch.randn(rows, HEADS, KEY, VALUE, dtype=torch.float64)
+    gate = lowest * torch.rand_like(gate)
+    return [each.requires_grad_() for each in (*qkv, gate, state)]
+
+
+def outcome(run, inputs, packing: Packing) -> list[torch.Tensor]:
+    """Outputs, final state, and the gradient of a loss on both in every input."""
+    o, final = run(*inputs, packing)
+    loss = (o * torch.arange(o.numel()).view_as(o).sin()).sum() + final.cos().sum()
+    return [o, final, *torch.autograd.grad(loss, inputs, materialize_grads=True)]
+
+
+def assert_all_near(found, expected, tolerance=1e-10) -> None:
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("lowest", [0.0, -0.01, -5.0, -30.0])
+@pytest.mark.parametrize("steps", [1, 2, 3, 31, 32, 33, 129])
+def test_chunked_equals_the_loop(steps, lowest):
+    torch.manual_seed(steps)
+    start, valid = torch.rand(4, steps) < 0.05, torch.rand(4, steps) < 0.8
+    start[0], valid[1], valid[2] = False, True, False
+    start[3, 0] = True
+    arguments = make_input(4, steps, lowest), Packing(start, valid)
+    assert_all_near(outcome(gated_linear, *arguments), outcome(naive.scan, *arguments))
+
+
+@pytest.mark.parametrize("gate", [0.0, -5.0, -30.0, -1e4])
+def test_constant_gates(gate):
+    """From a plain sum to forgetting all at once; at -1e4 every product of gates is 0."""
+    torch.manual_seed(0)
+    q, k, v, log_gate, state = make_input(2, 70)
+    inputs = [q, k, v, torch.full_like(log_gate, gate, requires_grad=True), state]
+    packing = Packing.unbroken(2, 70)
+    assert_all_near(outcome(gated_linear, inputs, packing), outcome(naive.scan, inputs, packing))
+    if gate == 0:
+        total = torch.einsum("bthk,bthv->bhkv", k, v) + state
+        torch.testing.assert_close(gated_linear(*inputs, packing)[1], total)
+
+
+def test_one_gate_a_head_stands_for_all_its_keys():
+    torch.manual_seed(1)
+    *inputs, gate, state = make_input(2, 40, gates=1)
+    packing = Packing.unbroken(2, 40)
+    found = outcome(gated_linear, [*inputs, gate, state], packing)
+    expected = outcome(naive.scan, [*inputs, gate, state], packing)
+    assert_all_near(found, expected)
+    wide = gated_linear(*inputs, gate.expand(-1, -1, -1, KEY), state, packing)
+    assert_all_near(found[:2], wide)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.data(), st.sampled_from([1, 2, 4, 8]))
+def test_any_mix_of_starts_and_holes(data, chunk):
+    torch.manual_seed(0)
+    rows, steps = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 11))
+    mask = st.lists(st.booleans(), min_size=rows * steps, max_size=rows * steps)
+    start, valid = (torch.tensor(data.draw(mask)).view(rows, steps) for _ in range(2))
+    arguments = make_input(rows, steps), Packing(start, valid)
+
+    def fast(*each):
+        return chunked.scan(*each, chunk=chunk)
+
+    assert_all_near(outcome(fast, *arguments), outcome(naive.scan, *arguments))
+
+
+@impls
+def test_it_is_attention_with_decay(impl):
+    """o_t = Σ_s (q_t · (k_s ⊙ exp Σ_{s<r≤t} g_r)) v_s, without the recurrence."""
+    torch.manual_seed(2)
+    q, k, v, gate, state = make_input(1, 6)
+    packing = Packing.unbroken(1, 6)
+    o, _ = gated_linear(q, k, v, gate, torch.zeros_like(state), packing, impl=impl)
+    for h in range(HEADS):
+        for t in range(6):
+            decays = [gate[0, s + 1 : t + 1, h].sum(0).exp() for s in range(t + 1)]
+            weights = [(q[0, t, h] * k[0, s, h] * decays[s]).sum() for s in range(t + 1)]
+            expected = sum(weight * v[0, s, h] for s, weight in enumerate(weights))
+            torch.testing.assert_close(o[0, t, h], expected)
+
+
+@impls
+def test_gradients_equal_finite_differences(impl):
+    torch.manual_seed(3)
+    packing = Packing(torch.tensor([[False, False, True, False, False], [True] + 4 * [False]]))
+    assert torch.autograd.gradcheck(
+        lambda *inputs: gated_linear(*inputs, packing, impl=impl), make_input(2, 5), fast_mode=True
+    )
+
+
+def test_second_derivatives_equal_finite_differences():
+    torch.manual_seed(4)
+    packing = Packing(torch.tensor([[False, True, False]]))
+    assert torch.autograd.gradgradcheck(
+        lambda *inputs: gated_linear(*inputs, packing), make_input(1, 3), fast_mode=True
+    )
+
+
+@impls
+def test_a_state_a_hand_can_check(impl):
+    """Gates 1/2 and 1: S = (8/2 + 1, 8 + 2) = (5, 10), then (5/2, 10); then k alone, (3, 1)."""
+    k = torch.tensor([[1.0, 2], [0, 0], [3, 1]]).view(1, 3, 1, 2)
+    gate = torch.tensor([0.5, 1]).log().expand(1, 3, 1, 2)
+    start = torch.tensor([[False, False, True]])
+    q, v, state = (
+        torch.tensor([1.0, 10]).expand_as(k),
+        torch.ones(1, 3, 1, 1),
+        torch.full((1, 1, 2, 1), 8.0),
+    )
+    o, final = gated_linear(q, k, v, gate, state, Packing(start), impl=impl)
+    torch.testing.assert_close(o.flatten(), torch.tensor([105.0, 102.5, 13]))
+    assert final.flatten().tolist() == [3, 1]
+
+
+@impls
+@pytest.mark.parametrize("poison", [float("nan"), 1e300])
+def test_neither_other_episodes_nor_holes_leak(impl, poison):
+    torch.manual_seed(5)
+    inputs = make_input(1, 9)
+    start, hole = (torch.tensor([[t == at for t in range(9)]]) for at in (4, 6))
+    packing = Packing(start, ~hole)
+    clean, clean_final = gated_linear(*inputs, packing, impl=impl)
+    with torch.no_grad():
+        *steps, state = inputs
+        state[:] = poison
+        for each in steps:
+            each[0, :4], each[0, 6] = poison, poison
+    o, final = gated_linear(*inputs, packing, impl=impl)
+    assert torch.equal(o[:, 4:], clean[:, 4:])
+    assert torch.equal(final, clean_final)
+    assert o[0, 6].abs().max() == 0
+
+
+@pytest.mark.parametrize("poison", [float("nan"), 1e300])
+def test_no_gradient_comes_from_holes_or_crosses_a_start(poison):
+    torch.manual_seed(6)
+    *steps, state = make_input(1, 9)
+    start, hole = (torch.tensor([[t == at for t in range(9)]]) for at in (4, 6))
+    with torch.no_grad():
+        for each in steps:
+            each[0, 6] = poison
+    o, final = gated_linear(*steps, state, Packing(start, ~hole))
+    *in_steps, in_state = torch.autograd.grad(o[:, 4:].sum() + final.sum(), [*steps, state])
+    for gradient in in_steps:
+        assert gradient.isfinite().all()
+        assert gradient[0, :4].abs().max() == gradient[0, 6].abs().max() == 0
+        assert gradient[0, 5].abs().max() > 0
+    assert in_state.abs().max() == 0
+
+
+@pytest.mark.parametrize("lowest", [0.0, -5.0, -30.0])
+def test_float32_stays_near_float64(lowest):
+    """Outputs and gradients are finite and near, whatever the gates."""
+    torch.manual_seed(7)
+    inputs, packing = make_input(2, 200, lowest), Packing.unbroken(2, 200)
+    expected = outcome(naive.scan, inputs, packing)
+    single = [each.detach().float().requires_grad_() for each in inputs]
+    for a, b in zip(outcome(gated_linear, single, packing), expected, strict=True):
+        assert a.dtype == torch.float32
+        assert (a - b).norm() <= 1e-6 * b.norm() + 1e-6
+
+
+@impls
+def test_a_row_without_a_valid_step_keeps_its_state(impl):
+    torch.manual_seed(8)
+    *inputs, state = make_input(2, 3)
+    nothing = torch.zeros(2, 3, dtype=torch.bool)
+    o, final = gated_linear(*inputs, state, Packing(~nothing, nothing), impl=impl)
+    assert o.abs().max() == 0
+    assert torch.equal(final, state)
+
+
+def test_a_step_neither_writes_nor_shares_its_state():
+    torch.manual_seed(9)
+    *inputs, state = make_input(2, 1)
+    before = state.detach().clone()
+    _, after = gated_linear_step(*(each[:, 0] for each in inputs), state)
+    assert torch.equal(state, before)
+    assert after.data_ptr() != state.data_ptr()
+
+
+def test_unknown_implementation_is_refused():
+    with pytest.raises(ValueError, match="'cuda' is unknown"):
+        gated_linear(*[None] * 6, impl="cuda")
