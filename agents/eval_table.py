@@ -72,7 +72,9 @@ def _number(text: str) -> float | None:
 
 def print_table(console: Console, rows: Sequence[Row]) -> None:
     """Print the table of `rows`, whole: 80 columns hold most, a terminal wraps the others."""
-    console.print(table(rows, console.is_terminal), width=WIDEST, crop=False, no_wrap=True)
+    width, console.width = console.width, WIDEST
+    console.print(table(rows, console.is_terminal))
+    console.width = width
 
 
 def table(rows: Sequence[Row], boxed: bool) -> Table:

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from decision_s4.agents.eval_table import shown
 
+BAR_WIDTH = 10  # what the values leave of 80 columns
 SHORTEST, LONGEST, SHARE = 10.0, 60.0, 0.01  # a plain line: seconds between two, part of the run
 
 
@@ -18,7 +19,11 @@ class ProgressReport:
 
     def __init__(self, total_steps: int, step: int, console: Console) -> None:
         self.console = console
-        columns = (TextColumn("{task.completed:.0f}/{task.total:.0f}"), BarColumn(), _Values())
+        columns = (
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(BAR_WIDTH),
+            _Values(),
+        )
         self.bar = Progress(*columns, console=console, disable=not console.is_terminal)
         self.task = self.bar.add_task("", total=total_steps, completed=step, values={})
         self.printed_at, self.printed_step = -LONGEST, step
@@ -44,13 +49,16 @@ class ProgressReport:
 
 
 class _Values(ProgressColumn):
+    """All but the values that are rates: the bar's own rate is enough where room is scarce."""
+
     def render(self, task: Task) -> Text:
-        return Text(describe(task))
+        return Text(describe(task, rates=False))
 
 
-def describe(task: Task) -> str:
+def describe(task: Task, rates: bool = True) -> str:
     """`loss 0.25  score 51.2  412 steps/s  1:02:03 left` of a rich task, as far as known."""
-    parts = [f"{name} {shown(value)}" for name, value in task.fields["values"].items()]
+    values = task.fields["values"].items()
+    parts = [f"{name} {shown(x)}" for name, x in values if rates or not name.endswith("/s")]
     if task.speed:
         parts.append(f"{shown(task.speed)} steps/s")
     if task.time_remaining is not None:

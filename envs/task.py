@@ -139,8 +139,13 @@ def check_environment(
 
 
 def _from_data(trajectories: Trajectories) -> tuple[float, float]:
-    best = float(trajectories.returns.max())
-    return best, best / 2 if best >= 0 else float(trajectories.returns.mean())
+    best, mean = float(trajectories.returns.max()), float(trajectories.returns.mean())
+    return _rounded(best), _rounded(best / 2 if best >= 0 else mean)
+
+
+def _rounded(target: float) -> float:
+    """Four digits that count: targets are read in tags, tables and the names of videos."""
+    return float(f"{target:.4g}")
 
 
 def _distinct(targets: tuple[float, ...]) -> tuple[float, ...]:

@@ -1,17 +1,13 @@
-"""Sequence layers behind one contract (base.py)."""
+"""Sequence layers behind one contract (base.py). Each file of this folder is imported, so that a
+layer is known as soon as its file is here."""
 
-from decision_s4.agents.backbones import gated as gated
-from decision_s4.agents.backbones import gated_linear as gated_linear
-from decision_s4.agents.backbones import hybrid as hybrid
-from decision_s4.agents.backbones import lru as lru
-from decision_s4.agents.backbones import mamba as mamba
-from decision_s4.agents.backbones import mamba2 as mamba2
-from decision_s4.agents.backbones import mlp as mlp
-from decision_s4.agents.backbones import retnet as retnet
-from decision_s4.agents.backbones import s4 as s4
-from decision_s4.agents.backbones import s5 as s5
-from decision_s4.agents.backbones import transformer as transformer
+from importlib import import_module
+from pkgutil import iter_modules
+
 from decision_s4.agents.backbones.base import BACKBONES, Mixer, State, register
 from decision_s4.agents.backbones.stack import Backbone, make_backbone
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
 
 __all__ = ["BACKBONES", "Backbone", "Mixer", "State", "make_backbone", "register"]

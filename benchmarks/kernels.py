@@ -1,0 +1,169 @@
+"""Selective scan (S6): ours beside what others run, forward and forward + backward.
+
+    python benchmarks/kernels.py                  CPU, one and two threads, beside mambapy's pscan
+    python benchmarks/kernels.py --device cuda    beside mamba-ssm, and the memory's bandwidth
+
+Peers that do not import are left out, in one line. Ours runs with episode starts, theirs without,
+for they have none. Medians of interleaved repeats in ms; "x" is how many times faster than the peer.
+"""
+
+import argparse
+import functools
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from timing import interleaved
+from torch import Tensor
+
+from decision_s4.kernels.selective_scan import selective_scan
+
+Scan = Callable[..., Tensor]
+
+
+def make_inputs(rows: int, steps: int, channels: int, states: int, **kind) -> dict[str, Tensor]:
+    """Inputs of a Mamba layer at its initialisation; u, delta, B, C, z in `kind`, A and D float32."""
+    torch.manual_seed(0)
+    device = kind["device"]
+    sizes = {"u": channels, "delta": channels, "B": states, "C": states, "z": channels}
+    inputs = {name: torch.randn(rows, steps, size, **kind) for name, size in sizes.items()}
+    inputs["A"] = -torch.arange(1.0, states + 1, device=device).repeat(channels, 1)
+    inputs["D"] = torch.ones(channels, device=device)
+    inputs["delta_bias"] = torch.full((channels,), -4.6, device=device)  # softplus: 0.01
+    return {name: x.requires_grad_() for name, x in inputs.items()}
+
+
+def both_ways(scan: Scan, inputs: dict[str, Tensor]) -> dict[str, Callable[[], object]]:
+    """The forward pass without gradients, and with the backward pass."""
+    sample = scan(**inputs)
+    dy = torch.randn_like(sample)
+
+    def train() -> object:
+        return torch.autograd.grad(scan(**inputs), list(inputs.values()), dy, allow_unused=True)
+
+    return {"forward": torch.no_grad()(lambda: scan(**inputs)), "both": train}
+
+
+def ours(impl: str, start: Tensor | None) -> Scan:
+    def scan(**inputs: Tensor) -> Tensor:
+        return selective_scan(**inputs, delta_softplus=True, start=start, impl=impl)[0]
+
+    return scan
+
+
+def mambapy_scan() -> Scan | None:
+    """mambapy's parallel scan inside what its MambaBlock does around it."""
+    try:
+        from mambapy.pscan import pscan
+    except ImportError:
+        print("mambapy does not import: no peer on the CPU (pip install mambapy)")
+        return None
+
+    def scan(u, delta, A, B, C, D, z, delta_bias) -> Tensor:
+        delta = torch.nn.functional.softplus(delta + delta_bias)[..., None]
+        h = pscan(torch.exp(delta * A), delta * B[:, :, None] * u[..., None])
+        return ((h @ C[..., None]).squeeze(-1) + D * u) * torch.nn.functional.silu(z)
+
+    return scan
+
+
+def mamba_ssm_scan() -> Scan | None:
+    """mamba-ssm's fused kernel, on the layout it takes."""
+    try:
+        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+    except ImportError as error:
+        print(f"mamba-ssm does not import ({error}): no peer on the GPU")
+        return None
+
+    def scan(u, delta, A, B, C, D, z, delta_bias) -> Tensor:
+        u, delta, B, C, z = (x.transpose(1, 2).contiguous() for x in (u, delta, B, C, z))
+        return selective_scan_fn(u, delta, A, B, C, D, z, delta_bias, delta_softplus=True)
+
+    return scan
+
+
+def table(title: str, contenders: dict[str, Scan], peer: str, inputs, repeats: int, sync) -> dict:
+    """Prints medians and ratios; returns the medians in seconds by (name, pass)."""
+    calls = {
+        (name, way): functools.partial(_timed, call, sync)
+        for name, scan in contenders.items()
+        for way, call in both_ways(scan, inputs).items()
+    }
+    seconds = interleaved(calls, repeats, warmup=2)
+    median = {key: float(np.median(s)) for key, s in seconds.items()}
+    print(f"\n{title}\n{'':10}{'forward':>12}{'x':>8}{'both':>12}{'x':>8}")
+    for name in contenders:
+        cells = ""
+        for way in ("forward", "both"):
+            of_peer = median.get((peer, way))
+            ratio = f"{of_peer / median[name, way]:8.2f}" if of_peer else f"{'':8}"
+            cells += f"{median[name, way] * 1e3:9.2f} ms{ratio}"
+        print(f"{name:10}{cells}")
+    return median
+
+
+def _timed(call: Callable[[], object], sync: Callable[[], None]) -> None:
+    call()
+    sync()
+
+
+def on_cpu(threads: int, repeats: int) -> None:
+    torch.set_num_threads(threads)
+    size = 16, 256, 128, 16
+    inputs = make_inputs(*size, device="cpu", dtype=torch.float32)
+    start = torch.rand(size[:2]) < 0.02
+    contenders = {impl: ours(impl, start) for impl in ("naive", "torch", "cpu")}
+    peer = mambapy_scan()
+    contenders |= {"mambapy": peer} if peer else {}
+    title = f"CPU, {threads} threads, (B, T, D, N) = {size}, float32"
+    table(title, contenders, "mambapy", inputs, repeats, lambda: None)
+
+
+def copy_bandwidth() -> float:
+    """Bytes a second, read and written, of a copy on this GPU."""
+    source = torch.empty(1 << 28, dtype=torch.float32, device="cuda")
+    target = torch.empty_like(source)
+
+    def copy() -> None:
+        target.copy_(source)
+        torch.cuda.synchronize()
+
+    seconds = interleaved({"copy": copy}, 20, warmup=3)["copy"]
+    return 2 * source.numel() * source.element_size() / float(np.median(seconds))
+
+
+def on_cuda(size: tuple[int, int, int, int], repeats: int) -> None:
+    """Share of the roofline: compulsory bytes (bfloat16, gate) at the bandwidth of a copy."""
+    inputs = make_inputs(*size, device="cuda", dtype=torch.bfloat16)
+    start = torch.rand(size[:2], device="cuda") < 0.001
+    contenders = {"triton": ours("triton", start), "no starts": ours("triton", None)}
+    peer = mamba_ssm_scan()
+    contenders |= {"mamba-ssm": peer} if peer else {}
+    bandwidth = copy_bandwidth()
+    title = f"{torch.cuda.get_device_name()}, (B, T, D, N) = {size}, bfloat16"
+    title += f"; copy {bandwidth / 1e12:.2f} TB/s"
+    median = table(title, contenders, "mamba-ssm", inputs, repeats, torch.cuda.synchronize)
+    elements = size[0] * size[1] * size[2]
+    for way, compulsory in (("forward", 10), ("both", 10 + 18)):
+        bound = compulsory * elements / bandwidth
+        share = bound / median["triton", way]
+        print(f"{way}: {compulsory} bytes an element take {bound * 1e3:.3f} ms; {share:.0%} of it")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--repeats", type=int, default=7)
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    if args.device == "cuda":
+        for size in ((8, 2048, 2048, 16), (64, 1000, 256, 16)):
+            on_cuda(size, args.repeats)
+        return
+    for threads in (1, 2):
+        on_cpu(threads, args.repeats)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""selective_scan in C++ (cpu.cpp), with its gradients. Compiled once a machine."""
+
+import functools
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from decision_s4.kernels.extension import compile_library, library_or_none
+from decision_s4.kernels.selective_scan.arguments import Arguments
+
+
+def scan(arguments: Arguments) -> tuple[Tensor, Tensor]:
+    """See `selective_scan`."""
+    if arguments.u.device.type != "cpu":
+        raise ValueError(
+            f"selective_scan: impl 'cpu' needs tensors on the CPU, not {arguments.u.device}"
+        )
+    if library() is None:
+        raise RuntimeError(
+            "selective_scan: impl 'cpu' needs a C++ compiler and ninja; install them or use 'torch'"
+        )
+    y, state = CompiledScan.apply(*arguments.core(), arguments.state, arguments.start)
+    return arguments.finish(y), state
+
+
+class CompiledScan(torch.autograd.Function):
+    """(u, Δ, A, B, C, state, start) -> (y, final state), the recurrence alone."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
+        inputs = [x if x is None else x.contiguous() for x in inputs]
+        y, final, before = library().forward(*inputs, any(ctx.needs_input_grad))
+        ctx.save_for_backward(*inputs, before)
+        return y, final
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor, dstate: Tensor) -> tuple[Tensor | None, ...]:
+        u, delta, A, B, C, _, start, before = ctx.saved_tensors
+        kept = u, delta, A, B, C, start, before
+        return *library().backward(*kept, dy.contiguous(), dstate.contiguous()), None
+
+
+@functools.cache
+def library() -> ModuleType | None:
+    """The compiled library, from torch's extension cache or built now; None if it cannot be."""
+    return library_or_none("selective_scan", _load, instead="running in torch")
+
+
+def _load() -> ModuleType:
+    return compile_library("selective_scan", Path(__file__).with_name("cpu.cpp"))
