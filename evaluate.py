@@ -102,13 +102,16 @@ def _check_writable(output: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point: 0 when done, 2 after bad input, 130 after an interruption."""
+    """Entry point: 0 when done, 2 after bad input, 130 interrupted, 141 unread."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
         argv = sys.argv[1:] if argv is None else argv
         evaluate(parse(EvaluateConfig, argv, prog="evaluate.py", description=__doc__))
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # whoever read the output, as `| head` does, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except Exception as error:
         line = explanation(error)
         if line is None:

@@ -75,8 +75,8 @@ class RunOptions:
     """Seed of weights, data order and evaluation."""
     device: str = "auto"
     """cpu, cuda, cuda:1, …; auto takes a GPU if there is one."""
-    threads: int = 0
-    """CPU threads of the training; 0 takes all cores."""
+    threads: int = 1
+    """CPU threads of the training, 0 for all cores; more pay for wide policies and large batches."""
 
 
 def check_ranges(config: Any) -> None:

@@ -3,8 +3,9 @@
     python benchmarks/acting.py
 
 Prints the median and the 99th percentile in µs, and how many times the transformer's median is
-each one's. "own step" is the policy's differentiable step, "torch" what an Actor does by default,
-"C++" is Actor(policy, impl="cpu"), compiled at the first run.
+each one's. "operations" is how many torch dispatches in a step: at batch 1 these, not arithmetic,
+take the time. "own step" is the policy's differentiable step, "torch" what an Actor does unless
+told otherwise, "C++" is Actor(policy, impl="cpu"), compiled at the first run.
 """
 
 import logging
@@ -16,7 +17,8 @@ from gymnasium import spaces
 from peers.decision_transformer import DecisionTransformer, TransformerAgent
 from rich.console import Console
 from rich.table import Table
-from timing import interleaved
+from timing import interleaved, machine
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from decision_s4.agents.actor import Actor
 from decision_s4.agents.policy import PolicyOptions, SequencePolicy, parameter_count
@@ -63,6 +65,25 @@ def gru_stepper(rows: int) -> Callable[[], object]:
     return torch.inference_mode()(lambda: cell(x, h))
 
 
+class Counter(TorchDispatchMode):
+    """Counts the operations that torch dispatches, views included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.operations += 1
+        return operation(*args, **(kwargs or {}))
+
+
+def operations(step: Callable[[], object]) -> int:
+    """How many a step takes."""
+    with Counter() as counter:
+        step()
+    return counter.operations
+
+
 def contenders() -> dict[str, Agent]:
     transformer = DecisionTransformer(11, 3)
     agents: dict[str, Agent] = {PEER: TransformerAgent(transformer)}
@@ -76,12 +97,14 @@ def contenders() -> dict[str, Agent]:
     return agents
 
 
-def show(rows: int, seconds: dict[str, np.ndarray]) -> None:
-    table = Table("", "p50 µs", "p99 µs", "times faster", title=f"batch {rows}, one thread")
+def show(rows: int, seconds: dict[str, np.ndarray], counts: dict[str, int]) -> None:
+    title = f"batch {rows}, one thread"
+    table = Table("", "p50 µs", "p99 µs", "times faster", "operations", title=title)
     peer = np.median(seconds[PEER])
     for name, each in seconds.items():
         p50, p99 = np.percentile(each, [50, 99]) * 1e6
-        table.add_row(name, f"{p50:,.0f}", f"{p99:,.0f}", f"{peer / np.median(each):.1f}")
+        times = f"{peer / np.median(each):.1f}"
+        table.add_row(name, f"{p50:,.0f}", f"{p99:,.0f}", times, str(counts[name]))
     Console().print(table)
 
 
@@ -89,10 +112,13 @@ def main() -> None:
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    print(machine())
     agents = contenders()
     for rows, repeats in ((1, 2000), (100, 50)):
         steppers = {name: stepper(agent, rows) for name, agent in agents.items()}
-        show(rows, interleaved(steppers | {"GRUCell(64)": gru_stepper(rows)}, repeats))
+        steppers["GRUCell(64)"] = gru_stepper(rows)
+        counts = {name: operations(step) for name, step in steppers.items()}
+        show(rows, interleaved(steppers, repeats), counts)
 
 
 if __name__ == "__main__":

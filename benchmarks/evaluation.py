@@ -2,21 +2,24 @@
 
     python benchmarks/evaluation.py
 
-Both play whole episodes of 1,000 steps (the hopper may fall and lie), so both take equally many
-environment steps. Decision S4 plays all 100 at once through `rollout`, as evaluate.py does.
-Decision Transformer plays as published code does, one environment after another; it plays a few
-episodes and the time is scaled up. "simulator" is Hopper alone on one core, the same scaled up.
+All episodes are whole ones of 1,000 steps (the hopper may fall and lie), so all contenders take
+equally many environment steps. Decision S4 plays all 100 at once through `rollout`, as evaluate.py
+does; Decision Transformer plays as published code does, one environment after another. Who plays
+fewer than 100 episodes is measured by the step and its minutes are scaled up: the table says so.
+"simulator" is Hopper alone on one core. Medians of rounds in which the contenders take turns.
 """
 
 import argparse
 import time
 
 import gymnasium as gym
+import numpy as np
 import torch
 from acting import ACTION, OBSERVATION, PEER
 from peers.decision_transformer import DecisionTransformer, TransformerAgent
 from rich.console import Console
 from rich.table import Table
+from timing import interleaved, machine
 
 from decision_s4.agents.actor import Actor
 from decision_s4.agents.policy import PolicyOptions, SequencePolicy
@@ -56,34 +59,39 @@ def simulate(episodes: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--episodes", type=int, default=100)
-    parser.add_argument("--serial-episodes", type=int, default=3)
+    parser.add_argument("--serial-episodes", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    print(machine())
+    few, many, some = args.serial_episodes, args.episodes, 16
     transformer = TransformerAgent(DecisionTransformer(11, 3))
     policy = SequencePolicy(OBSERVATION, ACTION, PolicyOptions()).eval()
-    fast = Actor(policy, impl="cpu")
-    few, many = args.serial_episodes, args.episodes
-    seconds = {
-        f"{PEER}, one environment": play_serially(transformer, few),
-        f"{PEER}, lockstep": play(transformer, 16, workers=None),
-        "Decision S4, lockstep": play(Actor(policy), many, workers=None),
-        "Decision S4 in C++, lockstep": play(fast, many, workers=None),
-        "Decision S4 in C++, one environment": play_serially(fast, few),
-        "simulator": simulate(few),
+    slow, fast = Actor(policy), Actor(policy, impl="cpu")
+    contenders = {
+        f"{PEER}, serial": (few, lambda: play_serially(transformer, few)),
+        f"{PEER}, lockstep": (some, lambda: play(transformer, some, workers=None)),
+        "Decision S4, lockstep": (many, lambda: play(slow, many, workers=None)),
+        "Decision S4 in C++, lockstep": (many, lambda: play(fast, many, workers=None)),
+        "Decision S4 in C++, serial": (few, lambda: play_serially(fast, few)),
+        "simulator": (few, lambda: simulate(few)),
     }
-    seconds[f"{PEER}, one environment"] += play_serially(transformer, few)
-    seconds[f"{PEER}, one environment"] /= 2  # before and after: the machine may drift
-    show(seconds, many)
+    calls = {name: call for name, (_, call) in contenders.items()}
+    seconds = interleaved(calls, args.rounds, warmup=0)
+    show(seconds, {name: count for name, (count, _) in contenders.items()}, many)
 
 
-def show(seconds: dict[str, float], episodes: int) -> None:
+def show(seconds: dict[str, np.ndarray], played: dict[str, int], episodes: int) -> None:
+    """A line each; `seconds` of one round, in which `played` episodes were played."""
     title = f"{episodes} episodes of {STEPS:,} steps"
-    table = Table("", "steps/s", "minutes", "times faster", title=title)
-    peer = next(iter(seconds.values()))
-    for name, each in seconds.items():
-        minutes = each * episodes * STEPS / 60
-        table.add_row(name, f"{1 / each:,.0f}", f"{minutes:.2f}", f"{peer / each:.1f}")
+    table = Table("", "played", "steps/s", "minutes", "times faster", title=title)
+    rates = {name: played[name] * STEPS / np.median(each) for name, each in seconds.items()}
+    peer = next(iter(rates.values()))
+    for name, rate in rates.items():
+        scaled = "" if played[name] == episodes else " (scaled)"
+        minutes = f"{episodes * STEPS / rate / 60:.2f}{scaled}"
+        table.add_row(name, str(played[name]), f"{rate:,.0f}", minutes, f"{rate / peer:.1f}")
     Console().print(table)
 
 

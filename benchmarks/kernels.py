@@ -4,7 +4,7 @@
     python benchmarks/kernels.py --device cuda    beside mamba-ssm, and the memory's bandwidth
 
 Peers that do not import are left out, in one line. Ours runs with episode starts, theirs without,
-for they have none. Medians of interleaved repeats in ms; "x" is how many times faster than the peer.
+for they have none. Medians of interleaved repeats in ms; "x": how many times faster than the peer.
 """
 
 import argparse
@@ -23,7 +23,7 @@ Scan = Callable[..., Tensor]
 
 
 def make_inputs(rows: int, steps: int, channels: int, states: int, **kind) -> dict[str, Tensor]:
-    """Inputs of a Mamba layer at its initialisation; u, delta, B, C, z in `kind`, A and D float32."""
+    """Inputs of a Mamba layer at its initialisation; A and D in float32, the others in `kind`."""
     torch.manual_seed(0)
     device = kind["device"]
     sizes = {"u": channels, "delta": channels, "B": states, "C": states, "z": channels}

@@ -3,7 +3,6 @@
     python benchmarks/loader.py [--updates 30] [any flag of train.py]
 
 A step is a packed batch and a gradient update of it; both take turns, as in train.py.
-
 """
 
 import argparse
@@ -12,6 +11,7 @@ import time
 
 import numpy as np
 import torch
+from timing import machine
 
 from decision_s4.agents.config import parse
 from decision_s4.agents.options import choose_device
@@ -40,6 +40,7 @@ def main() -> None:
     config = parse(TrainConfig, flags)
     torch.set_num_threads(config.threads or os.cpu_count() or 1)
     trajectories = datasets.load(config.dataset)
+    print(machine())
     run = Training(config, trajectories, Task(None, ()), choose_device(config.device))
     measure(run, 5)  # warm-up
     loading, updating, taken = measure(run, args.updates)

@@ -1,9 +1,23 @@
 """Medians of interleaved repeats: what drifts on a shared machine drifts for all contenders."""
 
+import os
+import platform
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
+import torch
+
+
+def machine() -> str:
+    """What a figure was measured on, and how busy that was."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    level, load = torch.backends.cpu.get_cpu_capability(), os.getloadavg()[0]
+    cpu = f"{os.cpu_count()} cores, {names[0] if names else platform.machine()}, {level}"
+    return f"{cpu}; torch {torch.__version__}; load before {load:.1f}"
 
 
 def interleaved(

@@ -77,7 +77,7 @@ def reference_scores(
     if user_scores is not None:
         return _scale(user_scores, "given scale")
     if metadata_scores is not None:
-        return _scale(metadata_scores, "scale stored with the dataset")
+        return _scale(metadata_scores, "the dataset's own scale")
     task = d4rl_task(name)
     return _scale(D4RL_SCORES[task], f"D4RL scale {task}") if task else None
 

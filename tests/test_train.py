@@ -2,6 +2,9 @@
 
 import csv
 import importlib.util
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -243,3 +246,13 @@ def test_devices():
     for name in ("gpu", "meta", "cuda:x", "cpu:1"):
         with pytest.raises(UserError, match=f"--device '{name}' is unknown; use auto, cpu, cuda"):
             choose_device(name)
+
+
+@pytest.mark.parametrize("program", [train, evaluate])
+def test_a_reader_that_has_seen_enough_is_no_mistake(program):
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, program.__file__, "--help"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")

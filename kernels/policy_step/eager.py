@@ -7,8 +7,6 @@ from torch.linalg import vecdot
 from decision_s4.kernels.policy_step.fold import Folded, FoldedLayer, fold
 from decision_s4.kernels.policy_step.plan import Affine, Head, Inputs, Norm, Plan
 
-MOST_ROWS = 32  # at once: with more, a layer's states leave the cache and its buffers the heap
-
 
 class EagerStep:
     """See `PolicyStep`."""
@@ -19,14 +17,6 @@ class EagerStep:
     def __call__(
         self, inputs: Inputs, state: tuple[Tensor, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        if len(inputs.start) <= MOST_ROWS:
-            return self._step(inputs, state)
-        parts = zip(*(x.split(MOST_ROWS) for x in (*inputs, *state)), strict=True)
-        steps = [self._step(Inputs(*part[:4]), part[4:]) for part in parts]
-        outs, after = zip(*steps, strict=True)
-        return torch.cat(outs), tuple(map(torch.cat, zip(*after, strict=True)))
-
-    def _step(self, inputs: Inputs, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         folded = self.folded
         return_to_go, observation, action, start = inputs
         if start.any():  # one question in place of a choice a layer, at the steps between starts

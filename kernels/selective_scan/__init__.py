@@ -54,7 +54,7 @@ def selective_scan(
         state: (B, D, N) carried in; None for zeros.
         start: (B, T) bool, the first steps of episodes: the state is zero before them.
         impl: "naive" is the equation as a loop, "torch" runs anywhere, "cpu" is C++ (compiled at
-            its first use), "triton" is fused for CUDA (bfloat16 and float32, N up to 64).
+            its first use), "triton" is fused for CUDA (bfloat16 and float32, N up to 32).
             None takes the fastest there is and logs it once.
 
     Returns:

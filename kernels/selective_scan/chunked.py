@@ -63,7 +63,13 @@ def _gradients(resets, u, delta, A, B, C, before, dy, dh) -> tuple[Tensor, ...]:
         torch.mul(delta[chunk], driven, out=du[chunk])
         torch.addcmul((flow * A).sum(-1), u[chunk], driven, out=ddelta[chunk])
         dA += (flow.mul_(delta[chunk, ..., None])).sum((0, 1))
-    return (*(x.transpose(0, 1) for x in (du, ddelta)), dA, dB.transpose(0, 1), dC.transpose(0, 1), dh)
+    return (
+        *(x.transpose(0, 1) for x in (du, ddelta)),
+        dA,
+        dB.transpose(0, 1),
+        dC.transpose(0, 1),
+        dh,
+    )
 
 
 def _chunks(u: Tensor, size: int) -> list[slice]:

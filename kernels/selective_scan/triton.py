@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from decision_s4.kernels.selective_scan import triton_kernels as kernels
 from decision_s4.kernels.selective_scan.arguments import Arguments
 
-MAX_STATES = 64
+MAX_STATES = 32  # they are unrolled
 TIME = 16  # steps of a tile: keeps N / 16 states an element, and a tile of each tensor in registers
 
 
@@ -30,7 +30,10 @@ class Config(NamedTuple):
     warps: int
 
 
-CONFIGS = (Config(32, 1), Config(64, 1), Config(64, 2), Config(128, 4))
+CONFIGS = {
+    "forward": (Config(32, 1), Config(64, 1), Config(64, 2), Config(128, 4)),
+    "backward": (Config(32, 1), Config(64, 1)),  # more warps would wait for one another's sums
+}
 
 
 def scan(arguments: Arguments) -> tuple[Tensor, Tensor]:
@@ -70,12 +73,11 @@ class FusedScan(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.types = [x if x is None else x.dtype for x in (u, delta, A, B, C, D, z, delta_bias)]
         u, delta, B, C, z = (x if x is None else x.contiguous() for x in (u, delta, B, C, z))
-        A, D, delta_bias = (
-            x if x is None else x.float().contiguous() for x in (A, D, delta_bias)
-        )
+        D, delta_bias = (x if x is None else x.float().contiguous() for x in (D, delta_bias))
+        A = A.float().t().contiguous()
         start = start if start is None else start.contiguous().view(torch.uint8)
         inputs = Inputs(u, delta, A, B, C, D, z, delta_bias, start, softplus)
-        y, final, before = forward(inputs, state.contiguous(), any(ctx.needs_input_grad))
+        y, final, before = forward(inputs, state, any(ctx.needs_input_grad))
         ctx.save_for_backward(*inputs[:-1], before)
         ctx.softplus = softplus
         return y, final
@@ -85,13 +87,13 @@ class FusedScan(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor, dfinal: Tensor) -> tuple[Tensor | None, ...]:
         *inputs, before = ctx.saved_tensors
         inputs = Inputs(*inputs, ctx.softplus)
-        *gradients, dstate = backward(inputs, before, dy.contiguous(), dfinal.contiguous())
+        *gradients, dstate = backward(inputs, before, dy.contiguous(), dfinal)
         pairs = zip(gradients, ctx.types, strict=True)
         return *(x if x is None else x.to(kind) for x, kind in pairs), dstate, None, None
 
 
 class Inputs(NamedTuple):
-    """Contiguous; A, D and bias in float32, start as bytes."""
+    """Contiguous; A as (N, D), D and bias in float32, start as bytes."""
 
     u: Tensor
     delta: Tensor
@@ -110,27 +112,25 @@ class Inputs(NamedTuple):
 
     def flags(self) -> dict[str, Any]:
         """What the kernels are specialised for."""
-        size = self.A.shape[1]
         return {
             "HAS_D": self.D is not None,
             "HAS_Z": self.z is not None,
             "HAS_BIAS": self.delta_bias is not None,
             "SOFTPLUS": self.softplus,
             "CUT": self.start is not None,
-            "N": size,
-            "STATES": triton.next_power_of_2(size),
+            "N": self.A.shape[0],
+            "STATES": triton.next_power_of_2(self.A.shape[0]),
             "TIME": TIME,
         }
 
 
-def forward(
-    inputs: Inputs, state: Tensor, keep: bool, config: Config | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward(inputs: Inputs, state: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     """y, final state, and the state before each tile (B, tiles, N, D), empty unless kept."""
     rows, steps, channels = inputs.u.shape
-    size, tiles = inputs.A.shape[1], triton.cdiv(steps, TIME)
+    size, tiles = inputs.A.shape[0], triton.cdiv(steps, TIME)
+    state = state.transpose(1, 2).contiguous()  # channels last, as all else
     y, final = torch.empty_like(inputs.u), torch.empty_like(state)
-    before = state.new_empty((rows, tiles, size, channels) if keep else 0)
+    before = state.new_empty((rows, tiles, size, channels) if keep else 1)
     start = inputs.u if inputs.start is None else inputs.start
 
     def launch(config: Config) -> None:
@@ -139,42 +139,44 @@ def forward(
             **inputs.flags(), KEEP=keep, CHANNELS=config.channels, num_warps=config.warps,
         )  # fmt: skip
 
-    launch(config or fastest(_key("forward", inputs), launch))
-    return y, final, before
+    launch(fastest(_key("forward", inputs), launch))
+    return y, final.transpose(1, 2), before
 
 
 def backward(
-    inputs: Inputs, before: Tensor, dy: Tensor, dfinal: Tensor, config: Config | None = None
+    inputs: Inputs, before: Tensor, dy: Tensor, dfinal: Tensor
 ) -> tuple[Tensor | None, ...]:
     """Gradients of u, delta, A, B, C, D, z, delta_bias, state."""
     rows, steps, channels = inputs.u.shape
+    size = inputs.A.shape[0]
     du, ddelta = torch.empty_like(inputs.u), torch.empty_like(inputs.delta)
-    dA, dstate = torch.empty_like(dfinal), torch.empty_like(dfinal)
+    dA, dstate = dfinal.new_empty(2, rows, size, channels).unbind()
     dD, dbias = dfinal.new_empty(2, rows, channels).unbind()
     dz = du if inputs.z is None else torch.empty_like(inputs.z)
     start = inputs.u if inputs.start is None else inputs.start
 
     def launch(config: Config) -> Tensor:
         blocks = triton.cdiv(channels, config.channels)
-        parts = dfinal.new_empty(2, blocks, rows, inputs.A.shape[1], steps)
+        parts = dfinal.new_empty(2, blocks, rows, size, steps)
+        dA.zero_(), dstate.copy_(dfinal.transpose(1, 2))  # the kernel goes on from these
         kernels.backward[(rows, blocks)](
-            *inputs.pointers(), start, before, dy, dfinal,
+            *inputs.pointers(), start, before, dy,
             du, ddelta, dA, *parts.unbind(), dD, dz, dbias, dstate, steps, channels,
             **inputs.flags(), CHANNELS=config.channels, num_warps=config.warps,
         )  # fmt: skip
         return parts.sum(1).transpose(2, 3)
 
-    dB, dC = launch(config or fastest(_key("backward", inputs), launch)).unbind()
+    dB, dC = launch(fastest(_key("backward", inputs), launch)).unbind()
     return (
         du,
         ddelta,
-        dA.sum(0),
+        dA.sum(0).t(),
         dB,
         dC,
         None if inputs.D is None else dD.sum(0),
         None if inputs.z is None else dz,
         None if inputs.delta_bias is None else dbias.sum(0),
-        dstate,
+        dstate.transpose(1, 2),
     )
 
 
@@ -201,9 +203,11 @@ CHOSEN: dict[Key, Config] = {}
 def fastest(key: Key, launch: Callable[[Config], object]) -> Config:
     """The configuration that ran fastest at the first call with this key."""
     if interpreted():
-        return CONFIGS[0]
+        return CONFIGS[key.kernel][0]
     if key not in CHOSEN:
-        CHOSEN[key] = min(CONFIGS, key=lambda config: _seconds(functools.partial(launch, config)))
+        CHOSEN[key] = min(
+            CONFIGS[key.kernel], key=lambda config: _seconds(functools.partial(launch, config))
+        )
     return CHOSEN[key]
 
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import h5py
+import minari
 import numpy as np
 import pytest
 from gymnasium import spaces
@@ -216,3 +217,20 @@ def test_an_id_that_names_code_is_dropped(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         assert load(str(tmp_path / "set"), tmp_path / "cache").env_id is None
     assert "antigravity" in caplog.text
+
+
+def test_without_a_network_there_is_one_complaint(tmp_path, monkeypatch, caplog):
+    """Hugging Face's client warns of every attempt; logging is as before afterwards."""
+    client = logging.getLogger("huggingface_hub.utils._http")
+
+    def download(name: str) -> None:
+        client.warning("Retrying in 1s")
+        raise OSError("Name or service not known")
+
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "none"))
+    monkeypatch.setattr(minari, "download_dataset", download)
+    with pytest.raises(UserError, match=r"cannot be downloaded \(Name or service not known\)"):
+        load("gym/hopper/medium-v0", tmp_path)
+    assert caplog.text == ""
+    client.warning("heard")
+    assert "heard" in caplog.text

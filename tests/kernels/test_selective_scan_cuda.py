@@ -1,0 +1,213 @@
+"""The fused kernel equals the equation: every configuration, every gradient.
+
+On a machine without a GPU the programs run interpreted, at small sizes:
+TRITON_INTERPRET=1 python -m pytest tests/kernels/test_selective_scan_cuda.py
+"""
+
+import logging
+
+import pytest
+import torch
+
+from decision_s4.kernels import selective_scan
+
+pytest.importorskip("triton")
+from decision_s4.kernels.selective_scan import triton as fused
+
+INTERPRETED = fused.interpreted()
+if not (INTERPRETED or torch.cuda.is_available()):
+    pytest.skip("needs a CUDA device or TRITON_INTERPRET=1", allow_module_level=True)
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+GRADIENTS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "state")
+TIME = fused.TIME
+SMALL = [(2, 1, 3, 2), (2, TIME - 1, 5, 1), (1, TIME, 32, 3), (2, TIME + 1, 33, 4)]
+LARGE = [(3, 257, 70, 16), (2, 1000, 128, 16), (1, 65, 8, 5), (2, 100, 40, 32)]
+LOW = ("u", "delta", "B", "C", "z")
+
+
+def make(rows=2, steps=TIME + 3, channels=5, states=3, starts=0.1, low=torch.float32):
+    """Every argument but `impl`; u, delta, B, C, z in `low`, the others in float32."""
+    torch.manual_seed(steps)
+    wide, narrow = (rows, steps, channels), (rows, steps, states)
+    shapes = {"u": wide, "delta": wide, "B": narrow, "C": narrow, "z": wide, "D": (channels,)}
+    shapes |= {"delta_bias": (channels,), "state": (rows, channels, states)}
+    arguments = {name: torch.randn(shape, device=DEVICE) for name, shape in shapes.items()}
+    arguments |= {name: arguments[name].to(low) for name in LOW}
+    arguments["A"] = -4 * torch.rand(channels, states, device=DEVICE)
+    arguments = {name: x.requires_grad_() for name, x in arguments.items()}
+    start = torch.rand(rows, steps, device=DEVICE) < starts
+    return arguments | {"delta_softplus": True, "start": start}
+
+
+def exactly(arguments):
+    """The same values in float64, on the CPU."""
+
+    def convert(x):
+        if not torch.is_tensor(x):
+            return x
+        x = x.detach().cpu()
+        return x.double().requires_grad_() if x.is_floating_point() else x
+
+    return {name: convert(x) for name, x in arguments.items()}
+
+
+def outcome(arguments, impl):
+    """By name: y, final state, and the gradients of a loss on both."""
+    y, final = selective_scan(**arguments, impl=impl)
+    weights = torch.sin(torch.arange(y.numel(), device=y.device)).view_as(y)
+    loss = (y * weights).sum() + final.cos().sum()
+    inputs = {name: arguments[name] for name in GRADIENTS if arguments[name] is not None}
+    found = torch.autograd.grad(loss, list(inputs.values()))
+    return {"y": y, "final": final, **dict(zip(inputs, found, strict=True))}
+
+
+def assert_near(found, expected, tolerance):
+    for name, wanted in expected.items():
+        error = (found[name].detach().cpu().double() - wanted).norm() / (wanted.norm() + 1e-30)
+        assert error <= tolerance, f"{name}: {error:.1e}"
+
+
+def assert_equals_the_equation(arguments, tolerance=2e-5):
+    assert_near(outcome(arguments, "triton"), outcome(exactly(arguments), "naive"), tolerance)
+
+
+def first(key, launch):
+    return fused.CONFIGS[key.kernel][0]
+
+
+@pytest.fixture(autouse=True)
+def untuned(monkeypatch):
+    """Compiles one configuration in place of all, where a test does not name it."""
+    monkeypatch.setattr(fused, "fastest", first)
+
+
+@pytest.mark.parametrize("shape", SMALL if INTERPRETED else SMALL + LARGE)
+def test_it_equals_the_equation(shape):
+    assert_equals_the_equation(make(*shape))
+
+
+CONFIGS = [(kernel, config) for kernel in fused.CONFIGS for config in fused.CONFIGS[kernel]]
+
+
+@pytest.fixture(params=CONFIGS, ids=str)
+def config(request, monkeypatch):
+    """One configuration of one kernel; the other kernel runs in its first."""
+    kernel, config = request.param
+    monkeypatch.setattr(
+        fused,
+        "fastest",
+        lambda key, launch: config if key.kernel == kernel else first(key, launch),
+    )
+    return config
+
+
+@pytest.mark.parametrize("low", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("cut", [True, False])
+def test_every_configuration(config, low, cut):
+    if INTERPRETED and low == torch.bfloat16:
+        pytest.skip("one type will do where nothing is compiled")
+    shape = (1, TIME + 3, config.channels + 3, 2) if INTERPRETED else (2, 150, 300, 16)
+    arguments = make(*shape, low=low) | ({} if cut else {"start": None})
+    assert_equals_the_equation(arguments, 2e-5 if low == torch.float32 else 1e-2)
+
+
+@pytest.mark.parametrize("absent", ["D", "z", "delta_bias", "state", "start"])
+def test_what_may_be_absent(absent):
+    assert_equals_the_equation(make() | {absent: None})
+
+
+def test_without_softplus():
+    arguments = make() | {"delta_softplus": False, "delta_bias": None}
+    arguments["delta"] = arguments["delta"].detach().abs().requires_grad_()
+    assert_equals_the_equation(arguments)
+
+
+def test_small_time_steps_keep_their_precision():
+    """softplus(−12) = 6e-6: 1 + e would lose it."""
+    arguments = make()
+    arguments["delta_bias"] = torch.full_like(arguments["delta_bias"], -12).requires_grad_()
+    assert_equals_the_equation(arguments)
+
+
+@pytest.mark.parametrize("poison", [float("nan"), 1e30])
+@pytest.mark.parametrize("at", [3, TIME, TIME + 2])
+def test_nothing_leaks_across_a_start(poison, at):
+    arguments = make(rows=1, steps=TIME + 6, starts=0)
+    arguments["start"][0, at] = True
+    clean, final = selective_scan(**arguments, impl="triton")
+    dirty, late = (
+        {name: x.detach().clone() if torch.is_tensor(x) else x for name, x in arguments.items()}
+        for _ in range(2)
+    )
+    for name in LOW:
+        dirty[name][:, :at] = poison
+    dirty["state"][:] = poison
+    y, after = selective_scan(**dirty, impl="triton")
+    assert torch.equal(y[:, at:], clean[:, at:])
+    assert torch.equal(after, final)
+    for name in ("u", "B", "C"):
+        late[name][:, at:] = poison
+    late["u"].requires_grad_()
+    late["state"].requires_grad_()
+    y, _ = selective_scan(**late, impl="triton")
+    du, dstate = torch.autograd.grad(y.sum(), [late["u"], late["state"]])
+    assert du[:, :at].isfinite().all() and dstate.isfinite().all()
+
+
+def test_the_same_input_gives_the_same_bits():
+    arguments = make()
+    one, other = outcome(arguments, "triton"), outcome(arguments, "triton")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_strided_inputs():
+    arguments = make()
+    strided = dict(arguments)
+    for name in (*LOW, "start", "state"):
+        strided[name] = arguments[name].transpose(0, 1).contiguous().transpose(0, 1)
+    one, other = outcome(arguments, "triton"), outcome(strided, "triton")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="needs bfloat16 or float32, not float64"):
+        selective_scan(**{**make(), "D": None, "state": make()["state"].double()}, impl="triton")
+    with pytest.raises(ValueError, match="takes N up to 32, not 33"):
+        selective_scan(**make(states=33), impl="triton")
+
+
+TUNE = fused.fastest
+
+
+@pytest.mark.skipif(INTERPRETED, reason="needs a CUDA device")
+def test_tuning_changes_no_result(monkeypatch):
+    arguments = make(4, 100, 64, 4)
+    expected = outcome(exactly(arguments), "naive")
+    monkeypatch.setattr(fused, "fastest", TUNE)
+    for _ in range(2):  # the first call tries every configuration
+        assert_near(outcome(arguments, "triton"), expected, 2e-5)
+    assert {key.kernel for key in fused.CHOSEN} == {"forward", "backward"}
+
+
+@pytest.mark.skipif(INTERPRETED, reason="needs a CUDA device")
+def test_it_is_the_choice_on_cuda(caplog):
+    import importlib
+
+    importlib.import_module("decision_s4.kernels.selective_scan")._fastest.cache_clear()
+    with caplog.at_level(logging.INFO):
+        found, _ = selective_scan(**make())
+    assert "'triton' runs on cuda" in caplog.text
+    assert torch.equal(found, selective_scan(**make(), impl="triton")[0])
+
+
+@pytest.mark.skipif(INTERPRETED, reason="needs a CUDA device")
+@pytest.mark.parametrize("rows", [8, 32])
+def test_mamba_ssm_agrees(rows):
+    """An implementation by others, without starts."""
+    peer = pytest.importorskip("mamba_ssm.ops.selective_scan_interface").selective_scan_fn
+    arguments = make(rows, 500, 256, 16, low=torch.bfloat16) | {"start": None, "state": None}
+    moved = {name: arguments[name].transpose(1, 2).contiguous() for name in LOW}
+    still = {name: arguments[name] for name in ("A", "D", "delta_bias")}
+    y = peer(**moved, **still, delta_softplus=True).transpose(1, 2)
+    found, _ = selective_scan(**arguments, impl="triton")
+    assert_near({"y": found}, {"y": y.detach().cpu().double()}, 1e-2)
