@@ -47,7 +47,7 @@ def plan_features(features: nn.Module) -> Callable[[Tree], Tensor]:
     """Values of a space (B, …) as the features (B, F) that a plan reads, not yet standardised."""
     if isinstance(features, Standardised):
         dtype = features.mean.dtype
-        return lambda x: x.to(dtype).reshape(len(x), -1)
+        return lambda x: x if x.ndim == 2 and x.dtype == dtype else x.to(dtype).reshape(len(x), -1)
     return features
 
 

@@ -76,7 +76,7 @@ class RunOptions:
     device: str = "auto"
     """cpu, cuda, cuda:1, …; auto takes a GPU if there is one."""
     threads: int = 1
-    """CPU threads of the training, 0 for all cores; more pay for wide policies and large batches."""
+    """CPU threads of the training, 0 for all cores; more pay for wide policies or large batches."""
 
 
 def check_ranges(config: Any) -> None:

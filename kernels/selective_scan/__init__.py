@@ -8,7 +8,6 @@ Shapes: B rows, T steps, D channels, N states a channel.
 """
 
 import functools
-import importlib.util
 import logging
 from typing import Literal
 
@@ -54,8 +53,9 @@ def selective_scan(
         state: (B, D, N) carried in; None for zeros.
         start: (B, T) bool, the first steps of episodes: the state is zero before them.
         impl: "naive" is the equation as a loop, "torch" runs anywhere, "cpu" is C++ (compiled at
-            its first use), "triton" is fused for CUDA (bfloat16 and float32, N up to 32).
-            None takes the fastest there is and logs it once.
+            its first use), "triton" is fused for CUDA (bfloat16 and float32, N up to 32) and, its
+            tests not having run on a GPU yet, must be named. None takes "cpu" where it can,
+            "torch" elsewhere, and logs it once.
 
     Returns:
         (y (B, T, D) in the type of u, final state (B, D, N)). State and sums are float64 if any
@@ -116,9 +116,5 @@ def _fastest(device: str, dtype: torch.dtype, size: int) -> Impl:
         from decision_s4.kernels.selective_scan.cpu import library  # compiles
 
         impl = "cpu" if library() else "torch"
-    elif device == "cuda" and dtype == torch.float32 and importlib.util.find_spec("triton"):
-        from decision_s4.kernels.selective_scan.triton import MAX_STATES  # needs Triton
-
-        impl = "triton" if size <= MAX_STATES else "torch"
     LOG.info("selective_scan: '%s' runs on %s in %s with N = %d", impl, device, dtype, size)
     return impl
