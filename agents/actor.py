@@ -49,7 +49,7 @@ class Actor:
 
 def _planned(policy: SequencePolicy, impl: Impl | None) -> Act:
     plan, head = plan_of(policy), policy.head
-    policy_step = make_policy_step(plan, impl)
+    policy_step, flat = make_policy_step(plan, impl), len(policy.action_space.shape) == 1
     observation = plan_features(policy.observation_features)
     action = plan_features(policy.action_features)
 
@@ -58,7 +58,7 @@ def _planned(policy: SequencePolicy, impl: Impl | None) -> Act:
         out, state = policy_step(Inputs(step.return_to_go, seen, done, step.start), state)
         if plan.head is None:
             return head.act(out, deterministic), state
-        return out.view(len(out), *head.shape), state
+        return out if flat else out.view(len(out), *head.shape), state
 
     return act
 

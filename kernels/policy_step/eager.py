@@ -22,7 +22,7 @@ class EagerStep:
         if start.any():  # one question in place of a choice a layer, at the steps between starts
             action = action.masked_fill(start[:, None], 0.0)
             state = tuple(s.masked_fill(start[:, None, None, None], 0.0) for s in state)
-        x = torch.cat([return_to_go[:, None], observation, action], dim=-1) - folded.shift
+        x = torch.cat([return_to_go.unsqueeze(1), observation, action], dim=1) - folded.shift
         x = _affine(_g(_affine(x, folded.embed)), folded.project)
         after = []
         for layer, before in zip(folded.layers, state, strict=True):
@@ -34,23 +34,27 @@ class EagerStep:
 
 def _layer(x: Tensor, layer: FoldedLayer, state: Tensor) -> tuple[Tensor, Tensor]:
     u = _norm(x, layer.norm)
-    after = _advance(state, u, layer)
-    y = vecdot(after, layer.c_row).addcmul_(layer.d, u)
+    after, flat = _advance(state, u, layer)
+    y = vecdot(flat, layer.c_row).addcmul_(layer.d, u)
     y = _affine(_g(y), layer.mix)
     x = (x + y).addcmul_(y, y.erf())
     if layer.mlp is not None:
         norm, first, second = layer.mlp
         x = x + _affine(_g(_affine(_norm(x, norm), first)), second)
-    return x, after.view(state.shape)
+    return x, after
 
 
-def _advance(state: Tensor, u: Tensor, layer: FoldedLayer) -> Tensor:
-    """The new state (B, D, 2n). Inputs are real, so all but a's product is, and vectorises."""
-    after = torch.view_as_real(torch.view_as_complex(state) * layer.a).flatten(2)
-    after.addcmul_(layer.b_row, u.unsqueeze(-1))
+def _advance(state: Tensor, u: Tensor, layer: FoldedLayer) -> tuple[Tensor, Tensor]:
+    """The new state, (B, D, n, 2) and the same as (B, D, 2n).
+
+    Inputs are real, so all but a's product is, and vectorises.
+    """
+    after = torch.view_as_real(torch.view_as_complex(state) * layer.a)
+    flat = after.flatten(2)
+    flat.addcmul_(layer.b_row, u.unsqueeze(-1))
     if layer.w_row is not None:
-        after.addcmul_(layer.w_row, vecdot(state.flatten(2), layer.v_row).unsqueeze(-1))
-    return after
+        flat.addcmul_(layer.w_row, vecdot(state.flatten(2), layer.v_row).unsqueeze(-1))
+    return after, flat
 
 
 def _head(x: Tensor, head: Head) -> Tensor:
