@@ -1,122 +1,121 @@
-"""Every backbone on the embedded Hopper set: returns, size and speed, as a Markdown table.
+"""Every backbone's size and speed, as a Markdown table: `python benchmarks/backbones.py`.
 
-    python benchmarks/backbones.py                    train what is missing, then print the table
-    python benchmarks/backbones.py --seeds 0 --names  only the table of what is there
-
-Each run is `train.py --algo decision-s4 --backbone NAME --seed S --steps N` on one thread; finished
-ones in --runs are not trained again. Returns are means of the last evaluation, over seeds and 20
-episodes, with each seed's beside. Speeds are medians of interleaved repeats.
+A Decision S4 policy of the default sizes on Hopper. "training" is environment steps a second of
+whole updates on 3 rows of 1,000 steps with episodes of 200; "resets" what those episodes add to a
+forward and backward pass of the backbone beside unbroken rows. "step" is one acting step of the
+policy at batch 1 (Actor), "a block" one step of the backbone over its blocks beside torch's GRUCell
+of its width. Medians of interleaved repeats, one thread.
 """
 
 import argparse
-import csv
-import subprocess
-import sys
+import copy
+import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import torch
-from acting import stepper
-from timing import interleaved
+from acting import ACTION, OBSERVATION, time_step
+from timing import interleaved, machine
+from torch.utils._pytree import tree_leaves, tree_map
 
 from decision_s4.agents.actor import Actor
 from decision_s4.agents.backbones.base import BACKBONES, MEMORYLESS
 from decision_s4.agents.decision import DecisionLearner, OptimiserOptions
 from decision_s4.agents.policy import PolicyOptions, SequencePolicy, parameter_count
-from decision_s4.envs.batches import PackedBatches
-from decision_s4.envs.datasets import load
 
-ROOT = Path(__file__).parents[1]
+ROWS, STEPS, EPISODE = 3, 1000, 200
 NAMES = [*sorted(BACKBONES), *sorted(MEMORYLESS)]
+Call = Callable[[], object]
 
 
-def train(folder: Path, name: str, seed: int, steps: int) -> None:
-    """One run, unless it is there."""
-    if (folder / "eval.csv").exists():
-        return
-    command = f"train.py --algo decision-s4 --backbone {name} --seed {seed} --steps {steps}"
-    flags = f"--eval-every {steps} --threads 1 --no-video --run-dir"
-    done = subprocess.run(
-        [sys.executable, *command.split(), *flags.split(), str(folder)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
+def training_batch(device: str) -> SimpleNamespace:
+    """What PackedBatches gives, with random numbers."""
+    torch.manual_seed(0)
+    start = torch.arange(STEPS).expand(ROWS, STEPS) % EPISODE == 0
+    batch = {
+        "observation": torch.randn(ROWS, STEPS, *OBSERVATION.shape),
+        "previous_action": torch.rand(ROWS, STEPS, *ACTION.shape) * 2 - 1,
+        "action": torch.rand(ROWS, STEPS, *ACTION.shape) * 2 - 1,
+        "return_to_go": torch.rand(ROWS, STEPS) * 3600,
+        "timestep": torch.arange(STEPS).expand(ROWS, STEPS) % EPISODE,
+        "start": start,
+        "valid": torch.ones_like(start),
+    }
+    return SimpleNamespace(**{name: x.to(device) for name, x in batch.items()})
+
+
+def calls(name: str, device: str) -> tuple[SequencePolicy, dict[str, Call]]:
+    """The policy and what is timed of it."""
+    torch.manual_seed(0)
+    policy = SequencePolicy(OBSERVATION, ACTION, PolicyOptions(name)).to(device)
+    batch = training_batch(device)
+    learner = DecisionLearner(copy.deepcopy(policy), OptimiserOptions(), total_steps=10**6)
+    x = torch.randn(ROWS, STEPS, policy.options.d_model, device=device, requires_grad=True)
+    unbroken = torch.zeros_like(batch.start)
+    step, actor = tree_map(lambda leaf: leaf.to(device), time_step(1)), Actor(policy.eval())
+    before = actor.initial_state(1)
+    _, state = actor.act(step, before)
+    constants, token = policy.backbone.constants(), x[0, :1].detach()
+    blocks = torch.inference_mode()(
+        lambda: policy.backbone.step(token, policy.initial_state(1), None, constants)
     )
-    print(f"{folder.name}: {'done' if done.returncode == 0 else done.stderr.strip()}", flush=True)
-
-
-def returns(runs: Path, name: str) -> dict[float, list[float]]:
-    """Mean return of each seed's last evaluation, by target."""
-    found: dict[float, list[float]] = {}
-    for path in sorted(runs.glob(f"{name}-*/eval.csv")):
-        with path.open() as file:
-            rows = list(csv.DictReader(file))
-        for row in rows:
-            if row["step"] == rows[-1]["step"]:
-                found.setdefault(float(row["target_return"]), []).append(float(row["return_mean"]))
-    return found
-
-
-def speeds() -> dict[str, tuple[int, float, float]]:
-    """Parameters, ms of an update of 1,000 steps, µs of an acting step, by backbone; one thread."""
-    torch.set_num_threads(1)
-    data = load("hopper-mixed")
-    batch = next(PackedBatches(data, 1000, seed=0))
-    updates: dict[str, Callable[[], object]] = {}
-    steps: dict[str, Callable[[], object]] = {}
-    sizes = {}
-    for name in NAMES:
-        policy = SequencePolicy(data.observation_space, data.action_space, PolicyOptions(name))
-        sizes[name] = parameter_count(policy)
-        steps[name] = stepper(Actor(policy.eval()), 1)
-        learner = DecisionLearner(policy, OptimiserOptions(), 1000)
-        updates[name] = lambda learner=learner: learner.update(batch)
-    update, step = interleaved(updates, 15), interleaved(steps, 300)
-    return {
-        name: (sizes[name], 1e3 * float(median(update[name])), 1e6 * float(median(step[name])))
-        for name in NAMES
+    return policy, {
+        "update": synchronised(lambda: learner.update(batch), device),
+        "packed": synchronised(lambda: both_ways(policy.backbone, x, batch.start), device),
+        "unbroken": synchronised(lambda: both_ways(policy.backbone, x, unbroken), device),
+        "step": synchronised(lambda: actor.act(step, state), device),
+        "blocks": synchronised(blocks, device),
     }
 
 
-def median(seconds: object) -> torch.Tensor:
-    return torch.as_tensor(seconds).median()
+def both_ways(backbone: torch.nn.Module, x: torch.Tensor, start: torch.Tensor) -> None:
+    backbone(x, start=start)[0].square().mean().backward()
 
 
-def table(runs: Path) -> None:
-    """Best first."""
-    found = {name: returns(runs, name) for name in NAMES}
-    found = {name: by_target for name, by_target in found.items() if by_target}
-    targets = sorted({t for by_target in found.values() for t in by_target}, reverse=True)
-    speed = speeds()
-    asked = " | ".join(f"asked for {target:g}" for target in targets)
-    print(f"| backbone | {asked} | parameters | update, ms | acting step, µs |")
-    print("|---" * (len(targets) + 4) + "|")
-    for name in sorted(found, key=lambda n: -sum(found[n][targets[0]]) / len(found[n][targets[0]])):
-        cells = [_cell(found[name][target]) for target in targets]
-        size, update, step = speed[name]
-        print(f"| {name} | {' | '.join(cells)} | {size:,} | {update:.0f} | {step:.0f} |")
+def synchronised(call: Call, device: str) -> Call:
+    if device == "cpu":
+        return call
+    return lambda: (call(), torch.cuda.synchronize())
 
 
-def _cell(means: list[float]) -> str:
-    each = ", ".join(f"{mean:.0f}" for mean in means)
-    return f"**{sum(means) / len(means):.0f}** ({each})"
+def gru_cell(device: str) -> Call:
+    cell, x = torch.nn.GRUCell(64, 64).to(device), torch.randn(1, 64, device=device)
+    return synchronised(torch.inference_mode()(lambda: cell(x, x)), device)
+
+
+def row(name: str, device: str, repeats: int) -> str:
+    policy, timed = calls(name, device)
+    slow = {key: timed[key] for key in ("update", "packed", "unbroken")}
+    fast = {key: timed[key] for key in ("step", "blocks")} | {"gru": gru_cell(device)}
+    seconds = interleaved(slow, repeats, warmup=2) | interleaved(fast, 50 * repeats)
+    median = {key: float(np.median(values)) for key, values in seconds.items()}
+    resets = 100 * float(np.median(seconds["packed"] / seconds["unbroken"]) - 1)
+    state = sum(leaf.nbytes for leaf in tree_leaves(policy.initial_state(1)))
+    p50, p99 = 1e6 * median["step"], 1e6 * float(np.percentile(seconds["step"], 99))
+    a_block = median["blocks"] / len(policy.backbone.blocks) / median["gru"]
+    rate = ROWS * STEPS / median["update"]
+    return (
+        f"| {name} | {parameter_count(policy):,} | {rate:,.0f} | {resets:+.0f}% "
+        f"| {p50:.0f} / {p99:.0f} | {a_block:.1f} × | {state:,} |"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--names", nargs="*", default=NAMES, choices=NAMES)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs/backbones")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--repeats", type=int, default=9)
     given = parser.parse_args()
-    with ThreadPoolExecutor(given.processes) as pool:
-        for seed in range(given.seeds):
-            for name in given.names:
-                folder = given.runs / f"{name}-{seed}"
-                pool.submit(train, folder, name, seed, given.steps)
-    table(given.runs)
+    logging.basicConfig(level=logging.ERROR)
+    torch.set_num_threads(1)
+    print(machine() if given.device == "cpu" else torch.cuda.get_device_name())
+    print(
+        "\n| backbone | parameters | training, steps/s | resets | step p50 / p99, µs "
+        "| a block beside GRUCell | state, bytes |\n|---|---|---|---|---|---|---|"
+    )
+    for name in given.names:
+        print(row(name, given.device, given.repeats), flush=True)
 
 
 if __name__ == "__main__":
