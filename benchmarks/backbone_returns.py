@@ -25,13 +25,14 @@ NAMES = [*sorted(BACKBONES), *sorted(MEMORYLESS)]
 
 
 def train(folder: Path, name: str, seed: int, steps: int) -> None:
-    """One run, unless it is there."""
-    if (folder / "eval.csv").exists():
+    """One run, begun or gone on with, unless it is finished."""
+    if any(row["step"] == str(steps) for row in evaluations(folder)):
         return
-    command = f"train.py --algo decision-s4 --backbone {name} --seed {seed} --steps {steps}"
-    flags = f"--eval-every {steps} --threads 1 --no-video --run-dir"
+    settings = f"--algo decision-s4 --backbone {name} --seed {seed} --steps {steps}"
+    begun = (folder / "config.yaml").exists()
+    flags = [*settings.split(), "--eval-every", str(steps), "--no-video", "--run-dir", str(folder)]
     done = subprocess.run(
-        [sys.executable, *command.split(), *flags.split(), str(folder)],
+        [sys.executable, "train.py", *(["--resume", str(folder)] if begun else flags)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -39,12 +40,20 @@ def train(folder: Path, name: str, seed: int, steps: int) -> None:
     print(f"{folder.name}: {'done' if done.returncode == 0 else done.stderr.strip()}", flush=True)
 
 
+def evaluations(folder: Path) -> list[dict[str, str]]:
+    """The rows of a run's eval.csv, none before there is one."""
+    path = folder / "eval.csv"
+    if not path.exists():
+        return []
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
 def returns(runs: Path, name: str) -> dict[float, list[float]]:
     """Mean return of each seed's last evaluation, by target."""
     found: dict[float, list[float]] = {}
-    for path in sorted(runs.glob(f"{name}-*/eval.csv")):
-        with path.open() as file:
-            rows = list(csv.DictReader(file))
+    for folder in sorted(runs.glob(f"{name}-*")):
+        rows = evaluations(folder)
         for row in rows:
             if row["step"] == rows[-1]["step"]:
                 found.setdefault(float(row["target_return"]), []).append(float(row["return_mean"]))
