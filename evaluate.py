@@ -31,13 +31,13 @@ class EvaluateConfig:
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of a run, as train.py printed it."""
     checkpoint: str = "best"
-    """best, last or a step."""
+    """best, last or the number of a step."""
     episodes: int = 100
     """Episodes for each target return."""
     target_returns: tuple[float, ...] = ()
-    """Returns to ask for; default: those of the training."""
+    """Returns to ask for; none: those of the training."""
     env: str | None = None
-    """Environment; default: that of the training."""
+    """Gymnasium id of the environment; default: that of the training."""
     video: bool = False
     """Also film one episode for each target return, into RUN/videos."""
     output: Path | None = None

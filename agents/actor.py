@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_map
 
 from decision_s4.agents.acting_plan import can_plan, plan_features, plan_of
 from decision_s4.agents.backbones import State
-from decision_s4.agents.policy import SequencePolicy
+from decision_s4.agents.policy import Policy, SequencePolicy
 from decision_s4.envs.timestep import TimeStep
 from decision_s4.kernels.policy_step import Impl, Inputs, make_policy_step
 
@@ -31,7 +31,7 @@ class Actor:
         ValueError: for an `impl` that is unknown or cannot act for this policy.
     """
 
-    def __init__(self, policy: SequencePolicy, impl: Impl | None = None):
+    def __init__(self, policy: Policy, impl: Impl | None = None):
         with torch.inference_mode():
             self.policy = copy.deepcopy(policy)
             make = _planned if can_plan(policy) else _own_step
@@ -63,7 +63,7 @@ def _planned(policy: SequencePolicy, impl: Impl | None) -> Act:
     return act
 
 
-def _own_step(policy: SequencePolicy, impl: Impl | None) -> Act:
+def _own_step(policy: Policy, impl: Impl | None) -> Act:
     if impl is not None:
         raise ValueError(
             f"impl '{impl}' acts for s4 and s4d policies on the CPU in evaluation mode, not for "

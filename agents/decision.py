@@ -23,16 +23,20 @@ class OptimiserOptions:
     """How a DecisionLearner takes its steps."""
 
     learning_rate: float = 2e-3
+    """The highest rate of AdamW, reached after the warm-up."""
     recurrence_learning_rate: float = 5e-5
     """For poles, time steps and the read-out of memory: no weight decay, and this rate at most.
     Slow on purpose: memory taken up fast learns whom the data shows, not what to do."""
     weight_decay: float = 1e-4
+    """Of matrices, decoupled as in AdamW; vectors and the recurrence do not decay."""
     warmup_steps: int = 100
+    """Updates in which the rate rises from 0, linearly."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """The rate after the warm-up: half a cosine down to 0 at the last step, or constant."""
     gradient_clip: float = 0.25
+    """Largest norm of all gradients together; longer ones are shortened to it."""
     average_decay: float = 0.995
-    """Decay of the running average of the weights; the average is what acts and is saved."""
+    """Decay of the running average of weights, which acts and is saved; 0: the last weights."""
 
 
 class DecisionLearner:

@@ -83,14 +83,16 @@ def unknown_argument(unknown: Sequence[str], argv: Sequence[str], names: Sequenc
 def _comma_list(
     info: tyro.constructors.PrimitiveTypeInfo,
 ) -> tyro.constructors.PrimitiveConstructorSpec | None:
-    """tuple[X, ...] of int, float or str as one word: `3600,1800`."""
+    """tuple[X, ...] of int, float or str as one word: `3600,1800`; `none` is the empty one."""
     kind, *rest = get_args(info.type) or (None,)
     if info.type_origin is not tuple or rest != [...] or kind not in (int, float, str):
         return None
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
         metavar=f"{kind.__name__.upper()},{kind.__name__.upper()}",
-        instance_from_str=lambda words: tuple(kind(w) for w in words[0].split(",") if words[0]),
+        instance_from_str=lambda words: (
+            () if words[0] in ("", "none") else tuple(map(kind, words[0].split(",")))
+        ),
         is_instance=lambda value: isinstance(value, tuple),
-        str_from_instance=lambda value: [",".join(map(str, value))],
+        str_from_instance=lambda value: [",".join(map(str, value)) or "none"],
     )

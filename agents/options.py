@@ -34,7 +34,7 @@ RANGES = {
     **dict.fromkeys(("learning_rate", "recurrence_learning_rate", "gradient_clip"), POSITIVE),
     "return_scale": POSITIVE,
     "mlp_ratio": Range(0, 64, "0 to 64"),
-    **dict.fromkeys(("warmup_steps", "weight_decay"), NOT_NEGATIVE),
+    **dict.fromkeys(("warmup_steps", "weight_decay", "observation_noise"), NOT_NEGATIVE),
     **dict.fromkeys(("dropout", "average_decay"), FRACTION),
     "seed": Range(0, 2**32 - 1, "0 to 4294967295"),
     "threads": Range(0, 1024, "0 to 1024; 0 takes all cores"),
@@ -46,17 +46,18 @@ class RunOptions:
     """What to train on, for how long, and what to record of it."""
 
     algo: str = "decision-s4"
-    """Algorithm; configs/<algo>.yaml holds its settings."""
+    """decision-s4, decision-transformer, decision-mamba or bc (behaviour cloning); the settings of
+    configs/<algo>.yaml become the defaults."""
     dataset: str = DEFAULT_DATASET
     """Minari id or folder, D4RL id or HDF5 file; a comma list combines several."""
     env: str | None = None
-    """Environment to evaluate in; default: the dataset's own. 'none' evaluates nowhere."""
+    """Gymnasium id to evaluate in; default: the dataset's own. 'none' evaluates nowhere."""
     run_dir: Path | None = None
     """Folder of this run; default: runs/<algo>/<dataset>/<seed>-<time>."""
     resume: Path | None = None
     """Folder of a run to go on with, exactly where its last checkpoint stands."""
     steps: int = 4000
-    """Updates."""
+    """Updates of the weights, one batch each."""
     batch_steps: int = 1000
     """Environment steps a batch holds at least."""
     sampling: Literal["episodes", "windows"] = "episodes"
@@ -66,7 +67,7 @@ class RunOptions:
     eval_episodes: int = 20
     """Episodes of an evaluation, for each target return."""
     target_returns: tuple[float, ...] = ()
-    """Returns to ask for; default: the task's usual ones, or the dataset's best and half of it."""
+    """Returns to ask for; none: the task's usual ones, or the dataset's best and half of it."""
     video: bool = True
     """Record a video of the last policy, one episode a target return."""
     log_every: int = 50

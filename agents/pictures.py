@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from decision_s4.agents.policy import SequencePolicy
+from decision_s4.agents.policy import Policy
 from decision_s4.envs.task import Task
 from decision_s4.envs.timestep import Agent
 from decision_s4.envs.video import Video, record
@@ -26,13 +26,13 @@ def film(agent: Agent, task: Task, folder: Path, seed: int) -> Iterator[tuple[st
 
 
 @torch.inference_mode()
-def prediction_figure(policy: SequencePolicy, batch: Any, steps: int = 200) -> Any:
-    """A matplotlib figure: logged and predicted actions over the batch's first steps."""
+def prediction_figure(policy: Policy, batch: Any, steps: int = 200) -> Any:
+    """A matplotlib figure: logged and predicted actions over the batch's first valid steps."""
     from matplotlib.figure import Figure
 
     features, _ = policy(batch)
     predicted, logged = (
-        actions[0, :steps, None].flatten(1).cpu().numpy()  # a Discrete action is a number
+        actions[batch.valid][:steps, None].flatten(1).cpu().numpy()  # a Discrete one is a number
         for actions in (policy.head.act(features), batch.action)
     )
     count = min(predicted.shape[1], 6)

@@ -28,7 +28,8 @@ class PolicyOptions:
     """Sizes and parts of a SequencePolicy."""
 
     backbone: str = "s4"
-    """Sequence layer, a name of BACKBONES."""
+    """Sequence layer: s4, s4d, s5, lru, mamba, mamba2, gla, hgrn2, retnet, gru, lstm, transformer,
+    hybrid, or mlp, which has no memory."""
     backbone_options: tuple[str, ...] = ()
     """Its options as name=value, such as d_state=32,train_ssm=false."""
     d_model: int = 64
@@ -40,18 +41,18 @@ class PolicyOptions:
     share one token."""
     mlp_ratio: float = 0.0
     """Hidden width of an MLP in each block, as a multiple of d_model; 0 for none."""
+    mlp_activation: Literal["gelu", "relu"] = "gelu"
+    """Activation of the MLP in each block."""
     dropout: float = 0.0
     """Dropout probability on each residual branch."""
     return_scale: float = 1000.0
     """Returns-to-go are divided by this."""
-    previous_action: bool = True
-    """Whether the policy sees its previous action; without it, none can be copied."""
-    observation_noise: float = 0.0
-    """In training only: Gaussian noise on observations, in units of their standard deviation."""
     condition_on_return: bool = True
     """Whether the policy sees the return-to-go; without it, it clones the behaviour logged."""
-    mlp_activation: Literal["gelu", "relu"] = "gelu"
-    """Activation of the MLP in each block."""
+    previous_action: bool = True
+    """Whether the policy sees its previous action; without it, it cannot learn to copy it."""
+    observation_noise: float = 0.0
+    """In training only: Gaussian noise on observations, in units of their standard deviation."""
     tokens: Literal["step", "three"] = "step"
     """What the backbone reads of a step: one token, or return-to-go, observation and action."""
     context_mode: Literal["recurrent", "recompute"] = "recurrent"

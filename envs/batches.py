@@ -1,4 +1,4 @@
-"""Packed batches of whole episodes: laid end to end, so no step is spent on padding.
+"""Batches of logged steps, and those of whole episodes laid end to end, without padding.
 
 Shapes: B rows, T steps.
 """
@@ -19,18 +19,55 @@ class Batch:
     """Tensors of one batch. Floats are float32, integers int64, bytes (images) stay uint8."""
 
     observation: Tree  # (B, T, …)
-    previous_action: Tree  # (B, T, …), zero at the start of an episode
+    previous_action: Tree  # (B, T, …), zero where `start`
     return_to_go: torch.Tensor  # (B, T) undiscounted R_t
     action: Tree  # (B, T, …) taken on that observation
     reward: torch.Tensor  # (B, T)
     timestep: torch.Tensor  # (B, T) int64, counted from 0 in each episode
-    start: torch.Tensor  # (B, T) bool, first step of an episode
+    start: torch.Tensor  # (B, T) bool, first step of an episode or window
     valid: torch.Tensor  # (B, T) bool, False on padding, where all else is zero
 
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on another device."""
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
         return Batch(**map_tree(lambda leaf: leaf.to(device, non_blocking=True), parts))
+
+
+class Steps:
+    """All steps of a dataset as flat arrays, from which the batches of every sampler are gathered.
+
+    Shapes: S steps of a batch, in the order of its valid places.
+    """
+
+    def __init__(self, trajectories: Trajectories):
+        self.observations = map_tree(np.asarray, trajectories.observations)
+        self.actions = map_tree(np.asarray, trajectories.actions)
+        self.rewards = np.asarray(trajectories.rewards)
+        self.returns_to_go = trajectories.returns_to_go().astype(np.float32)
+        self.lengths = np.asarray(trajectories.lengths)
+        self.offsets = trajectories.action_offsets
+
+    def batch(
+        self, step: np.ndarray, episode: np.ndarray, start: np.ndarray, valid: np.ndarray
+    ) -> Batch:
+        """The steps numbered `step` (S,), of `episode` (S,), at the valid places (B, T).
+
+        No action precedes the steps where `start` (S,) is True.
+        """
+        row_step = step + episode  # each earlier episode has one row of observations more
+        before = np.where(start, step, step - 1)
+        return Batch(
+            observation=map_tree(lambda leaf: _place(leaf[row_step], valid), self.observations),
+            previous_action=map_tree(
+                lambda leaf: _place(_cleared(leaf[before], start), valid), self.actions
+            ),
+            return_to_go=_place(self.returns_to_go[step], valid),
+            action=map_tree(lambda leaf: _place(leaf[step], valid), self.actions),
+            reward=_place(self.rewards[step], valid),
+            timestep=_place(step - self.offsets[episode], valid),
+            start=_place(start, valid),
+            valid=torch.from_numpy(valid),
+        )
 
 
 class PackedBatches:
@@ -43,16 +80,11 @@ class PackedBatches:
     """
 
     def __init__(self, trajectories: Trajectories, batch_steps: int, seed: int, rows: int = 1):
-        _check_at_least("batch_steps", batch_steps, 1)
-        _check_at_least("seed", seed, 0)
-        _check_at_least("rows", rows, 1)
+        check_at_least("batch_steps", batch_steps, 1)
+        check_at_least("seed", seed, 0)
+        check_at_least("rows", rows, 1)
         self.batch_steps, self.rows, self.seed = batch_steps, rows, seed
-        self.observations = map_tree(np.asarray, trajectories.observations)
-        self.actions = map_tree(np.asarray, trajectories.actions)
-        self.rewards = np.asarray(trajectories.rewards)
-        self.returns_to_go = trajectories.returns_to_go().astype(np.float32)
-        self.lengths = np.asarray(trajectories.lengths)
-        self.offsets = trajectories.action_offsets
+        self.steps = Steps(trajectories)
         self._begin(epoch=0)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -72,9 +104,9 @@ class PackedBatches:
         """Continue from a state_dict. Raises UserError if it is not one of this dataset's."""
         if set(state) != set(self.state_dict()):
             raise UserError(f"sampler state has the keys {sorted(state)}; use a state_dict()")
-        if not 0 <= state["position"] <= len(self.lengths):
+        if not 0 <= state["position"] <= len(self.steps.lengths):
             raise UserError(
-                f"sampler state is at episode {state['position']} of {len(self.lengths)}; "
+                f"sampler state is at episode {state['position']} of {len(self.steps.lengths)}; "
                 "resume with the dataset it was saved with"
             )
         self.seed = state["seed"]
@@ -83,8 +115,8 @@ class PackedBatches:
 
     def _begin(self, epoch: int) -> None:
         self.epoch, self.position = epoch, 0
-        self.order = np.random.default_rng([self.seed, epoch]).permutation(len(self.lengths))
-        self.ends = np.cumsum(self.lengths[self.order])
+        self.order = np.random.default_rng([self.seed, epoch]).permutation(len(self.steps.lengths))
+        self.ends = np.cumsum(self.steps.lengths[self.order])
 
     def _end_of_batch(self) -> int:
         """Position after the last episode of the batch that begins at `position`."""
@@ -95,25 +127,11 @@ class PackedBatches:
         return end
 
     def _batch(self, episodes: np.ndarray) -> Batch:
-        lengths = self.lengths[episodes]
+        lengths = self.steps.lengths[episodes]
         timestep = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        step = np.repeat(self.offsets[episodes], lengths) + timestep
-        row_step = step + np.repeat(episodes, lengths)  # each earlier episode has one row more
-        valid = self._layout(lengths)
-        start = timestep == 0
-        before = np.where(start, step, step - 1)
-        return Batch(
-            observation=map_tree(lambda leaf: _place(leaf[row_step], valid), self.observations),
-            previous_action=map_tree(
-                lambda leaf: _place(_cleared(leaf[before], start), valid), self.actions
-            ),
-            return_to_go=_place(self.returns_to_go[step], valid),
-            action=map_tree(lambda leaf: _place(leaf[step], valid), self.actions),
-            reward=_place(self.rewards[step], valid),
-            timestep=_place(timestep, valid),
-            start=_place(start, valid),
-            valid=torch.from_numpy(valid),
-        )
+        step = np.repeat(self.steps.offsets[episodes], lengths) + timestep
+        episode = np.repeat(episodes, lengths)
+        return self.steps.batch(step, episode, timestep == 0, self._layout(lengths))
 
     def _layout(self, lengths: np.ndarray) -> np.ndarray:
         """(B, T) bool: which places hold a step; episodes fill the rows evenly, one run a row."""
@@ -123,7 +141,8 @@ class PackedBatches:
         return np.arange(row_steps.max()) < row_steps[:, None]
 
 
-def _check_at_least(name: str, value: int, least: int) -> None:
+def check_at_least(name: str, value: int, least: int) -> None:
+    """Raise UserError for a `value` below `least`."""
     if value < least:
         raise UserError(f"{name} is {value}; use {least} or more")
 

@@ -6,11 +6,9 @@ Shapes: B rows, one window each, K steps.
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 
-from decision_s4.envs.batches import Batch, _check_at_least, _cleared, _place
+from decision_s4.envs.batches import Batch, Steps, check_at_least
 from decision_s4.envs.errors import UserError
-from decision_s4.envs.spaces import map_tree
 from decision_s4.envs.trajectories import Trajectories
 
 
@@ -27,15 +25,11 @@ class WindowBatches:
     """
 
     def __init__(self, trajectories: Trajectories, window_steps: int, rows: int, seed: int):
-        _check_at_least("window_steps", window_steps, 1)
-        _check_at_least("rows", rows, 1)
-        _check_at_least("seed", seed, 0)
+        check_at_least("window_steps", window_steps, 1)
+        check_at_least("rows", rows, 1)
+        check_at_least("seed", seed, 0)
         self.window_steps, self.rows, self.seed, self.batch = window_steps, rows, seed, 0
-        self.observations = map_tree(np.asarray, trajectories.observations)
-        self.actions = map_tree(np.asarray, trajectories.actions)
-        self.rewards = np.asarray(trajectories.rewards)
-        self.returns_to_go = trajectories.returns_to_go().astype(np.float32)
-        self.offsets = trajectories.action_offsets
+        self.steps = Steps(trajectories)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -43,7 +37,7 @@ class WindowBatches:
     def __next__(self) -> Batch:
         draw = np.random.default_rng([self.seed, self.batch])
         self.batch += 1
-        return self.windows(draw.integers(len(self.rewards), size=self.rows))
+        return self.windows(draw.integers(len(self.steps.rewards), size=self.rows))
 
     def state_dict(self) -> dict[str, int]:
         """Where the sampler stands: the next batch after loading this is the one due now."""
@@ -57,23 +51,9 @@ class WindowBatches:
 
     def windows(self, first: np.ndarray) -> Batch:
         """The windows that begin at the steps `first` (B,) of the data."""
-        episode = np.searchsorted(self.offsets, first, side="right") - 1
+        offsets = self.steps.offsets
+        episode = np.searchsorted(offsets, first, side="right") - 1
         places = first[:, None] + np.arange(self.window_steps)  # (B, K)
-        valid = places < self.offsets[episode + 1][:, None]
-        step = places[valid]
+        valid = places < offsets[episode + 1][:, None]
         episode = np.broadcast_to(episode[:, None], valid.shape)[valid]
-        timestep, row_step = step - self.offsets[episode], step + episode
-        start = (places == first[:, None])[valid]
-        before = np.where(start, step, step - 1)
-        return Batch(
-            observation=map_tree(lambda leaf: _place(leaf[row_step], valid), self.observations),
-            previous_action=map_tree(
-                lambda leaf: _place(_cleared(leaf[before], start), valid), self.actions
-            ),
-            return_to_go=_place(self.returns_to_go[step], valid),
-            action=map_tree(lambda leaf: _place(leaf[step], valid), self.actions),
-            reward=_place(self.rewards[step], valid),
-            timestep=_place(timestep, valid),
-            start=_place(start, valid),
-            valid=torch.from_numpy(valid),
-        )
+        return self.steps.batch(places[valid], episode, (places == first[:, None])[valid], valid)

@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from decision_s4 import evaluate, train
 from decision_s4.agents import checkpoint
+from decision_s4.agents.backbones.base import BACKBONES, MEMORYLESS
+from decision_s4.agents.config import CONFIGS
 from decision_s4.agents.options import choose_device
 from decision_s4.agents.training import Training
 from decision_s4.envs.errors import UserError
@@ -238,6 +241,16 @@ def test_help_is_complete(capsys):
             program.main(["--help"])
         assert stop.value.code == 0
         assert words in capsys.readouterr().out
+
+
+def test_help_names_every_choice(capsys):
+    with pytest.raises(SystemExit):
+        train.main(["--help"])
+    words = set(re.findall(r"[\w-]+", capsys.readouterr().out))
+    algorithms = {path.stem for path in CONFIGS.glob("*.yaml")}
+    known = BACKBONES | MEMORYLESS  # without those that tests add
+    ours = {name for name, kind in known.items() if kind.__module__.startswith("decision_s4.")}
+    assert algorithms | ours <= words
 
 
 def test_devices():

@@ -3,7 +3,7 @@
 As Jamba (arXiv 2403.19887) and Samba (arXiv 2406.07522) mix state-space layers with attention.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from decision_s4.agents.backbones.base import Family, Mixer, family_of, make_options, register
@@ -22,6 +22,12 @@ class HybridOptions:
     """Backbone of every (ratio + 1)-th layer, or of the last where the stack has fewer."""
     ratio: int = 3
     """Linear layers for each full one."""
+
+
+@dataclass(frozen=True)
+class ReadHybridOptions(HybridOptions):
+    """HybridOptions with those of the two kinds, read."""
+
     linear_options: Any = None
     """The Options of the linear layers, made from linear_NAME=value."""
     full_options: Any = None
@@ -35,7 +41,7 @@ class Hybrid(Family):
     Options = HybridOptions
 
     @classmethod
-    def read_options(cls, name: str, given: dict[str, Any]) -> HybridOptions:
+    def read_options(cls, name: str, given: dict[str, Any]) -> ReadHybridOptions:
         own, theirs = {}, {part: {} for part in PARTS}
         for key, value in given.items():
             part, _, option = key.partition("_")
@@ -46,11 +52,11 @@ class Hybrid(Family):
         options = super().read_options(name, own)
         if options.ratio < 1:
             raise UserError(f"ratio {options.ratio} must be at least 1 linear layer for each full")
-        made = {f"{p}_options": make_options(getattr(options, p), theirs[p]) for p in PARTS}
-        return replace(options, **made)
+        made = {f"{p}_options": _part_options(options, p, theirs[p]) for p in PARTS}
+        return ReadHybridOptions(**asdict(options), **made)
 
     @classmethod
-    def layers(cls, d_model: int, options: HybridOptions, n_layers: int) -> list[Mixer]:
+    def layers(cls, d_model: int, options: ReadHybridOptions, n_layers: int) -> list[Mixer]:
         full = [(i + 1) % (options.ratio + 1) == 0 for i in range(n_layers)]
         full[-1] |= not any(full)
         linear = family_of(options.linear).layers(
@@ -58,3 +64,10 @@ class Hybrid(Family):
         )
         others = family_of(options.full).layers(d_model, options.full_options, full.count(True))
         return [others.pop(0) if is_full else linear.pop(0) for is_full in full]
+
+
+def _part_options(options: HybridOptions, part: str, given: dict[str, Any]) -> Any:
+    name = getattr(options, part)
+    if issubclass(family_of(name), Hybrid):
+        raise UserError(f"{part} '{name}' is a mixture itself; name the backbone of one layer")
+    return make_options(name, given)

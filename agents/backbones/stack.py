@@ -72,6 +72,7 @@ class Backbone(nn.Module):
             for mixer in mixers
         )
         self.norm = nn.LayerNorm(d_model)
+        self._state_shapes = _shapes(self.initial_state(1, torch.device("meta")))
 
     @property
     def context(self) -> int | None:
@@ -114,10 +115,13 @@ class Backbone(nn.Module):
     def step(
         self, x: Tensor, state: State, start: Tensor | None = None, constants: Any = None
     ) -> tuple[Tensor, State]:
-        """One step: x (B, D), start (B,) bool -> (y (B, D), new state). Differentiable."""
+        """One step: x (B, D), start (B,) bool -> (y (B, D), new state). Differentiable.
+
+        Raises:
+            ValueError: for shapes or types that do not fit.
+        """
         self._check(x, 2, start=start)
-        if any(len(leaf) != len(x) for leaf in tree_leaves(state)):  # it would broadcast silently
-            self._check_state(state, len(x))
+        self._check_state(state, len(x))  # another's may fit, or broadcast, silently
         if start is not None:
             state = reset(state, start, self.initial_state(len(x), x.device))
         constants = self.constants() if constants is None else constants
@@ -145,6 +149,9 @@ class Backbone(nn.Module):
             )
         if not x.is_floating_point():
             raise ValueError(f"backbone input has type {x.dtype}; it needs a floating-point type")
+        own = self.norm.weight.dtype
+        if x.dtype != own and not torch.is_autocast_enabled(x.device.type):
+            raise ValueError(f"backbone input has type {x.dtype}; it needs {own}, as the weights")
         for name, mask in masks.items():
             if mask is not None and (mask.shape != x.shape[:-1] or mask.dtype != torch.bool):
                 raise ValueError(
@@ -154,7 +161,7 @@ class Backbone(nn.Module):
         return x.shape[0], x.shape[1]
 
     def _check_state(self, state: State, batch: int) -> None:
-        wanted = _shapes(self.initial_state(batch, torch.device("meta")))
+        wanted = [(batch, *shape[1:]) for shape in self._state_shapes]
         given = _shapes(state)
         if given != wanted:
             raise ValueError(
@@ -163,8 +170,9 @@ class Backbone(nn.Module):
             )
 
 
-def _shapes(state: State) -> list[tuple[int, ...]]:
-    return [tuple(leaf.shape) for leaf in tree_leaves(state)]
+def _shapes(state: State) -> list[tuple[int, ...] | None]:
+    """Of each leaf in turn; None for one that is no tensor."""
+    return [tuple(leaf.shape) if torch.is_tensor(leaf) else None for leaf in tree_leaves(state)]
 
 
 def make_backbone(

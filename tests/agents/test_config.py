@@ -53,6 +53,14 @@ def test_every_field_is_a_flag(configs: Path) -> None:
     )
 
 
+def test_none_is_the_empty_list(configs: Path, capsys: pytest.CaptureFixture) -> None:
+    for word in ("none", ""):
+        assert parse(Small, [f"--target-returns={word}"], configs=configs).target_returns == ()
+    with pytest.raises(SystemExit):
+        parse(Small, ["--target-returns=1", "--help"], {"target_returns": ()}, configs=configs)
+    assert "(default: none)" in " ".join(capsys.readouterr().out.split())
+
+
 def test_precedence_dataclass_algo_defaults_file_flags(configs: Path, tmp_path: Path) -> None:
     assert parse(Small, [], configs=configs) == Small(steps=7, lr=1e-4)
     assert parse(Small, [], {"lr": 0.5}, configs=configs) == Small(steps=7, lr=0.5)

@@ -57,6 +57,8 @@ def test_its_state_is_recurrent_unless_all_of_it_is_windowed():
         ({"linear_options": 3}, "'s4d' has no option 'options'"),
         ({"rati": 3}, "'hybrid' has no option 'rati'; did you mean 'ratio'"),
         ({"ratio": 0}, "ratio 0"),
+        ({"linear": "hybrid"}, "linear 'hybrid' is a mixture itself"),
+        ({"full": "hybrid", "full_ratio": 1}, "full 'hybrid' is a mixture itself"),
     ],
 )
 def test_bad_options_are_named(options, message):

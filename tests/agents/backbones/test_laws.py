@@ -255,16 +255,21 @@ def test_bfloat16_autocast_stays_near(name):
 @names
 def test_what_does_not_fit_is_named(name):
     backbone = make(name)
+    other = make_backbone("gru" if name == "lstm" else "lstm", D, n_layers=2).double()
     x, start = data(5)
     for call, words in {
         lambda: backbone(x[..., :3]): "shape",
         lambda: backbone(x[:, :0]): "empty",
         lambda: backbone(x.long()): "type",
+        lambda: backbone(x.float()): "type",
         lambda: backbone(x, start=start.float()): "start",
         lambda: backbone(x, valid=start[:, :2]): "valid",
         lambda: backbone(x, backbone.initial_state(7)): "state",
         lambda: backbone.step(x, backbone.initial_state(3)): "shape",
+        lambda: backbone(x, other.initial_state(3)): "state",
         lambda: backbone.step(x[:, 0], backbone.initial_state(1)): "state",
+        lambda: backbone.step(x[:, 0], other.initial_state(3)): "state",
+        lambda: backbone.step(x[:, 0], None): "state",
         lambda: backbone.step(x[:, 0], backbone.initial_state(3), start): "start",
     }.items():
         with pytest.raises(ValueError, match=words):
