@@ -4,7 +4,6 @@ import os
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # idle threads must not starve the simulators
 
-import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +19,8 @@ from decision_s4.agents.actor import Actor
 from decision_s4.agents.config import parse
 from decision_s4.agents.eval_table import checked_row, print_table, write_rows
 from decision_s4.agents.options import check_ranges
-from decision_s4.envs.errors import UserError, explanation
+from decision_s4.agents.program import exit_code
+from decision_s4.envs.errors import UserError
 from decision_s4.envs.task import Task, check_environment, with_environment
 
 
@@ -103,22 +103,9 @@ def _check_writable(output: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: 0 when done, 2 after bad input, 130 interrupted, 141 unread."""
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    try:
-        argv = sys.argv[1:] if argv is None else argv
-        evaluate(parse(EvaluateConfig, argv, prog="evaluate.py", description=__doc__))
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # whoever read the output, as `| head` does, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except Exception as error:
-        line = explanation(error)
-        if line is None:
-            raise
-        print(f"evaluate.py: {line}", file=sys.stderr)
-        return 2
-    return 0
+    argv = sys.argv[1:] if argv is None else argv
+    form = {"prog": "evaluate.py", "description": __doc__}
+    return exit_code("evaluate.py", lambda: evaluate(parse(EvaluateConfig, argv, **form)))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ import os
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # idle threads must not starve the simulators
 
 import dataclasses
-import logging
 import math
 import shutil
 import sys
@@ -21,10 +20,11 @@ from decision_s4.agents.config import describe_changes, load_config, parse, save
 from decision_s4.agents.interrupt import Interrupt
 from decision_s4.agents.options import check_ranges, choose_device
 from decision_s4.agents.policy import PolicyOptions, parameter_count
+from decision_s4.agents.program import exit_code
 from decision_s4.agents.run_dir import create_run_dir, default_run_dir
 from decision_s4.agents.training import Row, TrainConfig, Training
 from decision_s4.envs import datasets
-from decision_s4.envs.errors import UserError, explanation
+from decision_s4.envs.errors import UserError
 from decision_s4.envs.task import task_of
 
 CONFIG_FILE = "config.yaml"
@@ -213,21 +213,8 @@ def settings(argv: Sequence[str]) -> TrainConfig:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: 0 when done, 2 after bad input, 130 interrupted, 141 unread."""
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    try:
-        train(settings(sys.argv[1:] if argv is None else argv))
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # whoever read the output, as `| head` does, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except Exception as error:
-        line = explanation(error)
-        if line is None:
-            raise
-        print(f"train.py: {line}", file=sys.stderr)
-        return 2
-    return 0
+    argv = sys.argv[1:] if argv is None else argv
+    return exit_code("train.py", lambda: train(settings(argv)))
 
 
 if __name__ == "__main__":

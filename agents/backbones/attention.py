@@ -69,19 +69,6 @@ def attend(q: Tensor, seen: Ring, mask: Tensor, dropout: float = 0.0) -> Tensor:
     return y.transpose(1, 2).flatten(2)
 
 
-def gather_chunks(x: Tensor, layout: ChunkLayout) -> Tensor:
-    """Steps x (B, T, …) in chunks (M, L, …), in time order, zero where a chunk is padded."""
-    flat = x.flatten(0, 1)
-    return torch.cat([flat, torch.zeros_like(flat[:1])])[layout.source.flip(1)]
-
-
-def scatter_chunks(y: Tensor, layout: ChunkLayout, rows: int) -> Tensor:
-    """The inverse: (M, L, F) -> (B, T, F), zero at steps that are in no chunk."""
-    flat = y.flatten(0, 1)
-    padded = torch.cat([flat, flat.new_zeros(1, flat.shape[-1])])
-    return padded[layout.target].unflatten(0, (rows, -1))
-
-
 def past_of_chunks(keys: Tensor, values: Tensor, state: Ring, layout: ChunkLayout) -> Ring:
     """What precedes each chunk (M, L, H, d): its predecessor, the state carried in, or nothing."""
     past, firsts = state.present.shape[1], sum(layout.counts[:1])

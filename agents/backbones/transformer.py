@@ -17,15 +17,14 @@ from decision_s4.agents.backbones.attention import (
     attend,
     band,
     empty_ring,
-    gather_chunks,
     has_past,
     past_of_chunks,
     rotate,
-    scatter_chunks,
     sinusoids,
 )
 from decision_s4.agents.backbones.base import Mixer, register
 from decision_s4.envs.errors import UserError, nearest
+from decision_s4.kernels.chunks import from_chunks, to_chunks
 from decision_s4.kernels.packing import Packing
 
 
@@ -66,14 +65,14 @@ class Transformer(Mixer):
 
     def forward(self, x: Tensor, state: Ring, packing: Packing) -> tuple[Tensor, Ring]:
         layout = packing.chunks(min(self.context, packing.steps))
-        q, k, v = (gather_chunks(part, layout) for part in self._project(x))
+        q, k, v = (to_chunks(part, layout) for part in self._project(x))
         past = past_of_chunks(k, v, state, layout)
         seen = past.then(k, v)
         after = after_chunks(seen, state, layout)
         if not has_past(layout):  # as in a batch of windows: do not look for keys in vain
             seen = Ring(*(part[:, self.context - 1 :] for part in seen))
         y = self._attend(q, seen, self._turns(seen.keys.shape[1], q))
-        return self.out(scatter_chunks(y, layout, packing.rows)), after
+        return self.out(from_chunks(y, layout, packing.rows)), after
 
     def constants(self) -> tuple[Tensor, Tensor] | None:
         return self._turns(self.context, self.out.weight)

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from decision_s4.kernels.chunks import chunk_for, from_chunks, pass_on, to_chunks
 from decision_s4.kernels.packing import Packing
-from decision_s4.kernels.ssd.chunks import chunk_for, from_chunks, pass_on, to_chunks
 
 CHUNK = 32
 

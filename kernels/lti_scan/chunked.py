@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from decision_s4.kernels.chunks import chunk_for
 from decision_s4.kernels.lti_scan.system import System, columns, rows
 from decision_s4.kernels.packing import ChunkLayout, Packing
 
@@ -32,7 +33,7 @@ def scan(
 ) -> tuple[Tensor, Tensor]:
     """See `lti_scan`."""
     batch, steps, channels = u.shape
-    layout = packing.chunks(_chunk_for(steps, chunk))
+    layout = packing.chunks(chunk_for(steps, chunk))
     if not layout.counts:
         return torch.zeros_like(u), state
     length = layout.source.shape[1]
@@ -53,11 +54,6 @@ def scan(
     final = final + torch.bmm(tail, operators.inject[..., length:])
     final = carried.index_copy(1, layout.final_rows, final).transpose(0, 1)
     return y, torch.stack(final.chunk(2, dim=-1), dim=-1)
-
-
-def _chunk_for(steps: int, chunk: int) -> int:
-    """No longer than the row needs, a power of two."""
-    return min(chunk, 1 << (steps - 1).bit_length())
 
 
 def _operators(system: System, length: int) -> Operators:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from decision_s4.kernels.chunks import chunk_for, from_chunks, pass_on, to_chunks
 from decision_s4.kernels.packing import Packing
-from decision_s4.kernels.ssd.chunks import chunk_for, from_chunks, pass_on, to_chunks
 
 CHUNK = 32  # of 16 … 128 the fastest at 4 or 8 heads of 32 channels, N = 32 or 64, on a CPU
 

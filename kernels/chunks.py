@@ -1,4 +1,4 @@
-"""Rows to chunks and back, and the state passed from chunk to chunk: for scans of matrix states.
+"""Rows to chunks and back, and the state passed from chunk to chunk: what chunked scans share.
 
 Shapes: B rows, T steps, M chunks of L steps. No chunk holds two episodes (see packing.py), so
 resets need no mask; the padding of an episode's last chunk reads as zero.
