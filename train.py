@@ -126,7 +126,7 @@ def _log(
     """Write a point of the curves; returns what of it the progress shows."""
     _check_finite(run, metrics)
     values = {f"train/{name}": value.item() for name, value in metrics.items()}
-    values["train/learning_rate"] = run.learner.schedule.get_last_lr()[0]
+    values["train/learning_rate"] = run.learner.learning_rate
     logger.log(run.step, values | {"time/timesteps_per_s": rate})
     return {"loss": values["train/loss"], "timesteps/s": round(rate)}
 

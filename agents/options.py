@@ -36,6 +36,7 @@ RANGES = {
     "mlp_ratio": Range(0, 64, "0 to 64"),
     **dict.fromkeys(("warmup_steps", "weight_decay", "observation_noise"), NOT_NEGATIVE),
     **dict.fromkeys(("dropout", "average_decay"), FRACTION),
+    "data_fraction": Range(1e-9, 1, "a number above 0, 1 at most"),
     "seed": Range(0, 2**32 - 1, "0 to 4294967295"),
     "threads": Range(0, 1024, "0 to 1024; 0 takes all cores"),
 }
@@ -58,6 +59,8 @@ class RunOptions:
     """Folder of a run to go on with, exactly where its last checkpoint stands."""
     steps: int = 4000
     """Updates of the weights, one batch each."""
+    data_fraction: float = 1.0
+    """Share of the episodes to train on, those of the highest returns; .1 makes bc 10%-bc."""
     batch_steps: int = 1000
     """Environment steps a batch holds at least."""
     sampling: Literal["episodes", "windows"] = "episodes"

@@ -2,6 +2,7 @@
 
 from gymnasium import spaces
 
+from decision_s4.agents.feed_forward import FeedForwardPolicy
 from decision_s4.agents.policy import Policy, PolicyOptions, SequencePolicy
 from decision_s4.agents.recompute import RecomputedSequencePolicy, RecomputedTokenPolicy
 from decision_s4.agents.tokens import TokenPolicy
@@ -12,6 +13,7 @@ POLICIES: dict[tuple[str, str], type[Policy]] = {
     ("step", "recompute"): RecomputedSequencePolicy,
     ("three", "recurrent"): TokenPolicy,
     ("three", "recompute"): RecomputedTokenPolicy,
+    ("observation", "recurrent"): FeedForwardPolicy,
 }
 """By (tokens, context_mode) of PolicyOptions."""
 

@@ -53,8 +53,9 @@ class PolicyOptions:
     """Whether the policy sees its previous action; without it, it cannot learn to copy it."""
     observation_noise: float = 0.0
     """In training only: Gaussian noise on observations, in units of their standard deviation."""
-    tokens: Literal["step", "three"] = "step"
-    """What the backbone reads of a step: one token, or return-to-go, observation and action."""
+    tokens: Literal["step", "three", "observation"] = "step"
+    """What the backbone reads of a step: one token; return-to-go, observation and action; or, for a
+    perceptron in place of the backbone, the observation alone."""
     context_mode: Literal["recurrent", "recompute"] = "recurrent"
     """How it acts: on from its state, or reading the last context_steps steps anew at each step."""
     context_steps: int = 20

@@ -13,7 +13,7 @@ from decision_s4.agents.actor import Actor
 from decision_s4.agents.decision import DecisionLearner, OptimiserOptions
 from decision_s4.agents.options import RunOptions
 from decision_s4.agents.policies import make_policy
-from decision_s4.agents.policy import PolicyOptions
+from decision_s4.agents.policy import Policy, PolicyOptions
 from decision_s4.agents.rng import rng_state, seed_everything, set_rng_state
 from decision_s4.agents.tokens import check_episode_length
 from decision_s4.envs.batches import PackedBatches
@@ -39,13 +39,7 @@ class Training:
         self.config, self.trajectories = config, trajectories
         self.task, self.device = task, device
         seed_everything(config.seed)
-        options = _part(config, PolicyOptions)
-        check_episode_length(int(trajectories.lengths.max()), options)
-        policy = make_policy(trajectories.observation_space, trajectories.action_space, options)
-        policy.set_statistics(*trajectories.observation_statistics())
-        self.learner = DecisionLearner(
-            policy.to(device), _part(config, OptimiserOptions), config.steps
-        )
+        self.learner = self.new_learner()
         self.batches = self.new_batches()
         self.step, self.best = 0, float("-inf")
 
@@ -54,13 +48,28 @@ class Training:
         """Whether all updates are done."""
         return self.step >= self.config.steps
 
+    def new_learner(self) -> Any:
+        """The untrained learner."""
+        options = part(self.config, PolicyOptions)
+        check_episode_length(int(self.trajectories.lengths.max()), options)
+        rates = part(self.config, OptimiserOptions)
+        return DecisionLearner(self.new_policy(options), rates, self.config.steps)
+
+    def new_policy(self, options: PolicyOptions) -> Policy:
+        """An untrained policy for the data, with its observation statistics."""
+        data = self.trajectories
+        policy = make_policy(data.observation_space, data.action_space, options)
+        policy.set_statistics(*data.observation_statistics())
+        return policy.to(self.device)
+
     def new_batches(self) -> PackedBatches | WindowBatches:
         """The data order from its beginning."""
-        config = self.config
+        config, data = self.config, self.trajectories
+        episodes = data.best_episodes(config.data_fraction)
         if config.sampling == "windows":
             rows = math.ceil(config.batch_steps / config.context_steps)
-            return WindowBatches(self.trajectories, config.context_steps, rows, config.seed)
-        return PackedBatches(self.trajectories, config.batch_steps, config.seed)
+            return WindowBatches(data, config.context_steps, rows, config.seed, episodes)
+        return PackedBatches(data, config.batch_steps, config.seed, episodes=episodes)
 
     def update(self) -> tuple[dict[str, Tensor], int]:
         """One gradient step: its scalars, and how many environment steps it learned from."""
@@ -125,6 +134,6 @@ class Training:
             ) from error
 
 
-def _part(config: TrainConfig, options: type) -> Any:
-    """Those of the settings that `options` holds."""
+def part(config: Any, options: type) -> Any:
+    """Those of the settings that the dataclass `options` holds."""
     return options(**{field.name: getattr(config, field.name) for field in fields(options)})

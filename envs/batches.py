@@ -24,6 +24,7 @@ class Batch:
     action: Tree  # (B, T, …) taken on that observation
     reward: torch.Tensor  # (B, T)
     timestep: torch.Tensor  # (B, T) int64, counted from 0 in each episode
+    terminated: torch.Tensor  # (B, T) bool, the episode's state ended it after that step
     start: torch.Tensor  # (B, T) bool, first step of an episode or window
     valid: torch.Tensor  # (B, T) bool, False on padding, where all else is zero
 
@@ -37,15 +38,29 @@ class Steps:
     """All steps of a dataset as flat arrays, from which the batches of every sampler are gathered.
 
     Shapes: S steps of a batch, in the order of its valid places.
+
+    Args:
+        trajectories: the dataset.
+        episodes: the numbers of those episodes that samplers may draw from, ascending; None: all.
     """
 
-    def __init__(self, trajectories: Trajectories):
+    def __init__(self, trajectories: Trajectories, episodes: np.ndarray | None = None):
         self.observations = map_tree(np.asarray, trajectories.observations)
         self.actions = map_tree(np.asarray, trajectories.actions)
         self.rewards = np.asarray(trajectories.rewards)
+        self.terminations = np.asarray(trajectories.terminations)
         self.returns_to_go = trajectories.returns_to_go().astype(np.float32)
         self.lengths = np.asarray(trajectories.lengths)
         self.offsets = trajectories.action_offsets
+        everyone = np.arange(trajectories.num_episodes)
+        self.episodes = everyone if episodes is None else np.asarray(episodes)
+        self.counts = np.cumsum(self.lengths[self.episodes])  # (E,) steps up to each one's end
+
+    def locate(self, number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(step, episode) of the steps that are number 0, 1, … of those to draw from."""
+        place = np.searchsorted(self.counts, number, side="right")
+        episode = self.episodes[place]
+        return self.offsets[episode + 1] - (self.counts[place] - number), episode
 
     def batch(
         self, step: np.ndarray, episode: np.ndarray, start: np.ndarray, valid: np.ndarray
@@ -64,6 +79,7 @@ class Steps:
             return_to_go=_place(self.returns_to_go[step], valid),
             action=map_tree(lambda leaf: _place(leaf[step], valid), self.actions),
             reward=_place(self.rewards[step], valid),
+            terminated=_place(self.terminations[step], valid),
             timestep=_place(step - self.offsets[episode], valid),
             start=_place(start, valid),
             valid=torch.from_numpy(valid),
@@ -76,15 +92,23 @@ class PackedBatches:
     Each epoch shuffles the episodes and takes consecutive ones until they hold `batch_steps`
     steps; every step comes exactly once an epoch. A remainder below half a batch joins the last.
     One row holds them end to end. With more rows, each takes its own consecutive run, and shorter
-    rows end in padding. The order is a function of (seed, epoch): see state_dict.
+    rows end in padding. The order is a function of (seed, epoch): see state_dict. `episodes` are
+    the numbers of those to draw from, None all.
     """
 
-    def __init__(self, trajectories: Trajectories, batch_steps: int, seed: int, rows: int = 1):
+    def __init__(
+        self,
+        trajectories: Trajectories,
+        batch_steps: int,
+        seed: int,
+        rows: int = 1,
+        episodes: np.ndarray | None = None,
+    ):
         check_at_least("batch_steps", batch_steps, 1)
         check_at_least("seed", seed, 0)
         check_at_least("rows", rows, 1)
         self.batch_steps, self.rows, self.seed = batch_steps, rows, seed
-        self.steps = Steps(trajectories)
+        self.steps = Steps(trajectories, episodes)
         self._begin(epoch=0)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -104,9 +128,9 @@ class PackedBatches:
         """Continue from a state_dict. Raises UserError if it is not one of this dataset's."""
         if set(state) != set(self.state_dict()):
             raise UserError(f"sampler state has the keys {sorted(state)}; use a state_dict()")
-        if not 0 <= state["position"] <= len(self.steps.lengths):
+        if not 0 <= state["position"] <= len(self.steps.episodes):
             raise UserError(
-                f"sampler state is at episode {state['position']} of {len(self.steps.lengths)}; "
+                f"sampler state is at episode {state['position']} of {len(self.steps.episodes)}; "
                 "resume with the dataset it was saved with"
             )
         self.seed = state["seed"]
@@ -115,7 +139,7 @@ class PackedBatches:
 
     def _begin(self, epoch: int) -> None:
         self.epoch, self.position = epoch, 0
-        self.order = np.random.default_rng([self.seed, epoch]).permutation(len(self.steps.lengths))
+        self.order = np.random.default_rng([self.seed, epoch]).permutation(self.steps.episodes)
         self.ends = np.cumsum(self.steps.lengths[self.order])
 
     def _end_of_batch(self) -> int:
@@ -147,6 +171,15 @@ def check_at_least(name: str, value: int, least: int) -> None:
         raise UserError(f"{name} is {value}; use {least} or more")
 
 
+def as_tensor(values: np.ndarray) -> torch.Tensor:
+    """Floats as float32, bytes and truth values as they are, other integers as int64."""
+    if np.issubdtype(values.dtype, np.floating):
+        values = values.astype(np.float32, copy=False)
+    elif values.dtype not in (np.uint8, np.bool_):
+        values = values.astype(np.int64, copy=False)
+    return torch.from_numpy(values)
+
+
 def _cleared(values: np.ndarray, where: np.ndarray) -> np.ndarray:
     values[where] = 0
     return values
@@ -159,12 +192,4 @@ def _place(values: np.ndarray, valid: np.ndarray) -> torch.Tensor:
     else:
         placed = np.zeros((*valid.shape, *values.shape[1:]), values.dtype)
         placed[valid] = values
-    return _tensor(placed)
-
-
-def _tensor(values: np.ndarray) -> torch.Tensor:
-    if np.issubdtype(values.dtype, np.floating):
-        values = values.astype(np.float32, copy=False)
-    elif values.dtype not in (np.uint8, np.bool_):
-        values = values.astype(np.int64, copy=False)
-    return torch.from_numpy(values)
+    return as_tensor(placed)

@@ -79,6 +79,14 @@ class Trajectories(DatasetInfo):
         """(E,) float64: undiscounted sum of each episode's rewards."""
         return np.add.reduceat(np.asarray(self.rewards, np.float64), self.action_offsets[:-1])
 
+    def best_episodes(self, fraction: float) -> np.ndarray:
+        """Numbers, ascending, of the share `fraction` of episodes with the highest returns.
+
+        At least one; of equal returns the earlier episode goes first.
+        """
+        count = max(1, round(fraction * self.num_episodes))
+        return np.sort(np.argsort(-self.returns, kind="stable")[:count])
+
     def observation_index(self, step: np.ndarray | int) -> np.ndarray:
         """Row of the observation on which each step acted: the step plus its episode's number."""
         return step + np.searchsorted(self.action_offsets, step, side="right") - 1

@@ -18,18 +18,25 @@ class WindowBatches:
     A window begins at any step of the data with the same probability: an episode is drawn in
     proportion to its length, then a step in it (arXiv 2106.01345). At an episode's end the window
     is shorter, and padding follows it. Timesteps and returns-to-go stay those of the episode.
-    Batch i is a function of (seed, i).
+    Batch i is a function of (seed, i). `episodes` are the numbers of those to draw from, None all.
 
     Raises:
         UserError: for a number of steps or rows below 1, or a negative seed.
     """
 
-    def __init__(self, trajectories: Trajectories, window_steps: int, rows: int, seed: int):
+    def __init__(
+        self,
+        trajectories: Trajectories,
+        window_steps: int,
+        rows: int,
+        seed: int,
+        episodes: np.ndarray | None = None,
+    ):
         check_at_least("window_steps", window_steps, 1)
         check_at_least("rows", rows, 1)
         check_at_least("seed", seed, 0)
         self.window_steps, self.rows, self.seed, self.batch = window_steps, rows, seed, 0
-        self.steps = Steps(trajectories)
+        self.steps = Steps(trajectories, episodes)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -37,7 +44,8 @@ class WindowBatches:
     def __next__(self) -> Batch:
         draw = np.random.default_rng([self.seed, self.batch])
         self.batch += 1
-        return self.windows(draw.integers(len(self.steps.rewards), size=self.rows))
+        number = draw.integers(self.steps.counts[-1], size=self.rows)
+        return self.windows(self.steps.locate(number)[0])
 
     def state_dict(self) -> dict[str, int]:
         """Where the sampler stands: the next batch after loading this is the one due now."""

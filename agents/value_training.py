@@ -1,0 +1,74 @@
+"""Runs of value-based learners from logged transitions: td3-bc and iql."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from decision_s4.agents.iql import IQLLearner, IQLOptions
+from decision_s4.agents.options import RunOptions
+from decision_s4.agents.policy import Policy, PolicyOptions
+from decision_s4.agents.td3_bc import TD3BCLearner, TD3BCOptions
+from decision_s4.agents.training import Training, part
+from decision_s4.envs.transitions import TransitionBatches
+
+
+@dataclass(frozen=True)
+class PerceptronOptions:
+    """Sizes of policy, critics and value."""
+
+    d_model: int = 256
+    """Width of the hidden layers."""
+    n_layers: int = 2
+    """Hidden layers."""
+
+    @property
+    def backbone(self) -> str:
+        """What a run's introduction calls the policy's body."""
+        return "a perceptron"
+
+
+@dataclass(frozen=True)
+class TD3BCConfig(TD3BCOptions, PerceptronOptions, RunOptions):
+    """Train a policy by TD3+BC, evaluate it, film it."""
+
+
+@dataclass(frozen=True)
+class IQLConfig(IQLOptions, PerceptronOptions, RunOptions):
+    """Train a policy by implicit Q-learning, evaluate it, film it."""
+
+    scale_rewards: bool = True
+    """Whether rewards are scaled so that the data's returns span 1000, as published for Gym."""
+
+
+class ValueTraining(Training):
+    """A run over single transitions; `batch_steps` of them make a batch."""
+
+    def new_policy_of_sizes(self) -> Policy:
+        """The untrained perceptron."""
+        sizes = {"d_model": self.config.d_model, "n_layers": self.config.n_layers}
+        return self.new_policy(PolicyOptions(tokens="observation", **sizes))
+
+    def new_batches(self) -> TransitionBatches:
+        """The data order from its beginning."""
+        config, data = self.config, self.trajectories
+        episodes = data.best_episodes(config.data_fraction)
+        return TransitionBatches(data, config.batch_steps, config.seed, episodes)
+
+
+class TD3BCTraining(ValueTraining):
+    """A run of TD3+BC."""
+
+    def new_learner(self) -> Any:
+        """The untrained learner."""
+        return TD3BCLearner(self.new_policy_of_sizes(), part(self.config, TD3BCOptions))
+
+
+class IQLTraining(ValueTraining):
+    """A run of implicit Q-learning."""
+
+    def new_learner(self) -> Any:
+        """The untrained learner."""
+        config, returns = self.config, self.trajectories.returns
+        span = float(returns.max() - returns.min())
+        scale = 1000 / span if config.scale_rewards and span > 0 else 1.0
+        options = part(config, IQLOptions)
+        return IQLLearner(self.new_policy_of_sizes(), options, config.steps, scale)
