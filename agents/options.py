@@ -27,7 +27,9 @@ NOT_NEGATIVE = Range(0, 1e15, "0 or more")
 FRACTION = Range(0, 1 - 1e-12, "0 or more, and less than 1")
 RANGES = {
     **dict.fromkeys(("steps", "batch_steps", "log_every"), COUNT),
-    **dict.fromkeys(("eval_every", "eval_episodes", "episodes"), COUNT),
+    **dict.fromkeys(
+        ("eval_every", "save_every", "eval_episodes", "episodes", "training_steps"), COUNT
+    ),
     "context_steps": COUNT,
     "max_episode_steps": Range(1, 10**8, "1 to 100000000"),
     **dict.fromkeys(("d_model", "n_layers", "d_embed"), WIDTH),
@@ -37,6 +39,11 @@ RANGES = {
     **dict.fromkeys(("warmup_steps", "weight_decay", "observation_noise"), NOT_NEGATIVE),
     **dict.fromkeys(("dropout", "average_decay"), FRACTION),
     "data_fraction": Range(1e-9, 1, "a number above 0, 1 at most"),
+    **dict.fromkeys(("relabel_rounds", "value_weight"), NOT_NEGATIVE),
+    **dict.fromkeys(("relabel_steps", "critic_width"), COUNT),
+    "critic_learning_rate": POSITIVE,
+    **dict.fromkeys(("value_discount", "discount"), Range(0, 1, "0 to 1")),
+    **dict.fromkeys(("critic_target_rate", "target_rate"), Range(1e-9, 1, "above 0, 1 at most")),
     "seed": Range(0, 2**32 - 1, "0 to 4294967295"),
     "threads": Range(0, 1024, "0 to 1024; 0 takes all cores"),
 }
@@ -47,8 +54,8 @@ class RunOptions:
     """What to train on, for how long, and what to record of it."""
 
     algo: str = "decision-s4"
-    """decision-s4, decision-transformer, decision-mamba or bc (behaviour cloning); the settings of
-    configs/<algo>.yaml become the defaults."""
+    """decision-s4, decision-transformer, decision-mamba, bc (behaviour cloning) or 10%-bc; the
+    settings of configs/<algo>.yaml become the defaults."""
     dataset: str = DEFAULT_DATASET
     """Minari id or folder, D4RL id or HDF5 file; a comma list combines several."""
     env: str | None = None
@@ -89,7 +96,7 @@ def check_ranges(config: Any) -> None:
         value, (lowest, highest, words) = getattr(config, name), RANGES[name]
         if not lowest <= value <= highest:
             raise UserError(f"--{name.replace('_', '-')} is {value}; use {words}")
-    for target in config.target_returns:
+    for target in getattr(config, "target_returns", ()):
         if not math.isfinite(target):
             raise UserError(f"--target-returns has {target}; use finite numbers, as 3600,1800")
 

@@ -8,11 +8,12 @@ observation and time; value and labels are fitted in turns. Shapes: N steps of E
 """
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from gymnasium import spaces
+from torch import Tensor
 
 from decision_s4.agents.critics import ValueFunction
 from decision_s4.agents.encoders import set_statistics
@@ -22,6 +23,7 @@ from decision_s4.envs.spaces import map_tree
 from decision_s4.envs.trajectories import Trajectories
 
 CHUNK = 1 << 16
+TIME = spaces.Box(0, np.inf, (1,))
 log = logging.getLogger(__name__)
 
 
@@ -89,3 +91,46 @@ def raised_labels(trajectories: Trajectories, values: np.ndarray) -> np.ndarray:
 def _bounds(trajectories: Trajectories) -> np.ndarray:
     offsets = trajectories.action_offsets
     return np.stack([offsets[:-1], offsets[1:]], 1)
+
+
+class _ValueFit:
+    """V(s, t), a perceptron fitted to labels by least squares."""
+
+    def __init__(self, trajectories: Trajectories, seed: int, device: torch.device):
+        self.steps, self.device = Steps(trajectories), device
+        self.draw = np.random.default_rng([seed, 1])
+        self.horizon = float(trajectories.lengths.max())
+        own = trajectories.observation_space
+        self.value = ValueFunction(spaces.Tuple((own, TIME)), width=256, layers=2).to(device)
+        mean, std = trajectories.observation_statistics()
+        features = self.value.observation_features
+        set_statistics(features, {"0": mean, "1": [0.5]}, {"0": std, "1": [0.3]})
+        self.optimiser = adam(self.value, 1e-3)
+        self.centre, self.scale = 0.0, 1.0
+
+    def train(self, labels: np.ndarray, updates: int, size: int = 1024) -> float:
+        """Fit V to `labels` (N,); returns the root mean squared error over the last updates."""
+        self.centre, self.scale = float(labels.mean()), float(labels.std()) or 1.0
+        losses = []
+        for _ in range(updates):
+            step, episode = self.steps.locate(self.draw.integers(len(labels), size=size))
+            label = as_tensor((labels[step] - self.centre) / self.scale).to(self.device)
+            error = self._read(step + episode, step - self.steps.offsets[episode]) - label
+            losses.append(take_step(self.optimiser, error.square().mean()))
+        return self.scale * torch.stack(losses[-100:]).mean().sqrt().item()
+
+    @torch.no_grad()
+    def values(self) -> np.ndarray:
+        """V of every observation, (N + E,), in the units of the labels."""
+        lengths = self.steps.lengths + 1
+        first = np.cumsum(lengths) - lengths
+        rows = np.arange(lengths.sum())
+        time = rows - np.repeat(first, lengths)
+        chunks = (slice(i, i + CHUNK) for i in range(0, len(rows), CHUNK))
+        parts = [self._read(rows[chunk], time[chunk]).cpu().numpy() for chunk in chunks]
+        return np.concatenate(parts).astype(np.float64) * self.scale + self.centre
+
+    def _read(self, row: np.ndarray, time: np.ndarray) -> Tensor:
+        seen = map_tree(lambda leaf: as_tensor(leaf[row]).to(self.device), self.steps.observations)
+        moment = as_tensor(time[:, None] / self.horizon).to(self.device)
+        return self.value({"0": seen, "1": moment})

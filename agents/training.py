@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from decision_s4.agents.decision import DecisionLearner, OptimiserOptions
 from decision_s4.agents.options import RunOptions
 from decision_s4.agents.policies import make_policy
 from decision_s4.agents.policy import Policy, PolicyOptions
+from decision_s4.agents.relabel import RelabelOptions, relabelled
 from decision_s4.agents.rng import rng_state, seed_everything, set_rng_state
 from decision_s4.agents.tokens import check_episode_length
+from decision_s4.agents.value_regularised import ValueRegularisation, ValueRegularisedLearner
 from decision_s4.envs.batches import PackedBatches
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.task import Task
@@ -26,7 +29,7 @@ Row = dict[str, float | None]
 
 
 @dataclass(frozen=True)
-class TrainConfig(OptimiserOptions, PolicyOptions, RunOptions):
+class TrainConfig(OptimiserOptions, ValueRegularisation, RelabelOptions, PolicyOptions, RunOptions):
     """Train a policy from logged trajectories, evaluate it, film it."""
 
 
@@ -53,7 +56,16 @@ class Training:
         options = part(self.config, PolicyOptions)
         check_episode_length(int(self.trajectories.lengths.max()), options)
         rates = part(self.config, OptimiserOptions)
-        return DecisionLearner(self.new_policy(options), rates, self.config.steps)
+        arguments = self.new_policy(options), rates, self.config.steps
+        if not self.config.value_weight:
+            return DecisionLearner(*arguments)
+        return ValueRegularisedLearner(*arguments, part(self.config, ValueRegularisation))
+
+    @cached_property
+    def conditioned(self) -> Trajectories:
+        """The data with the returns-to-go to learn from."""
+        options = part(self.config, RelabelOptions)
+        return relabelled(self.trajectories, options, self.config.seed, self.device)
 
     def new_policy(self, options: PolicyOptions) -> Policy:
         """An untrained policy for the data, with its observation statistics."""
@@ -64,7 +76,7 @@ class Training:
 
     def new_batches(self) -> PackedBatches | WindowBatches:
         """The data order from its beginning."""
-        config, data = self.config, self.trajectories
+        config, data = self.config, self.conditioned
         episodes = data.best_episodes(config.data_fraction)
         if config.sampling == "windows":
             rows = math.ceil(config.batch_steps / config.context_steps)

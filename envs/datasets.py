@@ -73,12 +73,18 @@ def load(names: str, cache_dir: str | Path | None = None) -> Trajectories:
 
 def local_datasets() -> list[str]:
     """Minari ids under the data root ($MINARI_DATASETS_PATH, else ~/.minari/datasets), sorted."""
-    root, found = _minari_root(), []
+    root, found = minari_root(), []
     for folder, below, _ in os.walk(root):
+        below[:] = [name for name in below if not name.startswith(".")]  # half-written ones hide
         if "data" in below:
             below.clear()
             found.append(Path(folder).relative_to(root).as_posix())
     return sorted(found)
+
+
+def minari_root() -> Path:
+    """Minari's data root: $MINARI_DATASETS_PATH, else ~/.minari/datasets."""
+    return _expanded(os.environ.get("MINARI_DATASETS_PATH") or "~/.minari/datasets")
 
 
 def _locate(name: str, cache: Path) -> Source:
@@ -86,7 +92,7 @@ def _locate(name: str, cache: Path) -> Source:
         raise UserError("a dataset name is empty; write one name, or several joined by commas")
     if name == DEFAULT_DATASET:
         return Source(name, EMBEDDED / name / "data", read_minari)
-    for folder in (_minari_root() / name, _expanded(name)):
+    for folder in (minari_root() / name, _expanded(name)):
         for data in (folder / "data", folder):
             if (data / METADATA).is_file():
                 return Source(name, data, read_minari)
@@ -110,7 +116,7 @@ def _locate_path(name: str) -> Source | None:
 
 
 def _download_minari(name: str) -> Source:
-    root, known = _minari_root(), [DEFAULT_DATASET, *local_datasets(), *D4RL_URLS]
+    root, known = minari_root(), [DEFAULT_DATASET, *local_datasets(), *D4RL_URLS]
     if not MINARI_ID.fullmatch(name):
         raise UserError(f"unknown dataset '{name}'{nearest(name, known)}")
     logging.disable(logging.WARNING)  # Hugging Face's client would log each attempt, twice
@@ -126,10 +132,6 @@ def _download_minari(name: str) -> Source:
     finally:
         logging.disable(logging.NOTSET)
     return Source(name, root / name / "data", read_minari)
-
-
-def _minari_root() -> Path:
-    return _expanded(os.environ.get("MINARI_DATASETS_PATH") or "~/.minari/datasets")
 
 
 def _expanded(path: str | Path) -> Path:

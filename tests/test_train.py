@@ -246,7 +246,7 @@ def test_help_is_complete(capsys):
 def test_help_names_every_choice(capsys):
     with pytest.raises(SystemExit):
         train.main(["--help"])
-    words = set(re.findall(r"[\w-]+", capsys.readouterr().out))
+    words = set(re.findall(r"[\w%-]+", capsys.readouterr().out))
     algorithms = {path.stem for path in CONFIGS.glob("*.yaml")}
     known = BACKBONES | MEMORYLESS  # without those that tests add
     ours = {name for name, kind in known.items() if kind.__module__.startswith("decision_s4.")}

@@ -62,9 +62,7 @@ def test_data_of_nothing_but_unknown_ends_is_refused():
         TransitionBatches(data, 4, 0)
 
 
-@given(
-    st.lists(st.integers(1, 9), min_size=1, max_size=12), st.floats(0.01, 1), st.integers(0, 99)
-)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.floats(0.01, 1), st.integers(0, 99))
 def test_a_fraction_of_the_data_is_its_best_episodes_whatever_samples(lengths, fraction, seed):
     data = synthetic(lengths)
     best = data.best_episodes(fraction)

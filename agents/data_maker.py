@@ -1,0 +1,233 @@
+"""An off-policy agent of stable-baselines3, trained with all kept that datasets are made of.
+
+D4RL's protocol (arXiv 2004.07219, section 5): medium is the policy stopped early, at about a third
+of the expert's performance; medium-replay is all that its replay buffer held by then.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3 import DQN, SAC
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+
+from decision_s4.agents import checkpoint
+from decision_s4.agents.checkpoint import load_weights_into
+from decision_s4.envs.errors import UserError
+from decision_s4.envs.make import make
+from decision_s4.envs.rollout import rollout
+from decision_s4.envs.spaces import map_tree
+from decision_s4.envs.timestep import State, TimeStep
+from decision_s4.envs.trajectories import Episode
+
+ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
+
+
+@dataclass(frozen=True)
+class MakerOptions:
+    """How the agent that makes the data is trained."""
+
+    training_steps: int = 1_000_000
+    """Environment steps of the training; its best policy is the expert."""
+    eval_every: int = 5_000
+    """Environment steps between evaluations, each of which keeps the policy."""
+    eval_episodes: int = 10
+    """Episodes of an evaluation, acting deterministically."""
+    save_every: int = 50_000
+    """Environment steps between states from which an interrupted training goes on."""
+
+
+class ModelAgent:
+    """A stable-baselines3 policy as an Agent without memory."""
+
+    def __init__(self, policy: Any):
+        self.policy = policy
+
+    def initial_state(self, batch_size: int) -> State:
+        """Nothing."""
+        return ()
+
+    def act(self, step: TimeStep, state: State, deterministic: bool = False) -> tuple[Any, State]:
+        """Actions (B, …) in the action space's units."""
+        seen = map_tree(lambda leaf: leaf.numpy(), step.observation)
+        return self.policy.predict(seen, deterministic=deterministic)[0], state
+
+
+class RandomAgent:
+    """Draws actions uniformly from the space."""
+
+    def __init__(self, space: spaces.Space, seed: int):
+        self.space = space
+        self.space.seed(seed)
+
+    def initial_state(self, batch_size: int) -> State:
+        """Nothing."""
+        return ()
+
+    def act(self, step: TimeStep, state: State, deterministic: bool = False) -> tuple[Any, State]:
+        """Actions (B, …) in the action space's units."""
+        return np.stack([self.space.sample() for _ in step.start]), state
+
+
+@dataclass
+class Curve:
+    """Mean return of each evaluation, and the step of the training it was made at."""
+
+    steps: list[int] = field(default_factory=list)
+    returns: list[float] = field(default_factory=list)
+
+    def first_reaching(self, target: float) -> int | None:
+        """The step of the first evaluation with a mean return of `target` or more."""
+        reached = (s for s, r in zip(self.steps, self.returns, strict=True) if r >= target)
+        return next(reached, None)
+
+    def best(self) -> int:
+        """The step of the best evaluation."""
+        return self.steps[int(np.argmax(self.returns))]
+
+
+class DataMaker:
+    """A training that can be interrupted and gone on with, in the folder `folder`.
+
+    SAC for Box actions, DQN for Discrete ones, with stable-baselines3's defaults and a replay
+    buffer that forgets nothing.
+    """
+
+    def __init__(self, env_id: str, options: MakerOptions, folder: Path, seed: int, device: str):
+        self.env_id, self.options, self.folder, self.seed = env_id, options, folder, seed
+        env = make(env_id)
+        if not isinstance(env.observation_space, spaces.Box):
+            raise UserError(f"{env_id} observes {env.observation_space}; only a Box is supported")
+        self.kind = SAC if isinstance(env.action_space, spaces.Box) else DQN
+        self.model: OffPolicyAlgorithm = self.kind(
+            "MlpPolicy", env, buffer_size=options.training_steps, seed=seed, device=device
+        )
+        self.curve = Curve()
+        if (folder / "checkpoints").is_dir():
+            self._restore()
+
+    @property
+    def steps(self) -> int:
+        """Environment steps so far."""
+        return self.model.num_timesteps
+
+    def train(
+        self, enough: Callable[[Curve], bool], progress: Callable[["DataMaker"], None]
+    ) -> None:
+        """Train to the end, or to the first evaluation after which `enough(curve)`."""
+        left = self.options.training_steps - self.steps
+        if left <= 0 or (self.curve.steps and enough(self.curve)):
+            return
+        callback = _Evaluations(self, enough, progress)
+        self.model.learn(left, callback=callback, reset_num_timesteps=False)
+        self.save()
+
+    def evaluate(self) -> float:
+        """Mean return over `eval_episodes`; the policy is kept beside it."""
+        if self.curve.steps[-1:] == [self.steps]:  # gone on with from just before it
+            return self.curve.returns[-1]
+        count = self.options.eval_episodes
+        seeds = list(range(10_000 + self.seed, 10_000 + self.seed + count))
+        agent = ModelAgent(self.model.policy)
+        played = rollout(agent, self.env_id, [None] * count, seeds, workers=1)
+        self.curve.steps.append(self.steps)
+        self.curve.returns.append(float(played.returns.mean()))
+        self._keep_policy()
+        return self.curve.returns[-1]
+
+    def policy_at(self, step: int) -> ModelAgent:
+        """The policy as it was evaluated at a step of the curve."""
+        weights = checkpoint.load(self.folder / "policies", str(step))
+        policy = self.kind("MlpPolicy", make(self.env_id), seed=self.seed, device="cpu").policy
+        load_weights_into(policy, weights.weights, weights.path)
+        return ModelAgent(policy)
+
+    def replay(self, steps: int) -> Iterator[Episode]:
+        """The episodes that ended within the first `steps` steps of the training."""
+        buffer = self.model.replay_buffer
+        ends = np.flatnonzero(buffer.dones[:steps, 0]) + 1
+        for first, last in pairwise([0, *ends]):
+            yield _episode(self.model, slice(first, last))
+
+    def save(self) -> None:
+        """Write the state to go on from."""
+        buffer, filled = self.model.replay_buffer, self.model.replay_buffer.size()
+        arrays = {name: torch.from_numpy(getattr(buffer, name)[:filled]) for name in ARRAYS}
+        own = self.model.get_parameters()
+        trainer = {"parameters": own, "buffer": arrays, "curve": vars(self.curve)}
+        if self.kind is SAC:
+            trainer["log_ent_coef"] = self.model.log_ent_coef.detach()
+        weights = self.model.policy.state_dict()
+        # Within a callback the newest step is counted, but not in the buffer yet.
+        checkpoint.save(self.folder, filled, weights, trainer, {"env_id": self.env_id}, True)
+
+    def _restore(self) -> None:
+        found = checkpoint.load(self.folder)
+        if found.metadata.get("env_id") != self.env_id:
+            raise UserError(f"{self.folder}: made for {found.metadata}; choose another --work-dir")
+        self.model.set_parameters(found.trainer["parameters"])
+        if self.kind is SAC:
+            self.model.log_ent_coef.data.copy_(found.trainer["log_ent_coef"])
+        buffer = self.model.replay_buffer
+        arrays = found.trainer["buffer"]
+        for name in ARRAYS:
+            getattr(buffer, name)[: found.step] = arrays[name].numpy()
+        buffer.pos = found.step % buffer.buffer_size
+        buffer.full = found.step >= buffer.buffer_size
+        if not buffer.dones[found.step - 1]:  # the episode that was running is cut there
+            buffer.dones[found.step - 1] = buffer.timeouts[found.step - 1] = 1
+        self.model.num_timesteps = found.step
+        self.curve = Curve(**found.trainer["curve"])
+
+    def _keep_policy(self) -> None:
+        weights = self.model.policy.state_dict()
+        folder, keep = self.folder / "policies", 10**9
+        checkpoint.save(folder, self.steps, weights, {}, {"env_id": self.env_id}, False, keep)
+
+
+class _Evaluations(BaseCallback):
+    """Evaluates and saves a maker while it trains."""
+
+    def __init__(
+        self,
+        maker: DataMaker,
+        enough: Callable[[Curve], bool],
+        progress: Callable[[DataMaker], None],
+    ):
+        super().__init__()
+        self.maker, self.enough, self.progress = maker, enough, progress
+
+    def _on_step(self) -> bool:
+        options, steps = self.maker.options, self.num_timesteps
+        if steps % options.save_every == 0:
+            self.maker.save()
+        if steps % options.eval_every:
+            return True
+        self.maker.evaluate()
+        self.progress(self.maker)
+        return not self.enough(self.maker.curve)
+
+
+def _episode(model: OffPolicyAlgorithm, steps: slice) -> Episode:
+    buffer = model.replay_buffer
+    observations = buffer.observations[steps, 0]
+    last = buffer.next_observations[steps.stop - 1]
+    actions = buffer.actions[steps, 0]
+    if isinstance(model.action_space, spaces.Box):
+        actions = model.policy.unscale_action(actions)
+    else:
+        actions = actions.reshape(-1, *model.action_space.shape)
+    timeouts = buffer.timeouts[steps, 0].astype(bool)
+    return Episode(
+        np.concatenate([observations, last]),
+        actions,
+        buffer.rewards[steps, 0].astype(np.float64),
+        buffer.dones[steps, 0].astype(bool) & ~timeouts,
+        timeouts,
+    )

@@ -1,0 +1,95 @@
+"""The collector from the outside: every quality, resumed where it stopped, and from a run."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from decision_s4 import train
+from decision_s4.agents import collect as program
+from decision_s4.agents.data_maker import Curve, DataMaker, MakerOptions
+from decision_s4.envs import datasets
+
+SMALL = (
+    "--env Pendulum-v1 --name t/pendulum --training-steps 420 --eval-every 200 --eval-episodes 1 "
+    "--save-every 200 --steps 200 --work-dir maker"
+)
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "data"))
+    monkeypatch.setenv("DECISION_S4_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+def collect(flags: str) -> int:
+    return program.main(flags.split())
+
+
+def test_every_quality_by_one_command_and_a_second_one_makes_nothing_anew(capsys):
+    assert collect(f"{SMALL} --reference=-3000,3000") == 0
+    said = capsys.readouterr().out
+    assert datasets.local_datasets() == sorted(f"t/pendulum/{q}-v0" for q in program.QUALITIES)
+    for quality in program.QUALITIES:
+        data = datasets.load(f"t/pendulum/{quality}-v0")
+        assert data.reference_scores == (-3000.0, 3000.0)
+        assert data.truncations.sum() == data.num_episodes
+    replay = datasets.load("t/pendulum/medium-replay-v0")
+    first, _ = gym.make("Pendulum-v1").reset(seed=0)
+    assert np.abs(replay.episode(0).actions).max() > 1  # in the space's units, not the buffer's
+    assert replay.observations[0] == pytest.approx(first)
+    assert "0 = -3000.00 (random), 100 = 3000.00 (expert)" in said
+    assert collect(SMALL) == 0
+    assert capsys.readouterr().out.count("is there already") == 5
+
+
+def test_a_training_goes_on_where_it_was_saved(tmp_path):
+    options = MakerOptions(training_steps=300, eval_every=100, eval_episodes=1, save_every=100)
+    maker = DataMaker("Pendulum-v1", options, tmp_path / "maker", seed=0, device="cpu")
+    maker.train(lambda curve: len(curve.steps) == 2, lambda maker: None)
+    assert maker.curve.steps == [100, 200]
+    again = DataMaker("Pendulum-v1", options, tmp_path / "maker", seed=0, device="cpu")
+    assert again.curve == maker.curve
+    seen = maker.model.replay_buffer.observations[:199]
+    assert np.array_equal(again.model.replay_buffer.observations[:199], seen)
+    again.train(lambda curve: False, lambda maker: None)
+    assert again.curve.steps == [100, 200, 300]
+    assert sum(len(episode.rewards) for episode in again.replay(300)) == 199
+
+
+def test_the_medium_policy_is_the_first_that_reaches_a_third():
+    curve = Curve([1, 2, 3], [5.0, 40.0, 90.0])
+    assert (curve.first_reaching(30.0), curve.first_reaching(91.0), curve.best()) == (2, None, 3)
+
+
+def test_a_training_that_reaches_no_third_says_what_to_do(capsys):
+    assert collect(f"{SMALL} --qualities medium --reference=0,1") == 2
+    assert "give more --training-steps" in capsys.readouterr().err
+    assert datasets.local_datasets() == []
+
+
+def test_a_run_of_ours_makes_a_dataset():
+    tiny = "--steps 2 --eval-every 2 --eval-episodes 1 --d-model 8 --n-layers 1 --run-dir run"
+    assert train.main([*tiny.split(), "--no-video", "--target-returns", "100"]) == 0
+    assert collect("--run run --name t/hopper/ours-v0 --steps 50") == 0
+    data = datasets.load("t/hopper/ours-v0")
+    assert data.env_id == "Hopper-v5"
+    assert data.num_steps >= 50
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--name t/a", "one of --env and --run"),
+        ("--env Pendulum-v1", "give --name"),
+        ("--env Pendulum-v1 --name t/a --qualities good", "unknown 'good'"),
+        ("--env Pendulum-v9 --name t/a", "Pendulum"),
+        ("--run nowhere --name t/a-v0", "nowhere"),
+        ("--env Pendulum-v1 --name t/a --steps 0", "--steps is 0"),
+    ],
+)
+def test_bad_input_is_one_line(flags, words, capsys):
+    assert collect(flags) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert len(error.splitlines()) == 1
