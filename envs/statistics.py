@@ -1,6 +1,6 @@
 """What a set of episode returns says, in rliable's definitions (Agarwal et al. 2021)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +33,30 @@ def bootstrap_interval(
     tail = 50 * (1 - confidence)
     low, high = np.percentile(statistic(samples, axis=-1), [tail, 100 - tail])
     return float(low), float(high)
+
+
+def probability_of_improvement(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Chance that a run of ours scores higher than one of theirs on a task drawn at random.
+
+    Both (runs, tasks), runs of any number; a tie counts half (the Mann-Whitney statistic, rliable).
+    """
+    ours, theirs = np.asarray(ours)[:, None], np.asarray(theirs)[None]
+    return float((np.sign(ours - theirs) / 2 + 0.5).mean())
+
+
+def performance_profile(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """Share of all runs (runs, tasks) with a score above each threshold (K,): (K,)."""
+    return (np.ravel(scores)[:, None] > np.asarray(thresholds)).mean(0)
+
+
+def stratified_resamples(
+    scores: np.ndarray, resamples: int = 2000, seed: int = 0
+) -> Iterator[np.ndarray]:
+    """(runs, tasks) with each task's runs drawn anew, with replacement, as rliable does."""
+    scores, draw = np.asarray(scores), np.random.default_rng(seed)
+    for _ in range(resamples):
+        index = draw.integers(len(scores), size=scores.shape)
+        yield np.take_along_axis(scores, index, 0)
 
 
 @dataclass(frozen=True)

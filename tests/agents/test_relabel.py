@@ -1,4 +1,4 @@
-"""Returns-to-go raised to a learned value: by hand, against the recursion, and a stitch that pays."""
+"""Returns-to-go raised to a learned value: by hand, by the recursion, and a stitch that pays."""
 
 from itertools import pairwise
 

@@ -14,7 +14,14 @@ from decision_s4.envs.scores import (
     normalized_score,
     reference_scores,
 )
-from decision_s4.envs.statistics import Evaluation, bootstrap_interval, interquartile_mean
+from decision_s4.envs.statistics import (
+    Evaluation,
+    bootstrap_interval,
+    interquartile_mean,
+    performance_profile,
+    probability_of_improvement,
+    stratified_resamples,
+)
 
 
 @pytest.mark.parametrize(
@@ -152,3 +159,22 @@ def test_row_of_an_evaluation():
     assert (row["return_ci_low"], row["return_ci_high"]) == (0, 2)
     assert row["normalized_score"] is None
     assert row["length_mean"] == 15
+
+
+def test_probability_of_improvement_by_hand():
+    """Of 2 × 2 pairs on the first task 3 are won and 1 is a tie; of 2 × 2 on the second none."""
+    ours, theirs = [[3.0, 0.0], [5.0, 0.0]], [[2.0, 1.0], [3.0, 1.0]]
+    assert probability_of_improvement(ours, theirs) == pytest.approx((3.5 / 4 + 0) / 2)
+    assert probability_of_improvement(ours, ours) == 0.5
+    assert probability_of_improvement([[1.0]] * 3, [[0.0]]) == 1  # any numbers of runs
+
+
+def test_performance_profile_by_hand():
+    scores = [[10.0, 20.0], [30.0, 40.0]]
+    assert performance_profile(scores, [0, 10, 25, 40]).tolist() == [1.0, 0.75, 0.5, 0.0]
+
+
+def test_resamples_keep_tasks_apart():
+    for sample in stratified_resamples([[1.0, 10.0], [2.0, 20.0]], 20):
+        assert set(sample[:, 0]) <= {1, 2}
+        assert set(sample[:, 1]) <= {10, 20}
