@@ -36,6 +36,8 @@ class EvaluateConfig:
     """Episodes for each target return."""
     target_returns: tuple[float, ...] = ()
     """Returns to ask for; none: those of the training."""
+    reference_scores: tuple[float, ...] = ()
+    """Returns that score 0 and 100; none: those of the training."""
     env: str | None = None
     """Gymnasium id of the environment; default: that of the training."""
     video: bool = False
@@ -55,7 +57,8 @@ def evaluate(config: EvaluateConfig) -> None:
     torch.set_num_threads(config.threads or os.cpu_count() or 1)
     found = checkpoint.load(config.run, config.checkpoint)
     policy = saved.rebuild(found)
-    task = with_environment(saved.task(found), config.env, config.target_returns)
+    chosen = config.env, config.target_returns, config.reference_scores
+    task = with_environment(saved.task(found), *chosen)
     spaces = policy.observation_space, policy.action_space
     check_environment(task.env_id, task.env_kwargs, *spaces, "the policy")
     _check_writable(output)

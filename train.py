@@ -48,7 +48,7 @@ def train(config: TrainConfig) -> Path:
     torch.set_num_threads(config.threads or os.cpu_count() or 1)
     before = load_config(TrainConfig, config.resume / CONFIG_FILE) if config.resume else None
     trajectories = datasets.load(config.dataset)
-    task = task_of(trajectories, config.env, config.target_returns)
+    task = task_of(trajectories, config.env, config.target_returns, config.reference_scores)
     run = Training(config, trajectories, task, device)
     return _begin(run) if before is None else _resume(run, before)
 

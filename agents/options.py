@@ -78,6 +78,8 @@ class RunOptions:
     """Episodes of an evaluation, for each target return."""
     target_returns: tuple[float, ...] = ()
     """Returns to ask for; none: the task's usual ones, or the dataset's best and half of it."""
+    reference_scores: tuple[float, ...] = ()
+    """Returns that score 0 and 100; none: those stored with the dataset, else those of its task."""
     video: bool = True
     """Record a video of the last policy, one episode a target return."""
     log_every: int = 50

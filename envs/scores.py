@@ -31,6 +31,31 @@ D4RL_SCORES: dict[str, tuple[float, float]] = {
     "maze2d-medium-dense": (44.264742, 297.4552547777125),
     "maze2d-large-dense": (30.569041, 303.4857382709002),
     "minigrid-fourrooms": (0.01442, 2.89685),
+    "flow-ring": (-165.22, 24.42),
+    "flow-merge": (118.67993, 330.03179),
+    "carla-lane": (-0.8503839912088142, 1023.5784385429523),
+    "carla-town": (-114.81579500772153, 2440.1772022247314),
+    "bullet-halfcheetah": (-1275.766996, 2381.6725),
+    "bullet-hopper": (20.058972, 1441.8059623430963),
+    "bullet-ant": (373.705955, 2650.495),
+    "bullet-walker2d": (16.523877, 1623.6476303317536),
+    "bullet-maze2d-open": (8.75, 64.15),
+    "bullet-maze2d-umaze": (32.46, 153.99),
+    "bullet-maze2d-medium": (14.87, 238.05),
+    "bullet-maze2d-large": (1.82, 285.92),
+}
+
+# (random, solved) returns of Gymnasium's MuJoCo tasks that D4RL lacks; Minari's mujoco/* sets store
+# none. Random: means of 100 episodes here, Swimmer of 30. Solved: the reward_threshold under which
+# Gymnasium registers the task (v5); Humanoid, which has none, by the TQC agent of
+# https://github.com/DLR-RM/rl-baselines3-zoo/blob/master/benchmark.md.
+MUJOCO_SCORES: dict[str, tuple[float, float]] = {
+    "invertedpendulum": (4.83, 950.0),
+    "inverteddoublependulum": (44.293, 9100.0),
+    "reacher": (-43.422, -3.75),
+    "pusher": (-148.538, 0.0),
+    "swimmer": (-1.873, 360.0),
+    "humanoid": (111.486, 7239.32),
 }
 
 # Decision Transformer's evaluation targets (Chen et al. 2021, as in its published code).
@@ -72,14 +97,16 @@ def reference_scores(
     """The scale for an environment id or dataset id; None where none is known.
 
     `user_scores`, a person's own (random, expert) returns, go before `metadata_scores`, those
-    stored with the dataset, and these before D4RL's table.
+    stored with the dataset, these before D4RL's table, and this before that of Gymnasium's tasks.
     """
     if user_scores is not None:
         return _scale(user_scores, "given scale")
     if metadata_scores is not None:
         return _scale(metadata_scores, "the dataset's own scale")
-    task = d4rl_task(name)
-    return _scale(D4RL_SCORES[task], f"D4RL scale {task}") if task else None
+    if task := d4rl_task(name):
+        return _scale(D4RL_SCORES[task], f"D4RL scale {task}")
+    task = mujoco_task(name)
+    return _scale(MUJOCO_SCORES[task], f"our scale {task}") if task else None
 
 
 def _scale(scores: tuple[float, float], source: str) -> ReferenceScores:
@@ -103,6 +130,13 @@ def default_target_returns(env_id: str) -> tuple[float, float] | None:
     Then a dataset's best return and half of it are a fair choice.
     """
     return TARGET_RETURNS.get(d4rl_task(env_id) or "")
+
+
+def mujoco_task(name: str) -> str | None:
+    """Key into MUJOCO_SCORES of `Swimmer-v5` or `mujoco/swimmer/medium-v0`; None for others."""
+    *folders, last = re.sub(r"-v\d+$", "", name.lower()).split("/")
+    task = folders[-1] if folders else last
+    return task if task in MUJOCO_SCORES else None
 
 
 def d4rl_task(name: str) -> str | None:

@@ -77,12 +77,15 @@ class Task:
 
 
 def task_of(
-    trajectories: Trajectories, env_id: str | None = None, target_returns: tuple[float, ...] = ()
+    trajectories: Trajectories,
+    env_id: str | None = None,
+    target_returns: tuple[float, ...] = (),
+    user_scores: tuple[float, ...] = (),
 ) -> Task:
     """The task a dataset was recorded in; `env_id` ('none' for no environment) overrides its own.
 
     Without `target_returns`, the task's usual ones, or the dataset's best return and half of it
-    (its mean return where that is below 0).
+    (its mean return where that is below 0). `user_scores` go before any other scale.
 
     Raises:
         UserError: for an environment that cannot be made or does not fit the data.
@@ -102,12 +105,17 @@ def task_of(
     except UserError as error:
         joint = " " if str(error).endswith("?") else "; "
         raise UserError(f"{error}{joint}--env none trains without evaluation") from None
-    scale = reference_scores(chosen, trajectories.reference_scores)
+    scale = reference_scores(chosen, trajectories.reference_scores, user_scores or None)
     return Task(chosen, targets, kwargs, scale)
 
 
-def with_environment(task: Task, env_id: str | None, target_returns: tuple[float, ...]) -> Task:
-    """The task in another environment or with other targets, where given.
+def with_environment(
+    task: Task,
+    env_id: str | None,
+    target_returns: tuple[float, ...],
+    user_scores: tuple[float, ...] = (),
+) -> Task:
+    """The task in another environment, with other targets or on another scale, where given.
 
     Raises:
         UserError: if no environment is known, or there is no target to ask for.
@@ -117,6 +125,8 @@ def with_environment(task: Task, env_id: str | None, target_returns: tuple[float
         raise UserError("this run names no environment; give one with --env, such as Hopper-v5")
     kwargs = task.env_kwargs if chosen == task.env_id else {}
     reference = task.reference if chosen == task.env_id else reference_scores(chosen)
+    if user_scores:
+        reference = reference_scores(chosen, user_scores=user_scores)
     targets = target_returns or task.target_returns
     if not targets:
         raise UserError("this run names no target returns; give some, as --target-returns 100,50")

@@ -1,5 +1,6 @@
 """Reference scores, their precedence, and the statistics of a table, by hand."""
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.scores import (
     D4RL_SCORES,
+    MUJOCO_SCORES,
     ReferenceScores,
     d4rl_task,
     default_target_returns,
@@ -48,7 +50,10 @@ from decision_s4.envs.statistics import (
         ("AntMaze_UMaze-v4", None),
         ("PointMaze_UMaze-v3", None),
         ("AdroitHandDoorSparse-v1", None),
-        ("bullet-hopper-medium-v0", None),
+        ("bullet-hopper-medium-v0", "bullet-hopper"),
+        ("bullet-maze2d-umaze-v0", "bullet-maze2d-umaze"),
+        ("flow-ring-controller-v0", "flow-ring"),
+        ("carla-town-v0", "carla-town"),
         ("HopperBulletEnv-v0", None),
         ("CartPole-v1", None),
         ("", None),
@@ -91,8 +96,21 @@ def test_a_scale_needs_two_numbers(scores):
 
 
 def test_every_scale_is_a_scale():
-    for task, (low, high) in D4RL_SCORES.items():
+    for task, (low, high) in (D4RL_SCORES | MUJOCO_SCORES).items():
         assert low < high, task
+
+
+@pytest.mark.parametrize("name", ["Swimmer-v5", "Swimmer-v4", "mujoco/swimmer/medium-v0"])
+def test_gymnasiums_other_tasks_have_a_scale_of_ours(name):
+    assert reference_scores(name).describe() == (
+        "our scale swimmer: 0 = -1.87 (random), 100 = 360.00 (expert)"
+    )
+
+
+@pytest.mark.parametrize("task", sorted(MUJOCO_SCORES.keys() - {"humanoid"}))
+def test_the_solved_returns_are_gymnasiums(task):
+    ids = {env_id.lower(): env_id for env_id in gym.registry}
+    assert gym.spec(ids[f"{task}-v5"]).reward_threshold == MUJOCO_SCORES[task][1]
 
 
 def test_default_targets():
