@@ -19,9 +19,12 @@ from decision_s4.agents.actor import Actor
 from decision_s4.agents.config import parse
 from decision_s4.agents.eval_table import checked_row, print_table, write_rows
 from decision_s4.agents.options import check_ranges
+from decision_s4.agents.policy import Policy
 from decision_s4.agents.program import exit_code
+from decision_s4.envs import datasets
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.task import Task, check_environment, with_environment
+from decision_s4.envs.trajectories import Trajectories
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,9 @@ class EvaluateConfig:
     """Gymnasium id of the environment; default: that of the training."""
     video: bool = False
     """Also film one episode for each target return, into RUN/videos."""
+    logged: str | None = None
+    """Dataset to estimate each target's discounted value from, instead of playing (fitted Q
+    evaluation): ranks runs where there is no simulator."""
     output: Path | None = None
     """CSV file to write; default: RUN/evaluation.csv."""
     seed: int = 1000
@@ -57,6 +63,9 @@ def evaluate(config: EvaluateConfig) -> None:
     torch.set_num_threads(config.threads or os.cpu_count() or 1)
     found = checkpoint.load(config.run, config.checkpoint)
     policy = saved.rebuild(found)
+    if config.logged:
+        _estimate(policy, config.target_returns or saved.task(found).target_returns, config)
+        return
     chosen = config.env, config.target_returns, config.reference_scores
     task = with_environment(saved.task(found), *chosen)
     spaces = policy.observation_space, policy.action_space
@@ -77,6 +86,25 @@ def evaluate(config: EvaluateConfig) -> None:
 
         for _, video in film(actor, task, config.run / "videos", config.seed):
             _say(console, f"video   {video.path} (return {video.episodes.returns[0]:.0f})")
+
+
+def _estimate(policy: Policy, targets: Sequence[float], config: EvaluateConfig) -> None:
+    from decision_s4.agents.fqe import FQEOptions, fitted_q_value
+
+    data = datasets.load(config.logged)
+    _check_spaces(data, policy, config.logged)
+    print(f"data    {data.summary()}")
+    print(f"value   discounted by {FQEOptions.discount} a step, from the logged first observations")
+    for target in targets or (0.0,):
+        value = fitted_q_value(Actor(policy), data, target, seed=config.seed)
+        print(f"asked for {target:g}: {value:.2f}", flush=True)
+
+
+def _check_spaces(data: Trajectories, policy: Policy, name: str) -> None:
+    for kind in ("observation_space", "action_space"):
+        ours, theirs = getattr(policy, kind), getattr(data, kind)
+        if ours != theirs:
+            raise UserError(f"--logged {name}: its {kind} is {theirs}, the policy's {ours}")
 
 
 def _say(console: Console, line: str) -> None:

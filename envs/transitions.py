@@ -54,7 +54,7 @@ class TransitionBatches:
         check_at_least("batch_steps", size, 1)
         check_at_least("seed", seed, 0)
         self.size, self.seed, self.batch = size, seed, 0
-        self.steps = Steps(trajectories, episodes)
+        self.trajectories, self.steps = trajectories, Steps(trajectories, episodes)
         self.ends_known = trajectories.final_observation_known
         if not self.ends_known and not (self.steps.lengths[self.steps.episodes] > 1).any():
             raise UserError(f"{trajectories.name} has no transition with both observations")
@@ -63,14 +63,16 @@ class TransitionBatches:
         return self
 
     def __next__(self) -> Transitions:
+        return self.transitions(*self.draw())
+
+    def draw(self) -> tuple[np.ndarray, np.ndarray]:
+        """(step, episode) of the next batch's transitions, (B,) both."""
         draw = np.random.default_rng([self.seed, self.batch])
         self.batch += 1
         step, episode = self._draw(draw, self.size)
-        if self.ends_known:
-            return self.transitions(step, episode)
-        while not (kept := self._known(step, episode)).all():
+        while not (self.ends_known or (kept := self._known(step, episode)).all()):
             step[~kept], episode[~kept] = self._draw(draw, int((~kept).sum()))
-        return self.transitions(step, episode)
+        return step, episode
 
     def transitions(self, step: np.ndarray, episode: np.ndarray) -> Transitions:
         """Those of the steps numbered `step` (B,), of `episode` (B,)."""

@@ -4,11 +4,12 @@ import csv
 import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from decision_s4 import evaluate, train
-from decision_s4.agents import checkpoint
+from decision_s4.agents import checkpoint, fqe
 from decision_s4.agents.actor import Actor
 
 TINY = (
@@ -128,3 +129,12 @@ def test_bad_input_is_one_line(argv, run, tmp_path, monkeypatch, capsys):
     assert BAD[argv] in said.err
     assert {path: path.stat().st_mtime_ns for path in Path(run).rglob("*")} == before
     assert not list(tmp_path.iterdir())
+
+
+def test_a_value_from_logged_data_needs_no_simulator(run, monkeypatch, capsys):
+    monkeypatch.setattr(fqe, "logged_actions", lambda agent, data, target: np.zeros((99_999, 3)))
+    monkeypatch.setattr(fqe, "_fit", lambda *given: None)
+    assert evaluate.main([run, "--logged", "hopper-mixed", "--target-returns", "100"]) == 0
+    assert "asked for 100: " in capsys.readouterr().out
+    assert evaluate.main([run, "--logged", "nothing"]) == 2
+    assert "unknown dataset 'nothing'" in capsys.readouterr().err
