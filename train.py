@@ -16,13 +16,21 @@ from typing import Any
 import torch
 
 from decision_s4.agents.actor import Actor
-from decision_s4.agents.config import describe_changes, load_config, parse, save_config
+from decision_s4.agents.algorithms import algorithm_of
+from decision_s4.agents.config import (
+    describe_changes,
+    load_config,
+    parse,
+    read_setting,
+    save_config,
+)
+from decision_s4.agents.flags import last_value
 from decision_s4.agents.interrupt import Interrupt
-from decision_s4.agents.options import check_ranges, choose_device
+from decision_s4.agents.options import RunOptions, check_ranges, choose_device
 from decision_s4.agents.policy import PolicyOptions, parameter_count
 from decision_s4.agents.program import exit_code
 from decision_s4.agents.run_dir import create_run_dir, default_run_dir
-from decision_s4.agents.training import Row, TrainConfig, Training
+from decision_s4.agents.training import Row, Training
 from decision_s4.envs import datasets
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.task import task_of
@@ -34,11 +42,16 @@ FIXED = {
     "seed",
     "sampling",
     "weight_decay",
+    "data_fraction",
+    "value_weight",
+    "critic_width",
+    "relabel_rounds",
+    "relabel_steps",
     *(f.name for f in dataclasses.fields(PolicyOptions)),
 }
 
 
-def train(config: TrainConfig) -> Path:
+def train(config: RunOptions) -> Path:
     """Run to the end; returns the run's folder.
 
     Raises UserError for bad input, KeyboardInterrupt once an interrupted run is saved.
@@ -46,10 +59,10 @@ def train(config: TrainConfig) -> Path:
     check_ranges(config)
     device = choose_device(config.device)
     torch.set_num_threads(config.threads or os.cpu_count() or 1)
-    before = load_config(TrainConfig, config.resume / CONFIG_FILE) if config.resume else None
+    before = load_config(type(config), config.resume / CONFIG_FILE) if config.resume else None
     trajectories = datasets.load(config.dataset)
     task = task_of(trajectories, config.env, config.target_returns, config.reference_scores)
-    run = Training(config, trajectories, task, device)
+    run = algorithm_of(config.algo).run(config, trajectories, task, device)
     return _begin(run) if before is None else _resume(run, before)
 
 
@@ -68,7 +81,7 @@ def _begin(run: Training) -> Path:
     return run_dir
 
 
-def _resume(run: Training, before: TrainConfig) -> Path:
+def _resume(run: Training, before: RunOptions) -> Path:
     run_dir, steps = run.config.resume, run.config.steps
     run.restore(run_dir)
     if run.finished:
@@ -159,8 +172,7 @@ def _introduction(run: Training, run_dir: Path) -> list[str]:
     return [
         f"data    {data.name}: {data.num_episodes:,} episodes, {data.num_steps:,} steps",
         f"        returns {low:.1f} … {high:.1f}, mean {mean:.1f}",
-        f"policy  {run.config.algo} on {run.config.backbone}, {parameters:,} parameters, "
-        f"on {run.device}",
+        f"policy  {run.config.algo} on {run.body}, {parameters:,} parameters, on {run.device}",
         f"task    {run.task.summary()}",
         *([f"score   {run.task.scale()}"] if run.task.env_id else []),
         f"run     {run_dir}",
@@ -176,39 +188,53 @@ def _draw(run: Training, logger: Any, run_dir: Path) -> None:
     for tag, video in film(Actor(policy), run.task, run_dir / "videos", run.config.seed):
         logger.video(tag, video.frames, video.fps, run.step)
         logger.message(f"video   {video.path} (return {video.episodes.returns[0]:.0f})")
-    batch = next(run.new_batches()).to(run.device)
+    batch = next(run.whole_episodes()).to(run.device)
     logger.figure("predictions", prediction_figure(policy, batch), run.step)
 
 
-def _portable(config: TrainConfig) -> TrainConfig:
+def _portable(config: RunOptions) -> RunOptions:
     """The settings without the folder: it may move, and others may train with the same ones."""
     return dataclasses.replace(config, run_dir=None, resume=None)
 
 
-def _save_config(config: TrainConfig, run_dir: Path) -> None:
+def _save_config(config: RunOptions, run_dir: Path) -> None:
     save_config(_portable(config), run_dir / CONFIG_FILE)
 
 
-def settings(argv: Sequence[str]) -> TrainConfig:
+def settings(argv: Sequence[str]) -> RunOptions:
     """The settings that the command line asks for; those of a resumed run lie below its flags.
 
     Raises UserError for bad flags, and for those that a resumed run cannot take.
     """
-    config = parse(TrainConfig, argv, description=__doc__)
-    if config.resume is None:
-        return config
-    path = config.resume / CONFIG_FILE
+    resume = last_value(argv, "resume")
+    if resume in (None, "None"):
+        return parse(_config_class(argv), argv, description=__doc__)
+    path = Path(resume) / CONFIG_FILE
     if not path.is_file():
-        raise UserError(f"--resume {config.resume}: no {CONFIG_FILE} there; give a run's folder")
-    before = load_config(TrainConfig, path)
-    config = parse(TrainConfig, argv, defaults=vars(before), description=__doc__)
+        raise UserError(f"--resume {resume}: no {CONFIG_FILE} there; give a run's folder")
+    before = _before(path)
+    config = parse(type(before), argv, defaults=vars(before), description=__doc__)
     if config.run_dir:
         raise UserError(f"--run-dir {config.run_dir} with --resume: give only one of the two")
-    for name in sorted(FIXED):
+    for name in sorted(FIXED & vars(before).keys()):
         old, new = getattr(before, name), getattr(config, name)
         if old != new:
             raise UserError(f"--resume: {name} is {old}, not {new}, in {path}; start a new run")
     return config
+
+
+def _config_class(argv: Sequence[str]) -> type[RunOptions]:
+    """The dataclass of the algorithm that the flags, or else the file of --config, name."""
+    algo, file = last_value(argv, "algo"), last_value(argv, "config")
+    if algo is None and file is not None:
+        algo = read_setting(Path(file), "algo")
+    return algorithm_of(RunOptions.algo if algo is None else algo).config
+
+
+def _before(path: Path) -> RunOptions:
+    """The settings of the run whose file this is."""
+    algo = read_setting(path, "algo")
+    return load_config(algorithm_of(RunOptions.algo if algo is None else algo).config, path)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -64,24 +64,24 @@ def read_yaml(config_class: type, path: Path) -> dict[str, Any]:
 
     Raises UserError, naming the file, for one that cannot be read, an unknown key or a bad value.
     """
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; give a YAML file of settings") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict | None):
-        raise UserError(f"{path}: expected lines such as 'steps: 1000', not a {type(raw).__name__}")
-    values = {str(key).replace("-", "_"): value for key, value in (raw or {}).items()}
+    values = _read_mapping(path)
     for name in sorted(values.keys() - set(_names(config_class))):
         raise UserError(f"{path}: unknown setting '{name}'{nearest(name, _names(config_class))}")
     return _converted(config_class, values, path)
 
 
+def read_setting(path: Path, name: str) -> Any:
+    """The value of `name` in a YAML file, unconverted; None where the file lacks it.
+
+    Raises UserError, naming the file, for one that cannot be read.
+    """
+    return _read_mapping(path).get(name)
+
+
 def save_config(config: Any, path: Path) -> None:
     """Write every setting as YAML, in the dataclass's order: tuples as lists, None as null."""
     values = {name: _plain(getattr(config, name)) for name in _names(type(config))}
-    replace_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    replace_text(path, yaml.safe_dump(values, sort_keys=False))
 
 
 def load_config(config_class: type[T], path: Path) -> T:
@@ -93,6 +93,18 @@ def describe_changes(before: T, after: T) -> list[str]:
     """One line a setting in which two configurations of one class differ: `lr: 0.1 -> 0.2`."""
     pairs = ((name, getattr(before, name), getattr(after, name)) for name in _names(type(before)))
     return [f"{name}: {old} -> {new}" for name, old, new in pairs if old != new]
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; give a YAML file of settings") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict | None):
+        raise UserError(f"{path}: expected lines such as 'steps: 1000', not a {type(raw).__name__}")
+    return {str(key).replace("-", "_"): value for key, value in (raw or {}).items()}
 
 
 def _names(config_class: type) -> list[str]:

@@ -54,8 +54,8 @@ class RunOptions:
     """What to train on, for how long, and what to record of it."""
 
     algo: str = "decision-s4"
-    """decision-s4, decision-transformer, decision-mamba, bc (behaviour cloning) or 10%-bc; the
-    settings of configs/<algo>.yaml become the defaults."""
+    """decision-s4, decision-transformer, decision-mamba, bc (behaviour cloning), 10%-bc,
+    td3-bc or iql; the settings of configs/<algo>.yaml become the defaults."""
     dataset: str = DEFAULT_DATASET
     """Minari id or folder, D4RL id or HDF5 file; a comma list combines several."""
     env: str | None = None

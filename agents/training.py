@@ -51,6 +51,15 @@ class Training:
         """Whether all updates are done."""
         return self.step >= self.config.steps
 
+    @property
+    def body(self) -> str:
+        """What a run's introduction calls the policy's body."""
+        return self.config.backbone
+
+    def whole_episodes(self) -> PackedBatches:
+        """Batches of whole logged episodes, to look at."""
+        return PackedBatches(self.trajectories, self.config.batch_steps, self.config.seed)
+
     def new_learner(self) -> Any:
         """The untrained learner."""
         options = part(self.config, PolicyOptions)

@@ -20,11 +20,6 @@ class PerceptronOptions:
     n_layers: int = 2
     """Hidden layers."""
 
-    @property
-    def backbone(self) -> str:
-        """What a run's introduction calls the policy's body."""
-        return "a perceptron"
-
 
 @dataclass(frozen=True)
 class TD3BCConfig(TD3BCOptions, PerceptronOptions, RunOptions):
@@ -41,6 +36,8 @@ class IQLConfig(IQLOptions, PerceptronOptions, RunOptions):
 
 class ValueTraining(Training):
     """A run over single transitions; `batch_steps` of them make a batch."""
+
+    body = "a perceptron"
 
     def new_policy_of_sizes(self) -> Policy:
         """The untrained perceptron."""

@@ -20,6 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from decision_s4 import evaluate, train
 from decision_s4.agents import checkpoint
+from decision_s4.agents.algorithms import ALGORITHMS
 from decision_s4.agents.backbones.base import BACKBONES, MEMORYLESS
 from decision_s4.agents.config import CONFIGS
 from decision_s4.agents.options import choose_device
@@ -269,3 +270,40 @@ def test_a_reader_that_has_seen_enough_is_no_mistake(program):
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("algo", ["td3-bc", "iql"])
+def test_an_algorithm_of_values_runs_resumes_and_is_evaluated(algo, capsys):
+    flags = f"--algo {algo} --eval-every 2 --eval-episodes 1 --d-model 8 --batch-steps 9 --no-video"
+    assert train.main([*flags.split(), "--steps", "4", "--run-dir", "whole"]) == 0
+    assert train.main([*flags.split(), "--steps", "2", "--run-dir", "cut"]) == 0
+    assert train.main(["--resume", "cut", "--steps", "4"]) == 0
+    whole, resumed = checkpoint.load(Path("whole")).weights, checkpoint.load(Path("cut")).weights
+    if algo == "td3-bc":  # the other's rate falls along another schedule
+        assert all((resumed[name] == value).all() for name, value in whole.items())
+    assert evaluate.main(["whole", "--episodes", "1"]) == 0
+    assert f"{algo} on a perceptron" in capsys.readouterr().out
+
+
+def test_every_algorithm_has_its_settings_file_and_the_other_way_round():
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(ALGORITHMS)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--algo iql --backbone s4", "unknown flag --backbone"),
+        ("--algo td3bc", "did you mean 'td3-bc'"),
+        ("--resume nowhere --algo iql", "--resume nowhere: no config.yaml there"),
+    ],
+)
+def test_each_algorithm_takes_its_own_flags_only(flags, words, capsys):
+    assert train.main(flags.split()) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_an_algorithm_may_be_named_by_a_file():
+    Path("mine.yaml").write_text("algo: iql\nexpectile: 0.9\nsteps: 2\neval_every: 2\n")
+    flags = "--config mine.yaml --eval-episodes 1 --no-video --run-dir run --d-model 8"
+    assert train.main(flags.split()) == 0
+    assert "expectile: 0.9" in Path("run/config.yaml").read_text()
