@@ -24,6 +24,7 @@ from decision_s4.agents.config import (
     read_setting,
     save_config,
 )
+from decision_s4.agents.distributed import join
 from decision_s4.agents.flags import last_value
 from decision_s4.agents.interrupt import Interrupt
 from decision_s4.agents.options import RunOptions, check_ranges, choose_device
@@ -51,7 +52,7 @@ FIXED = {
 }
 
 
-def train(config: RunOptions) -> Path:
+def train(config: RunOptions) -> Path | None:
     """Run to the end; returns the run's folder.
 
     Raises UserError for bad input, KeyboardInterrupt once an interrupted run is saved.
@@ -62,8 +63,20 @@ def train(config: RunOptions) -> Path:
     before = load_config(type(config), config.resume / CONFIG_FILE) if config.resume else None
     trajectories = datasets.load(config.dataset)
     task = task_of(trajectories, config.env, config.target_returns, config.reference_scores)
-    run = algorithm_of(config.algo).run(config, trajectories, task, device)
+    run = algorithm_of(config.algo).run(config, trajectories, task, device, join(device))
+    if not run.world.leads:
+        return _accompany(run)
     return _begin(run) if before is None else _resume(run, before)
+
+
+def _accompany(run: Training) -> Path | None:
+    """Train beside the process that logs and saves; returns the folder of a resumed run."""
+    if run.config.resume:
+        run.restore(run.config.resume)
+    with Interrupt() as interrupt:
+        while not run.finished and not run.world.any(interrupt.asked):
+            run.update()
+    return run.config.resume
 
 
 def _begin(run: Training) -> Path:
@@ -113,7 +126,7 @@ def _record(run: Training, run_dir: Path, notes: Sequence[str] = ()) -> None:
 
 def _loop(run: Training, logger: Any, run_dir: Path, interrupt: Interrupt) -> None:
     config, metrics, timesteps, since = run.config, {}, 0, time.perf_counter()
-    while not run.finished and not interrupt.asked:
+    while not run.finished and not run.world.any(interrupt.asked):
         metrics, taken = run.update()
         timesteps += taken
         evaluates = run.finished or run.step % config.eval_every == 0

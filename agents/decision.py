@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from decision_s4.agents.distributed import ALONE, World
 from decision_s4.agents.policy import Policy
 
 
@@ -42,8 +43,15 @@ class OptimiserOptions:
 class DecisionLearner:
     """Fits a policy to packed trajectories, one update at a time."""
 
-    def __init__(self, policy: Policy, options: OptimiserOptions, total_steps: int):
-        self.policy, self.options = policy, options
+    def __init__(
+        self,
+        policy: Policy,
+        options: OptimiserOptions,
+        total_steps: int,
+        world: World = ALONE,
+    ):
+        self.policy, self.options, self.world = policy, options, world
+        self._forward = world.wrap(policy)
         self.optimiser = torch.optim.AdamW(
             _parameter_groups(policy, options), lr=options.learning_rate, fused=True
         )
@@ -74,15 +82,15 @@ class DecisionLearner:
         self.optimiser.step()
         self.schedule.step()
         self._average.update_parameters(self.policy)
-        return {"loss": loss.detach(), "gradient_norm": norm.detach()}
+        return {"loss": self.world.shared(loss.detach()), "gradient_norm": norm.detach()}
 
     def loss(self, batch: Any) -> Tensor:
         """Mean over valid steps of the distance to the logged action."""
-        features, _ = self.policy(batch)
+        features, _ = self._forward(batch)
         action = batch.action
         if batch.valid is not None:  # padding is no action of the space
             features, action = features[batch.valid], action[batch.valid]
-        return self.policy.head.loss(features, action).mean()
+        return self.world.mean(self.policy.head.loss(features, action))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next update depends on."""

@@ -69,7 +69,7 @@ class RunOptions:
     data_fraction: float = 1.0
     """Share of the episodes to train on, those of the highest returns; .1 makes bc 10%-bc."""
     batch_steps: int = 1000
-    """Environment steps a batch holds at least."""
+    """Environment steps a batch holds at least; with torchrun, in each process."""
     sampling: Literal["episodes", "windows"] = "episodes"
     """What a batch holds: whole episodes laid end to end, or random windows of context_steps."""
     eval_every: int = 1000

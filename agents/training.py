@@ -12,6 +12,7 @@ from torch import Tensor
 from decision_s4.agents import checkpoint, saved
 from decision_s4.agents.actor import Actor
 from decision_s4.agents.decision import DecisionLearner, OptimiserOptions
+from decision_s4.agents.distributed import ALONE, World
 from decision_s4.agents.options import RunOptions
 from decision_s4.agents.policies import make_policy
 from decision_s4.agents.policy import Policy, PolicyOptions
@@ -37,12 +38,19 @@ class Training:
     """A run: dataset, learner and data order, and where it stands."""
 
     def __init__(
-        self, config: TrainConfig, trajectories: Trajectories, task: Task, device: torch.device
+        self,
+        config: TrainConfig,
+        trajectories: Trajectories,
+        task: Task,
+        device: torch.device,
+        world: World = ALONE,
     ):
         self.config, self.trajectories = config, trajectories
-        self.task, self.device = task, device
+        self.task, self.device, self.world = task, device, world
         seed_everything(config.seed)
         self.learner = self.new_learner()
+        if not world.leads:
+            torch.manual_seed(config.seed + world.rank)  # dropout and noise of its own
         self.batches = self.new_batches()
         self.step, self.best = 0, float("-inf")
 
@@ -67,7 +75,8 @@ class Training:
         rates = part(self.config, OptimiserOptions)
         arguments = self.new_policy(options), rates, self.config.steps
         if not self.config.value_weight:
-            return DecisionLearner(*arguments)
+            return DecisionLearner(*arguments, self.world)
+        self.check_alone("--value-weight 0")
         return ValueRegularisedLearner(*arguments, part(self.config, ValueRegularisation))
 
     @cached_property
@@ -86,11 +95,20 @@ class Training:
     def new_batches(self) -> PackedBatches | WindowBatches:
         """The data order from its beginning."""
         config, data = self.config, self.conditioned
+        share, size = (self.world.rank, self.world.size), config.batch_steps * self.world.size
         episodes = data.best_episodes(config.data_fraction)
         if config.sampling == "windows":
-            rows = math.ceil(config.batch_steps / config.context_steps)
-            return WindowBatches(data, config.context_steps, rows, config.seed, episodes)
-        return PackedBatches(data, config.batch_steps, config.seed, episodes=episodes)
+            rows = math.ceil(size / config.context_steps)
+            return WindowBatches(data, config.context_steps, rows, config.seed, episodes, share)
+        return PackedBatches(data, size, config.seed, episodes=episodes, share=share)
+
+    def check_alone(self, instead: str) -> None:
+        """Raise UserError where several processes train what only one can."""
+        if self.world.size > 1:
+            raise UserError(
+                f"{self.world.size} processes cannot train this together; start one, or take "
+                f"{instead}"
+            )
 
     def update(self) -> tuple[dict[str, Tensor], int]:
         """One gradient step: its scalars, and how many environment steps it learned from."""

@@ -41,6 +41,7 @@ class ValueTraining(Training):
 
     def new_policy_of_sizes(self) -> Policy:
         """The untrained perceptron."""
+        self.check_alone("--algo decision-s4")
         sizes = {"d_model": self.config.d_model, "n_layers": self.config.n_layers}
         return self.new_policy(PolicyOptions(tokens="observation", **sizes))
 

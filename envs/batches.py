@@ -4,7 +4,7 @@ Shapes: B rows, T steps.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -93,7 +93,8 @@ class PackedBatches:
     steps; every step comes exactly once an epoch. A remainder below half a batch joins the last.
     One row holds them end to end. With more rows, each takes its own consecutive run, and shorter
     rows end in padding. The order is a function of (seed, epoch): see state_dict. `episodes` are
-    the numbers of those to draw from, None all.
+    the numbers of those to draw from, None all. `share` (i, n) takes every n-th episode of a batch from
+    the i-th on, or one without valid steps where a batch has too few.
     """
 
     def __init__(
@@ -103,11 +104,12 @@ class PackedBatches:
         seed: int,
         rows: int = 1,
         episodes: np.ndarray | None = None,
+        share: tuple[int, int] = (0, 1),
     ):
         check_at_least("batch_steps", batch_steps, 1)
         check_at_least("seed", seed, 0)
         check_at_least("rows", rows, 1)
-        self.batch_steps, self.rows, self.seed = batch_steps, rows, seed
+        self.batch_steps, self.rows, self.seed, self.share = batch_steps, rows, seed, share
         self.steps = Steps(trajectories, episodes)
         self._begin(epoch=0)
 
@@ -118,7 +120,9 @@ class PackedBatches:
         if self.position == len(self.order):
             self._begin(self.epoch + 1)
         first, self.position = self.position, self._end_of_batch()
-        return self._batch(self.order[first : self.position])
+        episodes = self.order[first : self.position]
+        mine = episodes[self.share[0] :: self.share[1]]
+        return self._batch(mine) if len(mine) else nothing_of(self._batch(episodes[:1]))
 
     def state_dict(self) -> dict[str, int]:
         """Where the sampler stands: the next batch after loading this is the one due now."""
@@ -169,6 +173,11 @@ def check_at_least(name: str, value: int, least: int) -> None:
     """Raise UserError for a `value` below `least`."""
     if value < least:
         raise UserError(f"{name} is {value}; use {least} or more")
+
+
+def nothing_of(batch: Batch) -> Batch:
+    """The batch with no step valid."""
+    return replace(batch, valid=torch.zeros_like(batch.valid))
 
 
 def as_tensor(values: np.ndarray) -> torch.Tensor:

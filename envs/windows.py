@@ -19,6 +19,7 @@ class WindowBatches:
     proportion to its length, then a step in it (arXiv 2106.01345). At an episode's end the window
     is shorter, and padding follows it. Timesteps and returns-to-go stay those of the episode.
     Batch i is a function of (seed, i). `episodes` are the numbers of those to draw from, None all.
+    `share` (i, n) takes every n-th window from the i-th on.
 
     Raises:
         UserError: for a number of steps or rows below 1, or a negative seed.
@@ -31,11 +32,13 @@ class WindowBatches:
         rows: int,
         seed: int,
         episodes: np.ndarray | None = None,
+        share: tuple[int, int] = (0, 1),
     ):
         check_at_least("window_steps", window_steps, 1)
         check_at_least("rows", rows, 1)
         check_at_least("seed", seed, 0)
         self.window_steps, self.rows, self.seed, self.batch = window_steps, rows, seed, 0
+        self.share = share
         self.steps = Steps(trajectories, episodes)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -45,7 +48,7 @@ class WindowBatches:
         draw = np.random.default_rng([self.seed, self.batch])
         self.batch += 1
         number = draw.integers(self.steps.counts[-1], size=self.rows)
-        return self.windows(self.steps.locate(number)[0])
+        return self.windows(self.steps.locate(number[self.share[0] :: self.share[1]])[0])
 
     def state_dict(self) -> dict[str, int]:
         """Where the sampler stands: the next batch after loading this is the one due now."""

@@ -81,6 +81,22 @@ def test_a_fraction_of_the_data_is_its_best_episodes_whatever_samples(lengths, f
     assert not len(left) or data.returns[left].max() <= data.returns[best].min()
 
 
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_the_shares_of_a_batch_are_the_batch(size):
+    data = synthetic([4, 3, 2, 5])
+    whole = next(PackedBatches(data, 10, 0)).action[0].tolist()
+    parts = [next(PackedBatches(data, 10, 0, share=(i, size))) for i in range(size)]
+    assert sorted(n for part in parts for n in part.action[part.valid].tolist()) == sorted(whole)
+    windows = next(WindowBatches(data, 1, 12, 0)).action[:, 0]
+    for i in range(size):
+        share = next(WindowBatches(data, 1, 12, 0, share=(i, size)))
+        assert share.action[:, 0].tolist() == windows[i::size].tolist()
+
+
+def test_a_share_of_nothing_has_no_valid_step():
+    assert not next(PackedBatches(synthetic([9, 9]), 5, 0, share=(1, 2))).valid.any()
+
+
 def test_the_best_episodes_by_hand():
     data = synthetic([1, 1, 1, 1], rewards=np.array([5.0, 7.0, 7.0, 1.0]))
     assert data.best_episodes(0.25).tolist() == [1]

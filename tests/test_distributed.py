@@ -1,0 +1,48 @@
+"""Two processes train as one does with batches twice as large."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from decision_s4 import train
+from decision_s4.agents import checkpoint
+from decision_s4.agents.distributed import ALONE
+
+SMALL = (
+    "--steps 6 --eval-every 3 --eval-episodes 1 --no-video --d-model 8 --d-embed 8 --n-layers 1 "
+    "--backbone-options d_state=4 --threads 1 --device cpu --seed 3 --schedule constant"
+)
+
+
+def together(flags: str) -> None:
+    """Two processes by torchrun."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--master-port", "29511", "-m", "decision_s4.train", *flags.split()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path, tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("DECISION_S4_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+def test_two_processes_equal_one_with_the_double_batch_also_after_a_resume():
+    together(f"{SMALL} --steps 3 --batch-steps 600 --run-dir two")
+    together("--resume two --steps 6")
+    assert train.main([*SMALL.split(), "--batch-steps", "1200", "--run-dir", "one"]) == 0
+    one, two = (checkpoint.load(Path(name)) for name in ("one", "two"))
+    for name, value in one.weights.items():
+        torch.testing.assert_close(two.weights[name], value, rtol=1e-4, atol=1e-6)
+    assert Path("two/eval.csv").read_text().count("\n") == 5  # one process wrote it
+
+
+def test_alone_a_mean_is_a_mean():
+    values = torch.tensor([1.0, 2.0, 6.0])
+    assert ALONE.mean(values) == 3
+    assert ALONE.any(True) and not ALONE.any(False)
+    assert ALONE.leads
