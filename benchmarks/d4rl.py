@@ -162,8 +162,12 @@ def rows_of(job: Job) -> list[dict[str, str]]:
         return []
     about = {"dataset": job.dataset, "algorithm": job.label, "seed": job.seed}
     about |= {"seconds": round(_seconds(job.folder).get("seconds", 0)), "finished": job.done}
+    return [about | row for row in _read(path)]
+
+
+def _read(path: Path) -> list[dict[str, str]]:
     with path.open() as file:
-        return [about | row for row in csv.DictReader(file)]
+        return list(csv.DictReader(file))
 
 
 def read_arguments() -> argparse.Namespace:
@@ -178,6 +182,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--launcher", choices=sorted(LAUNCHERS), default="local")
     parser.add_argument("--minutes", type=float, default=1e6, help="then stop; run again to go on")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/d4rl")
+    parser.add_argument("--add", nargs="*", type=Path, default=[], help="evaluations.csv of others")
     parser.add_argument("--output", type=Path, default=ROOT / "runs/d4rl")
     return parser.parse_args()
 
@@ -190,7 +195,8 @@ def main() -> None:
         LAUNCHERS[given.launcher](missing, given.processes, time.time() + 60 * given.minutes)
     from grid_table import write_all  # beside this file
 
-    write_all([row for job in jobs for row in rows_of(job)], given.output)
+    rows = [row for job in jobs for row in rows_of(job)]
+    write_all(rows + [row for path in given.add for row in _read(path)], given.output)
 
 
 if __name__ == "__main__":
