@@ -109,7 +109,7 @@ def names_of(dataset: str, source: str, root: str) -> str:
 def jobs_of(given: argparse.Namespace) -> list[Job]:
     """The whole grid: seed by seed, so that an interrupted one has all its rows early."""
     jobs = []
-    for seed in range(given.seeds):
+    for seed in given.seeds:
         for dataset in given.datasets:
             for spec in given.algorithms:
                 label, words = re.fullmatch(r"(?:([\w%.+-]+)=)?(.*)", spec).groups()
@@ -174,7 +174,7 @@ def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--datasets", nargs="*", default=DATASETS, metavar="NAME")
     parser.add_argument("--algorithms", nargs="*", default=ALGORITHMS, metavar="SPEC")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--flags", type=shlex.split, default=[], help="for every train.py")
     parser.add_argument("--source", choices=["minari", "d4rl"], default="minari")
     parser.add_argument("--root", default="gym", help="Minari ids begin with this")
