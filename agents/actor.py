@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from decision_s4.agents.acting_plan import can_plan, plan_features, plan_of
-from decision_s4.agents.backbones import State
+from decision_s4.agents.backbones import State, ops
 from decision_s4.agents.policy import Policy, SequencePolicy
 from decision_s4.envs.timestep import TimeStep
 from decision_s4.kernels.policy_step import Impl, Inputs, make_policy_step
@@ -36,6 +36,7 @@ class Actor:
             self.policy = copy.deepcopy(policy)
             make = _planned if can_plan(policy) else _own_step
             self._act = make(self.policy, impl)
+            self._act_marked = _own_step(self.policy, None)
 
     def initial_state(self, batch_size: int) -> State:
         """The state before an episode's first step."""
@@ -44,7 +45,8 @@ class Actor:
     @torch.inference_mode()
     def act(self, step: TimeStep, state: State, deterministic: bool = True) -> tuple[Tensor, State]:
         """One step of all rows: action (B, …) in the action space's units, and the new state."""
-        return self._act(step, state, deterministic)
+        act = self._act_marked if ops.is_open() else self._act  # what is fused has no marks
+        return act(step, state, deterministic)
 
 
 def _planned(policy: SequencePolicy, impl: Impl | None) -> Act:

@@ -11,6 +11,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from decision_s4.agents.backbones import ops
 from decision_s4.envs.errors import UserError
 
 
@@ -76,9 +77,9 @@ class Image(nn.Module):
         channels = last if self.channels_last else first
         self.network = nn.Sequential(
             nn.Conv2d(channels, 16, 5, stride=2, padding=2),
-            nn.GELU(),
+            ops.Activation("gelu"),
             nn.Conv2d(16, 32, 3, stride=2, padding=1),
-            nn.GELU(),
+            ops.Activation("gelu"),
             nn.AdaptiveAvgPool2d(4),
             nn.Flatten(),
             nn.Linear(32 * 16, self.width),

@@ -6,7 +6,7 @@ from typing import Any
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from decision_s4.agents.backbones import State
+from decision_s4.agents.backbones import State, ops
 from decision_s4.agents.heads import make_head
 from decision_s4.agents.policy import Policy, PolicyOptions
 from decision_s4.envs.timestep import TimeStep
@@ -18,7 +18,7 @@ class Perceptron(nn.Sequential):
     def __init__(self, inputs: int, width: int, layers: int):
         sizes = [inputs] + [width] * layers
         linear = [nn.Linear(*pair) for pair in pairwise(sizes)]
-        super().__init__(*(part for layer in linear for part in (layer, nn.ReLU())))
+        super().__init__(*(part for layer in linear for part in (layer, ops.Activation("relu"))))
 
     def constants(self) -> None:
         """Nothing to compute ahead of acting; see backbones/base.py."""

@@ -9,6 +9,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from decision_s4.agents.backbones import ops
 from decision_s4.envs.errors import UserError
 
 
@@ -30,7 +31,7 @@ class BoxHead(nn.Module):
 
     def _unit(self, features: Tensor) -> Tensor:
         out = self.linear(features)
-        return torch.tanh(out) if self.bounded else out
+        return ops.act(out, "tanh") if self.bounded else out
 
     def loss(self, features: Tensor, action: Tensor) -> Tensor:
         """Squared error, mean over action dimensions, in units of half the action range."""

@@ -9,13 +9,14 @@ same function. Shapes: B rows, T steps, D model width, E embedding width.
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from itertools import accumulate
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from decision_s4.agents.backbones import State, make_backbone
+from decision_s4.agents.backbones import State, make_backbone, ops
 from decision_s4.agents.backbones.base import parse_options
 from decision_s4.agents.encoders import make_features, set_statistics
 from decision_s4.agents.heads import make_head
@@ -64,8 +65,25 @@ class PolicyOptions:
     """With three tokens: the longest episode that their time-step embedding knows."""
 
 
+class InputPart(NamedTuple):
+    """Where one modality of one step enters the backbone."""
+
+    step: int
+    modality: str
+    token: int
+    """Which of the backbone's tokens holds it."""
+    features: slice
+    """Its place among all features of the step, side by side in the order of MODALITIES."""
+
+
+MODALITIES = ("return_to_go", "observation", "previous_action")
+
+
 class Policy(nn.Module):
     """What policies share: spaces, observations and actions as features, backbone and head."""
+
+    token_order: ClassVar[dict[str, int]] = dict.fromkeys(MODALITIES, 0)
+    """Which of a step's tokens holds each modality."""
 
     def __init__(
         self,
@@ -102,11 +120,33 @@ class Policy(nn.Module):
         features = self.observation_features(observation)
         if self.training and self.options.observation_noise:
             features = features + self.options.observation_noise * torch.randn_like(features)
-        return features
+        return ops.tap("inputs.observation", features)
 
     def scaled(self, return_to_go: Tensor) -> Tensor:
         """(…) as the features (…, 1)."""
         return return_to_go[..., None] / self.options.return_scale
+
+    def token_map(self, steps: int) -> list[InputPart]:
+        """Every part of the input of `steps` steps, step by step."""
+        widths = (1, self.observation_features.width, self.action_features.width)
+        ends = list(accumulate(widths))
+        places = [slice(end - width, end) for end, width in zip(ends, widths, strict=True)]
+        per_step = max(self.token_order.values()) + 1
+        return [
+            InputPart(step, name, per_step * step + self.token_order[name], place)
+            for step in range(steps)
+            for name, place in zip(MODALITIES, places, strict=True)
+        ]
+
+    def tapped_inputs(
+        self, return_to_go: Tensor, observation: Tree, previous_action: Tree
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Features (…, 1), (…, F), (…, A) of all that a policy reads: the taps `inputs.MODALITY`."""
+        return (
+            ops.tap("inputs.return_to_go", self.scaled(return_to_go)),
+            self.features_of(observation),
+            ops.tap("inputs.previous_action", self.action_features(previous_action)),
+        )
 
 
 class SequencePolicy(Policy):
@@ -125,7 +165,7 @@ class SequencePolicy(Policy):
         self.embed_action = nn.Linear(self.action_features.width, width, bias=False)
         self.project = nn.Sequential(
             nn.Linear(3 * width, options.d_model),
-            nn.GELU(),
+            ops.Activation("gelu"),
             nn.Linear(options.d_model, options.d_model),
         )
         self.add_backbone_and_head()
@@ -135,11 +175,11 @@ class SequencePolicy(Policy):
         self, return_to_go: Tensor, observation: Tree, previous_action: Tree, start: Tensor
     ) -> Tensor:
         """Leading dimensions …: return_to_go (…), start (…) bool -> (…, D)."""
-        action = self.embed_action(self.action_features(previous_action))
+        inputs = self.tapped_inputs(return_to_go, observation, previous_action)
         parts = [
-            self.embed_return(self.scaled(return_to_go)),
-            self.embed_observation(self.features_of(observation)),
-            action.masked_fill(start[..., None], 0.0),
+            self.embed_return(inputs[0]),
+            self.embed_observation(inputs[1]),
+            self.embed_action(inputs[2]).masked_fill(start[..., None], 0.0),
         ]
         return self.project(torch.cat(parts, dim=-1))
 

@@ -7,12 +7,13 @@ same sequence, so that a step is complete when the policy must act. The first ac
 episode (or window) is left out. Shapes: B rows, T steps, D model width.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from decision_s4.agents.backbones import ops
 from decision_s4.agents.backbones.base import State, reset
 from decision_s4.agents.policy import Policy, PolicyOptions, freeze_at_zero
 from decision_s4.envs.errors import UserError
@@ -34,6 +35,8 @@ class TokenState(NamedTuple):
 class TokenPolicy(Policy):
     """A policy over any Gymnasium spaces and any backbone, three tokens a step."""
 
+    token_order: ClassVar = {"previous_action": 0, "return_to_go": 1, "observation": 2}
+
     def __init__(
         self,
         observation_space: spaces.Space,
@@ -46,7 +49,7 @@ class TokenPolicy(Policy):
         self.embed_return = nn.Linear(1, width)
         self.embed_observation = nn.Linear(self.observation_features.width, width)
         self.embed_action = nn.Linear(self.action_features.width, width)
-        self.norm = nn.LayerNorm(width)
+        self.norm = ops.LayerNorm(width)
         self.dropout = nn.Dropout(options.dropout)
         self.add_backbone_and_head()
         if not options.previous_action:
@@ -64,12 +67,10 @@ class TokenPolicy(Policy):
         """
         check_episode_length(int(time.max()) + 1, self.options)
         now, before = self.embed_time(time), self.embed_time((time - 1).clamp(min=0))
-        tokens = [
-            self.embed_action(self.action_features(previous_action)) + before,
-            self.embed_return(self.scaled(return_to_go)) + now,
-            self.embed_observation(self.features_of(observation)) + now,
-        ]
-        return self.dropout(self.norm(torch.stack(tokens, dim=-2)))
+        to_go, seen, done = self.tapped_inputs(return_to_go, observation, previous_action)
+        embedded = [self.embed_action(done), self.embed_return(to_go), self.embed_observation(seen)]
+        position = ops.tap("inputs.position", torch.stack([before, now, now], dim=-2))
+        return self.dropout(self.norm(torch.stack(embedded, dim=-2) + position))
 
     def forward(self, batch: Any, state: TokenState | None = None) -> tuple[Tensor, TokenState]:
         """Features (B, T, D) of packed episodes or windows, and the state after them.

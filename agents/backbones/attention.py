@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from decision_s4.agents.backbones import ops
 from decision_s4.kernels.packing import ChunkLayout
 
 ROTARY_BASE = 10_000.0
@@ -65,8 +66,19 @@ def band(queries: int, seen: Ring, window: int) -> Tensor:
 def attend(q: Tensor, seen: Ring, mask: Tensor, dropout: float = 0.0) -> Tensor:
     """q (R, L, H, d), seen (R, P + L, …), mask as `band` makes it -> (R, L, H · d)."""
     q, k, v = (part.to(q.dtype).transpose(1, 2) for part in (q, seen.keys, seen.values))
+    if ops.is_open():
+        return _attend_marked(q, k, v, mask, dropout)
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
     return y.transpose(1, 2).flatten(2)
+
+
+def _attend_marked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float) -> Tensor:
+    """`attend`, for probes: q, k, v (R, H, …, d), the weights apart."""
+    q, k = ops.coefficient("query", q, factors=2), ops.coefficient("key", k, factors=2)
+    scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
+    weights = torch.softmax(scores.masked_fill(~mask, float("-inf")), -1)
+    weights = ops.coefficient("attention", F.dropout(weights, dropout), factors=2)
+    return (weights @ ops.value(v, 2)).transpose(1, 2).flatten(2)
 
 
 def past_of_chunks(keys: Tensor, values: Tensor, state: Ring, layout: ChunkLayout) -> Ring:

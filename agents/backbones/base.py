@@ -7,17 +7,19 @@ float32 or wider whatever the autocast type, and is never written in place.
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, TypeAlias, TypeVar
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import torch
 import yaml
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from decision_s4.agents.backbones.ops import Coefficients
 from decision_s4.envs.errors import UserError, nearest
 from decision_s4.kernels.packing import Packing
 
 State: TypeAlias = Any
+Layout: TypeAlias = Literal["channels", "heads", "dense"]
 F = TypeVar("F", bound="type[Family]")
 
 
@@ -58,6 +60,11 @@ class Mixer(nn.Module, Family, ABC):
     """Names of the parameters (poles, time steps, …) that want a smaller rate and no decay."""
     context: int | None = None
     """None: a recurrent state of fixed size. W: exactly the last W steps."""
+    mixing: ClassVar[dict[str, Layout]] = {}
+    """For probes: parts of `forward` that are linear in the values that it taps as PART.values and
+    read at PART.mixed. "layer" is the widest, "scan" the recurrence alone. channels: no channel
+    sees another; heads (B, T, H, V): one weight for all of a head; dense: all see all. Without
+    "layer", that part is the whole layer, dense."""
 
     @abstractmethod
     def initial_state(self, batch_size: int, device: torch.device | None = None) -> State:
@@ -69,6 +76,13 @@ class Mixer(nn.Module, Family, ABC):
 
     def constants(self) -> Any:
         """What `step` needs of the parameters alone. Compute it once to take many steps."""
+        return None
+
+    def closed_rows(
+        self, part: str, coefficients: Coefficients, packing: Packing, steps: Tensor
+    ) -> Tensor | None:
+        """For probes: (B, H, I, T) rows of a part at `steps` (I,), if an equation gives them faster
+        than a backward pass a row. None where it does not."""
         return None
 
     @abstractmethod

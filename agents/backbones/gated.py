@@ -8,10 +8,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from decision_s4.agents.backbones import ops
 from decision_s4.agents.backbones.base import Mixer, State, register
 from decision_s4.envs.errors import UserError
-from decision_s4.kernels.gated_scan import gated_scan, gated_step
+from decision_s4.kernels.gated_scan import gated_scan, gated_step, naive
 from decision_s4.kernels.packing import Packing
 
 
@@ -27,6 +29,7 @@ class GatedNetwork(Mixer):
     """What both share. The state's parts (GRU: h; LSTM: h and c) are one (B, parts, d_state)."""
 
     Options = GatedOptions
+    mixing: ClassVar = {"layer": "dense"}
     network: ClassVar[type[nn.GRU | nn.LSTM]]
     parts: ClassVar[int]
 
@@ -54,13 +57,48 @@ class GatedNetwork(Mixer):
 
     def forward(self, x: Tensor, state: State, packing: Packing) -> tuple[Tensor, State]:
         with torch.autocast(x.device.type, enabled=False):
-            hidden, state = gated_scan(x.to(state.dtype), self.rnn, state, packing)
-        return self.out(hidden), state
+            x = ops.tap("layer.values", x.to(state.dtype))
+            scan = _marked_scan if ops.is_open() else gated_scan
+            hidden, state = scan(x, self.rnn, state, packing)
+        return self.out(ops.tap("layer.mixed", hidden)), state
 
     def step(self, x: Tensor, state: State, constants: Any) -> tuple[Tensor, State]:
         with torch.autocast(x.device.type, enabled=False):
-            state = gated_step(x.to(state.dtype), self.rnn, state)
+            step = _marked_step if ops.is_open() else gated_step
+            state = step(x.to(state.dtype), self.rnn, state)
         return self.out(state[:, 0]), state
+
+
+def _marked_scan(
+    x: Tensor, network: nn.GRU | nn.LSTM, state: Tensor, packing: Packing
+) -> tuple[Tensor, Tensor]:
+    return naive.scan(x, network, state, packing, _marked_step)
+
+
+def _marked_step(x: Tensor, network: nn.GRU | nn.LSTM, state: Tensor) -> Tensor:
+    """`gated_step`, for probes. Gates only weigh: all relevance goes to the signal, as in Arras et
+    al., "Explaining and Interpreting LSTMs", arXiv 1909.12114."""
+    from_input = F.linear(x, network.weight_ih_l0, network.bias_ih_l0)
+    from_state = F.linear(state[:, 0], network.weight_hh_l0, network.bias_hh_l0)
+    if isinstance(network, nn.LSTM):
+        return _marked_lstm(from_input + from_state, state[:, 1])
+    return _marked_gru(from_input, from_state, state[:, 0])
+
+
+def _marked_gru(from_input: Tensor, from_state: Tensor, h: Tensor) -> Tensor:
+    (r, z, n), (r_h, z_h, n_h) = from_input.chunk(3, 1), from_state.chunk(3, 1)
+    r = ops.coefficient("reset gate", torch.sigmoid(r + r_h))
+    z = ops.coefficient("update gate", torch.sigmoid(z + z_h))
+    return ((1 - z) * ops.act(n + r * n_h, "tanh") + z * h)[:, None]
+
+
+def _marked_lstm(gates: Tensor, c: Tensor) -> Tensor:
+    i, f, g, o = gates.chunk(4, 1)
+    i = ops.coefficient("input gate", torch.sigmoid(i))
+    f = ops.coefficient("forget gate", torch.sigmoid(f))
+    o = ops.coefficient("output gate", torch.sigmoid(o))
+    c = f * c + i * ops.act(g, "tanh")
+    return torch.stack([o * ops.act(c, "tanh"), c], dim=1)
 
 
 @register("gru")

@@ -8,12 +8,13 @@ Shapes: H heads, K key and V value width of a head.
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from decision_s4.agents.backbones import ops
 from decision_s4.agents.backbones.base import Mixer, State, register
 from decision_s4.envs.errors import UserError
 from decision_s4.kernels.gated_linear import gated_linear, gated_linear_step
@@ -48,6 +49,7 @@ class GatedLinearAttention(Mixer):
     """What they share: a projection in, the recurrence, a projection out. State (B, H, K, V)."""
 
     Options = GatedLinearOptions
+    mixing: ClassVar = {"layer": "channels", "scan": "heads"}
     _scan = staticmethod(gated_linear)
     _scan_step = staticmethod(gated_linear_step)
 
@@ -80,8 +82,8 @@ class GatedLinearAttention(Mixer):
         parts = self._parts(x)
         with torch.autocast(x.device.type, enabled=False):
             *inputs, out_gate = self._inputs(*parts)
-            o, state = self._scan(*inputs, state, packing)
-            y = self._read_out(o, out_gate)
+            o, state = self._scan(*_mark(*inputs), state, packing)
+            y = ops.tap("layer.mixed", self._read_out(ops.tap("scan.mixed", o), out_gate))
         return self.out_proj(y), state
 
     def step(self, x: Tensor, state: State, constants: Any) -> tuple[Tensor, State]:
@@ -129,7 +131,7 @@ class GLA(GatedLinearAttention):
         nn.init.xavier_uniform_(self.gate_up, gain=GAIN)
         self.gate_bias = nn.Parameter(torch.zeros(keys))
         self.temperature = options.gate_temperature
-        self.norm = nn.RMSNorm(value, eps=1e-5)
+        self.norm = ops.RMSNorm(value, eps=1e-5)
 
     def _inputs(self, *parts: Tensor) -> tuple[Tensor, ...]:
         q, k, v, gate, out_gate = parts
@@ -138,7 +140,7 @@ class GLA(GatedLinearAttention):
         return q * self.shape[1] ** -0.5, k, v, gate, out_gate
 
     def _read_out(self, o: Tensor, out_gate: Tensor | None) -> Tensor:
-        return self.norm(o).flatten(-2) * F.silu(out_gate)
+        return ops.gate(self.norm(o).flatten(-2), ops.act(out_gate, "silu"))
 
 
 @register("hgrn2")
@@ -156,7 +158,7 @@ class HGRN2(GatedLinearAttention):
         super().__init__(d_model, options)
         heads, key, value = self.shape
         self._make_projections(d_model, heads * key, heads * key, heads * value)
-        self.norm = nn.RMSNorm(heads * value, eps=1e-5)
+        self.norm = ops.RMSNorm(heads * value, eps=1e-5)
         self.lower_bound_logit = None
         if lower_bound:
             logit = math.log(lower_bound) - math.log1p(-lower_bound)
@@ -174,10 +176,17 @@ class HGRN2(GatedLinearAttention):
             log_rest = F.logsigmoid(-self.lower_bound_logit)
             log_gate = torch.logaddexp(F.logsigmoid(self.lower_bound_logit), log_rest + log_gate)
             k = log_rest.exp() * k
-        return *self._heads(F.silu(q), k, v, log_gate), None
+        return *self._heads(ops.act(q, "silu"), k, v, log_gate), None
 
     def _read_out(self, o: Tensor, out_gate: Tensor | None) -> Tensor:
         return self.norm(o.flatten(-2))
+
+
+def _mark(q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor) -> tuple[Tensor, ...]:
+    """What weighs, and the values that are weighed."""
+    q, k = ops.coefficient("query", q, factors=3), ops.coefficient("key", k, factors=3)
+    v = ops.tap("scan.values", ops.tap("layer.values", v))
+    return q, k, ops.value(v, 3), ops.coefficient("log gate", log_gate)
 
 
 def _head_width(name: str, expand: float, d_model: int, heads: int) -> int:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from decision_s4.agents.backbones import ops
 from decision_s4.agents.backbones.base import register
 from decision_s4.agents.backbones.mimo import MimoStateSpace
 from decision_s4.envs.errors import UserError
@@ -57,7 +58,11 @@ class LRU(MimoStateSpace):
         return poles, gamma[:, None] * torch.view_as_complex(self.b)
 
     def mix_channels(self, y: Tensor) -> Tensor:
-        return F.glu(self.out(F.gelu(y)), dim=-1)
+        y = self.out(ops.act(y, "gelu"))
+        if not ops.is_open():
+            return F.glu(y, dim=-1)
+        signal, by = y.chunk(2, dim=-1)
+        return signal * ops.coefficient("output gate", torch.sigmoid(by))
 
 
 def _check(options: LRUOptions) -> None:

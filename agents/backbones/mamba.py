@@ -11,12 +11,13 @@ R the rank of Δ, W taps.
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from decision_s4.agents.backbones import ops
 from decision_s4.agents.backbones.base import Mixer, State, register
 from decision_s4.envs.errors import UserError
 from decision_s4.kernels.packing import Packing
@@ -47,6 +48,7 @@ class Mamba(Mixer):
 
     Options = MambaOptions
     recurrence_parameters = ("A_log", "dt_bias")
+    mixing: ClassVar = {"layer": "channels", "scan": "channels"}
 
     def __init__(self, d_model: int, options: MambaOptions):
         super().__init__()
@@ -83,22 +85,33 @@ class Mamba(Mixer):
         if valid is not None:
             x, start = x.where(valid[..., None], 0), start & valid
         x, z = self._project(x)
+        x = ops.tap("layer.values", x)
         with torch.autocast(x.device.type, enabled=False):
             x, conv = short_conv(x, self.conv_weight, self.conv_bias, state[0], packing)
-        x = F.silu(x)
+        x = ops.act(x, "silu")
         delta, B, C = self._select(x)
         if valid is not None:
             delta = delta.where(valid[..., None], 0)  # then exp(Δ A) = 1 and Δ B x = 0
-        y, ssm = selective_scan(
-            x, delta, self.constants(), B, C, self.D, z, state=state[1], start=start
-        )
-        return self.out_proj(y), (conv, ssm)
+        scan = self._marked_scan if ops.is_open() else selective_scan
+        y, ssm = scan(x, delta, self.constants(), B, C, self.D, z, state=state[1], start=start)
+        return self.out_proj(ops.tap("layer.mixed", y)), (conv, ssm)
+
+    def _marked_scan(
+        self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, **of
+    ) -> tuple[Tensor, Tensor]:
+        """`selective_scan`, for probes: what it fuses stands apart."""
+        delta = ops.coefficient("step", delta)
+        B, C = ops.coefficient("B", B, factors=3), ops.coefficient("C", C, factors=3)
+        u = ops.tap("scan.values", u)
+        y, ssm = selective_scan(ops.value(u, 3), delta, A, B, C, **of, impl="torch")
+        y = ops.tap("scan.mixed", y) + D * u
+        return ops.gate(y, ops.act(z, "silu")), ssm
 
     def step(self, x: Tensor, state: State, constants: Any) -> tuple[Tensor, State]:
         x, z = self._project(x)
         with torch.autocast(x.device.type, enabled=False):
             x, conv = short_conv_step(x, self.conv_weight, self.conv_bias, state[0])
-        x = F.silu(x)
+        x = ops.act(x, "silu")
         delta, B, C = self._select(x)
         y, ssm = selective_scan_step(x, delta, constants, B, C, self.D, z, state=state[1])
         return self.out_proj(y), (conv, ssm)

@@ -10,12 +10,13 @@ Shapes: E = expand · D inner channels in H heads of P, N state size, W taps.
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from decision_s4.agents.backbones import ops
 from decision_s4.agents.backbones.base import Mixer, State, register
 from decision_s4.envs.errors import UserError
 from decision_s4.kernels.packing import Packing
@@ -49,6 +50,7 @@ class Mamba2(Mixer):
 
     Options = Mamba2Options
     recurrence_parameters = ("A_log", "dt_bias")
+    mixing: ClassVar = {"layer": "channels", "scan": "heads"}
 
     def __init__(self, d_model: int, options: Mamba2Options):
         super().__init__()
@@ -67,7 +69,7 @@ class Mamba2(Mixer):
         self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))  # softplus⁻¹(dt)
         self.A_log = nn.Parameter(torch.empty(heads).uniform_(options.a_min, options.a_max).log())
         self.D = nn.Parameter(torch.ones(heads))
-        self.norm = nn.RMSNorm(inner, eps=1e-5)
+        self.norm = ops.RMSNorm(inner, eps=1e-5)
         self.out_proj = nn.Linear(inner, d_model, bias=False)
 
     def initial_state(self, batch_size: int, device: torch.device | None = None) -> State:
@@ -83,10 +85,15 @@ class Mamba2(Mixer):
     def forward(self, x: Tensor, state: State, packing: Packing) -> tuple[Tensor, State]:
         z, xBC, dt = self._project(x)
         with torch.autocast(x.device.type, enabled=False):
+            if ops.is_open():
+                x, BC = xBC.tensor_split([self.widths[0]], dim=-1)
+                xBC = torch.cat([ops.tap("layer.values", x), BC], dim=-1)
             xBC, conv = short_conv(xBC, self.conv_weight, self.conv_bias, state[0], packing)
             x, B, C = self._split(xBC)
-            y, ssm = ssd(x, dt, self.constants(), B, C, state[1], packing)
-            y = self._gate(y, x, z)
+            dt, x = ops.coefficient("step", dt), ops.tap("scan.values", x)
+            B, C = ops.coefficient("B", B, factors=3), ops.coefficient("C", C, factors=3)
+            y, ssm = ssd(ops.value(x, 3), dt, self.constants(), B, C, state[1], packing)
+            y = ops.tap("layer.mixed", self._gate(ops.tap("scan.mixed", y), x, z))
         return self.out_proj(y), (conv, ssm)
 
     def step(self, x: Tensor, state: State, constants: Any) -> tuple[Tensor, State]:
@@ -106,12 +113,12 @@ class Mamba2(Mixer):
     def _split(self, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """silu, then x (…, H, P), B and C (…, N)."""
         heads, width, size = self.shape
-        x, B, C = F.silu(xBC).split([heads * width, size, size], dim=-1)
+        x, B, C = ops.act(xBC, "silu").split([heads * width, size, size], dim=-1)
         return x.unflatten(-1, (heads, width)), B, C
 
     def _gate(self, y: Tensor, x: Tensor, z: Tensor) -> Tensor:
         y = (y + self.D[:, None] * x).flatten(-2)
-        return self.norm(y * F.silu(z))
+        return self.norm(ops.gate(y, ops.act(z, "silu")))
 
 
 def _check(d_model: int, options: Mamba2Options) -> None:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from decision_s4.agents.backbones import ops
 from decision_s4.agents.backbones.base import Mixer, State
 from decision_s4.kernels.diagonal_scan import diagonal_scan, diagonal_step
 from decision_s4.kernels.packing import Packing
@@ -32,6 +33,7 @@ class MimoStateSpace(Mixer):
     """A subclass says what the discrete poles and B are, and how the outputs are mixed."""
 
     recurrence_parameters = ("b", "c")
+    mixing: ClassVar = {"layer": "dense"}
     share: ClassVar[int] = 1
     """How often a pole counts in y: 2 where it stands for its conjugate too."""
 
@@ -63,7 +65,7 @@ class MimoStateSpace(Mixer):
 
     def forward(self, x: Tensor, state: State, packing: Packing) -> tuple[Tensor, State]:
         with torch.autocast(x.device.type, enabled=False):
-            system, u = self.constants(), x.to(self.b.dtype)
+            system, u = self.constants(), ops.tap("layer.values", x.to(self.b.dtype))
             driven, carried = _complex(u @ system.b), torch.view_as_complex(state)
             states, final = diagonal_scan(driven, system.a, carried, packing)
             y = _read(states, system, u)
@@ -83,4 +85,5 @@ def _complex(parts: Tensor) -> Tensor:
 
 
 def _read(states: Tensor, system: MimoSystem, u: Tensor) -> Tensor:
-    return torch.view_as_real(states).flatten(-2) @ system.c + system.d * u
+    mixed = ops.tap("layer.mixed", torch.view_as_real(states).flatten(-2) @ system.c)
+    return mixed + system.d * u

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from decision_s4.agents.backbones import ops
 from decision_s4.agents.backbones.base import MEMORYLESS, Mixer, State, register
 from decision_s4.envs.errors import UserError
 from decision_s4.kernels.packing import Packing
@@ -43,4 +43,4 @@ class Mlp(Mixer):
         return self._mix_channels(x), state
 
     def _mix_channels(self, x: Tensor) -> Tensor:
-        return self.outer(F.gelu(self.inner(x)))
+        return self.outer(ops.act(self.inner(x), "gelu"))

@@ -12,9 +12,9 @@ Shapes: H heads, K key and V value width of a head.
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
+from decision_s4.agents.backbones import ops
 from decision_s4.agents.backbones.base import register
 from decision_s4.agents.backbones.gated_linear import GatedLinearAttention, GatedLinearOptions
 from decision_s4.envs.errors import UserError
@@ -45,7 +45,7 @@ class RetNet(GatedLinearAttention):
             raise UserError(f"expand_k {options.expand_k} makes {key} keys a head; it must be even")
         keys, values = heads * key, heads * value
         self._make_projections(d_model, keys, keys, values, values)
-        self.norm = nn.RMSNorm(value, eps=1e-5)
+        self.norm = ops.RMSNorm(value, eps=1e-5)
 
     def _inputs(self, *parts: Tensor) -> tuple[Tensor, ...]:
         q, k, v, out_gate = parts
@@ -56,7 +56,7 @@ class RetNet(GatedLinearAttention):
         return q * self.shape[1] ** -0.5, k, v, log_gate, out_gate
 
     def _read_out(self, o: Tensor, out_gate: Tensor | None) -> Tensor:
-        return self.norm(o).flatten(-2) * F.silu(out_gate)
+        return ops.gate(self.norm(o).flatten(-2), ops.act(out_gate, "silu"))
 
     def _scan(
         self, q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor, state: Tensor, packing: Packing

@@ -9,13 +9,13 @@ The state holds one of each conjugate pair, as real pairs: (B, D, N/2, 2).
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from decision_s4.agents.backbones import ops
 from decision_s4.agents.backbones.base import Mixer, State, register
 from decision_s4.agents.backbones.hippo import normal_plus_low_rank
 from decision_s4.envs.errors import UserError, nearest
@@ -49,6 +49,7 @@ class LinearStateSpace(Mixer):
     """What S4 and S4D share: (D, N/2) poles, B, C, D, the output's GELU and mixing of channels."""
 
     recurrence_parameters = ("log_dt", "log_decay", "frequency", "b", "c")
+    mixing: ClassVar = {"layer": "channels"}
 
     def __init__(self, d_model: int, options: S4Options):
         super().__init__()
@@ -91,9 +92,9 @@ class LinearStateSpace(Mixer):
 
     def forward(self, x: Tensor, state: State, packing: Packing) -> tuple[Tensor, State]:
         with torch.autocast(x.device.type, enabled=False):
-            u = x.to(self.c.dtype)
+            u = ops.tap("layer.values", x.to(self.c.dtype))
             y, state = lti_scan(u, self.discretise(), state, packing)
-            y = y + self.d * u
+            y = ops.tap("layer.mixed", y) + self.d * u
         return self._mix_channels(y), state
 
     def step(self, x: Tensor, state: State, constants: Any) -> tuple[Tensor, State]:
@@ -105,7 +106,7 @@ class LinearStateSpace(Mixer):
         return self._mix_channels(y), state
 
     def _mix_channels(self, y: Tensor) -> Tensor:
-        return F.gelu(self.out(F.gelu(y)))
+        return ops.act(self.out(ops.act(y, "gelu")), "gelu")
 
 
 @register("s4")

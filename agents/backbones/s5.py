@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from decision_s4.agents.backbones import ops
 from decision_s4.agents.backbones.base import register
 from decision_s4.agents.backbones.hippo import normal_plus_low_rank
 from decision_s4.agents.backbones.mimo import MimoStateSpace
@@ -67,8 +67,8 @@ class S5(MimoStateSpace):
         return torch.exp(exponent), gain[:, None] * torch.view_as_complex(self.b)
 
     def mix_channels(self, y: Tensor) -> Tensor:
-        y = F.gelu(y)
-        return y * torch.sigmoid(self.out(y))
+        y = ops.act(y, "gelu")
+        return y * ops.coefficient("output gate", torch.sigmoid(self.out(y)))
 
 
 def _check(options: S5Options) -> None:

@@ -7,11 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from decision_s4.agents.backbones import ops
 from decision_s4.agents.backbones.base import Mixer, State, family_of, make_options, reset
+from decision_s4.agents.backbones.operator import MixerOp, operator_of
 from decision_s4.envs.errors import UserError, nearest
 from decision_s4.kernels.packing import Packing
 
-ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU}
+ACTIVATIONS = ("gelu", "relu")
 
 
 class Block(nn.Module):
@@ -19,21 +21,23 @@ class Block(nn.Module):
 
     def __init__(self, mixer: Mixer, d_model: int, mlp: nn.Module | None, dropout: float):
         super().__init__()
-        self.norm = nn.LayerNorm(d_model)
+        self.norm = ops.LayerNorm(d_model)
         self.mixer = mixer
         self.dropout = nn.Dropout(dropout)
         self.mlp = mlp
 
     def forward(self, x: Tensor, state: State, packing: Packing) -> tuple[Tensor, State]:
+        x = ops.tap("input", x)
         y, state = self.mixer(self.norm(x), state, packing)
         return self._add(x, y), state
 
     def step(self, x: Tensor, state: State, constants: Any) -> tuple[Tensor, State]:
+        x = ops.tap("input", x)
         y, state = self.mixer.step(self.norm(x), state, constants)
         return self._add(x, y), state
 
     def _add(self, x: Tensor, y: Tensor) -> Tensor:
-        x = x + self.dropout(y)
+        x = x + ops.tap("output", self.dropout(y))
         return x if self.mlp is None else x + self.mlp(x)
 
 
@@ -42,9 +46,9 @@ def _mlp(d_model: int, ratio: float, dropout: float, activation: str) -> nn.Sequ
         return None
     hidden = max(1, round(d_model * ratio))
     return nn.Sequential(
-        nn.LayerNorm(d_model),
+        ops.LayerNorm(d_model),
         nn.Linear(d_model, hidden),
-        ACTIVATIONS[activation](),
+        ops.Activation(activation),
         nn.Linear(hidden, d_model),
         nn.Dropout(dropout),
     )
@@ -71,7 +75,7 @@ class Backbone(nn.Module):
             Block(mixer, d_model, _mlp(d_model, mlp_ratio, dropout, mlp_activation), dropout)
             for mixer in mixers
         )
-        self.norm = nn.LayerNorm(d_model)
+        self.norm = ops.LayerNorm(d_model)
         self._state_shapes = _shapes(self.initial_state(1, torch.device("meta")))
 
     @property
@@ -103,10 +107,38 @@ class Backbone(nn.Module):
         if start is None:
             start = torch.zeros(batch, steps, dtype=torch.bool, device=x.device)
         packing, after = Packing(start, valid), []
-        for block, before in zip(self.blocks, state, strict=True):
-            x, new = block(x, before, packing)
+        for i, (block, before) in enumerate(zip(self.blocks, state, strict=True)):
+            with ops.scope("blocks", i):
+                x, new = block(x, before, packing)
             after.append(new)
-        return self.norm(x), tuple(after)
+        return ops.tap("features", self.norm(x)), tuple(after)
+
+    def operator(
+        self,
+        x: Tensor,
+        state: State | None = None,
+        start: Tensor | None = None,
+        part: str = "layer",
+    ) -> list[MixerOp]:
+        """Each layer at the input that it has when the stack reads x: see operator.py.
+
+        Args:
+            x: (B, T, D), state and start as in `forward`; dropout is off.
+            part: "layer", or "scan" for the recurrence alone of layers that tell it apart.
+
+        Raises:
+            ValueError: for shapes or types that do not fit.
+        """
+        batch, steps = self._check(x, 3, start=start)
+        state = self.initial_state(batch, x.device) if state is None else state
+        self._check_state(state, batch)
+        packing = Packing.unbroken(batch, steps, x.device) if start is None else Packing(start)
+        operators = []
+        for block, before in zip(self.blocks, state, strict=True):
+            op, y, _ = operator_of(block.mixer, block.norm(x), before, packing, part)
+            operators.append(op)
+            x = block._add(x, y)
+        return operators
 
     def constants(self) -> Any:
         """What `step` needs of the parameters alone, by layer; compute once, step many times."""
@@ -126,10 +158,12 @@ class Backbone(nn.Module):
             state = reset(state, start, self.initial_state(len(x), x.device))
         constants = self.constants() if constants is None else constants
         after = []
-        for block, before, values in zip(self.blocks, state, constants, strict=True):
-            x, new = block.step(x, before, values)
+        parts = zip(self.blocks, state, constants, strict=True)
+        for i, (block, before, values) in enumerate(parts):
+            with ops.scope("blocks", i):
+                x, new = block.step(x, before, values)
             after.append(new)
-        return self.norm(x), tuple(after)
+        return ops.tap("features", self.norm(x)), tuple(after)
 
     def recurrence_parameters(self) -> list[nn.Parameter]:
         """Poles, time steps and their like, which want a smaller rate and no weight decay."""

@@ -6,11 +6,12 @@ parallel and step by step alike. The norm, the residual and the MLP are the stac
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from decision_s4.agents.backbones import ops
 from decision_s4.agents.backbones.attention import (
     Ring,
     after_chunks,
@@ -47,6 +48,7 @@ class Transformer(Mixer):
     """Sliding-window attention; its state is the ring of the last W − 1 keys and values."""
 
     Options = TransformerOptions
+    mixing: ClassVar = {"layer": "heads"}
 
     def __init__(self, d_model: int, options: TransformerOptions):
         super().__init__()
@@ -65,14 +67,17 @@ class Transformer(Mixer):
 
     def forward(self, x: Tensor, state: Ring, packing: Packing) -> tuple[Tensor, Ring]:
         layout = packing.chunks(min(self.context, packing.steps))
-        q, k, v = (to_chunks(part, layout) for part in self._project(x))
+        q, k, v = self._project(x)
+        v = ops.tap("layer.values", v)
+        q, k, v = (to_chunks(part, layout) for part in (q, k, v))
         past = past_of_chunks(k, v, state, layout)
         seen = past.then(k, v)
         after = after_chunks(seen, state, layout)
         if not has_past(layout):  # as in a batch of windows: do not look for keys in vain
             seen = Ring(*(part[:, self.context - 1 :] for part in seen))
         y = self._attend(q, seen, self._turns(seen.keys.shape[1], q))
-        return self.out(from_chunks(y, layout, packing.rows)), after
+        y = from_chunks(y, layout, packing.rows).unflatten(-1, v.shape[-2:])
+        return self.out(ops.tap("layer.mixed", y).flatten(2)), after
 
     def constants(self) -> tuple[Tensor, Tensor] | None:
         return self._turns(self.context, self.out.weight)

@@ -1,5 +1,7 @@
 """gated_scan as the equation, step by step: the oracle of the fast paths, and acting's step."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -15,9 +17,13 @@ def step(x: Tensor, network: nn.GRU | nn.LSTM, state: Tensor) -> Tensor:
 
 
 def scan(
-    x: Tensor, network: nn.GRU | nn.LSTM, state: Tensor, packing: Packing
+    x: Tensor,
+    network: nn.GRU | nn.LSTM,
+    state: Tensor,
+    packing: Packing,
+    step: Callable[[Tensor, nn.GRU | nn.LSTM, Tensor], Tensor] = step,
 ) -> tuple[Tensor, Tensor]:
-    """See `gated_scan`."""
+    """See `gated_scan`; `step` is the equation."""
     valid = torch.ones_like(packing.start) if packing.valid is None else packing.valid
     masks = packing.start.unbind(1), valid.unbind(1)
     x = torch.where(valid[..., None], x, torch.zeros_like(x))  # NaN in a hole would reach gradients

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._pytree import tree_leaves
 
+from decision_s4.agents.acting_plan import can_plan
 from decision_s4.agents.actor import Actor
-from decision_s4.agents.backbones import BACKBONES
+from decision_s4.agents.backbones import BACKBONES, ops
 from decision_s4.agents.policy import PolicyOptions, SequencePolicy
 from decision_s4.envs.spaces import map_tree, space_tree
 from decision_s4.envs.timestep import TimeStep
@@ -162,3 +163,16 @@ def test_samples_of_a_discrete_policy_differ():
     actor = Actor(policy)
     action, _ = actor.act(step, actor.initial_state(200), deterministic=False)
     assert set(action.tolist()) == {2, 3, 4}
+
+
+def test_while_a_probe_reads_nothing_fused_acts():
+    policy = make_policy()
+    assert can_plan(policy)
+    actor, seen = Actor(policy), []
+    (step,), state = moments(policy, [[True]]), actor.initial_state(1)
+    expected, _ = actor.act(step, state)
+    with ops.taps({"blocks.0.input": seen.append}):
+        found, _ = actor.act(step, state)
+    assert len(seen) == 1
+    assert torch.allclose(found, expected, atol=1e-6)
+    assert torch.equal(actor.act(step, state)[0], expected)

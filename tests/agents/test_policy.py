@@ -242,3 +242,13 @@ def own_steps(policy: SequencePolicy, batch) -> torch.Tensor:
         features, state = policy.step(time_step(batch, t), state)
         actions.append(policy.head.act(features))
     return torch.stack(actions, 1)
+
+
+def test_the_token_map_places_every_input():
+    parts = make_policy().token_map(2)
+    assert [(part.step, part.modality, part.token) for part in parts] == [
+        (step, modality, step)
+        for step in (0, 1)
+        for modality in ("return_to_go", "observation", "previous_action")
+    ]
+    assert [part.features for part in parts[:3]] == [slice(0, 1), slice(1, 4), slice(4, 6)]
