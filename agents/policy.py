@@ -141,7 +141,7 @@ class Policy(nn.Module):
     def tapped_inputs(
         self, return_to_go: Tensor, observation: Tree, previous_action: Tree
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Features (…, 1), (…, F), (…, A) of all that a policy reads: the taps `inputs.MODALITY`."""
+        """Features (…, 1), (…, F), (…, A) of all that it reads: the taps `inputs.MODALITY`."""
         return (
             ops.tap("inputs.return_to_go", self.scaled(return_to_go)),
             self.features_of(observation),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from decision_s4.agents.backbones import ops
+from decision_s4.agents.backbones import ops, rows
 from decision_s4.agents.backbones.base import Mixer, State, register
 from decision_s4.envs.errors import UserError
 from decision_s4.kernels.gated_scan import gated_scan, gated_step, naive
@@ -89,7 +89,7 @@ def _marked_gru(from_input: Tensor, from_state: Tensor, h: Tensor) -> Tensor:
     (r, z, n), (r_h, z_h, n_h) = from_input.chunk(3, 1), from_state.chunk(3, 1)
     r = ops.coefficient("reset gate", torch.sigmoid(r + r_h))
     z = ops.coefficient("update gate", torch.sigmoid(z + z_h))
-    return ((1 - z) * ops.act(n + r * n_h, "tanh") + z * h)[:, None]
+    return ((1 - z) * ops.act(n + r * n_h, "tanh", "candidate") + z * h)[:, None]
 
 
 def _marked_lstm(gates: Tensor, c: Tensor) -> Tensor:
@@ -97,8 +97,8 @@ def _marked_lstm(gates: Tensor, c: Tensor) -> Tensor:
     i = ops.coefficient("input gate", torch.sigmoid(i))
     f = ops.coefficient("forget gate", torch.sigmoid(f))
     o = ops.coefficient("output gate", torch.sigmoid(o))
-    c = f * c + i * ops.act(g, "tanh")
-    return torch.stack([o * ops.act(c, "tanh"), c], dim=1)
+    c = f * c + i * ops.act(g, "tanh", "candidate")
+    return torch.stack([o * ops.act(c, "tanh", "cell"), c], dim=1)
 
 
 @register("gru")
@@ -107,12 +107,53 @@ class GRU(GatedNetwork):
 
     network, parts = nn.GRU, 1
 
+    @torch.no_grad()
+    def closed_rows(
+        self, part: str, coefficients: ops.Coefficients, packing: Packing, steps: Tensor
+    ) -> Tensor:
+        """J = diag(z) + diag((1 − z) ρ r) U, G = diag((1 − z) ρ) W; ρ the ratio of the tanh."""
+        names = ("reset gate", "update gate", "candidate")
+        r, z, ratio = map(coefficients.get, names)
+        W, U = self.rnn.weight_ih_l0.chunk(3)[2], self.rnn.weight_hh_l0.chunk(3)[2]
+        gain = (1 - z) * ratio
+
+        def transition(t: int) -> Tensor:
+            return torch.diag_embed(z[:, t]) + (gain * r)[:, t, :, None] * U
+
+        def inputs(t: int) -> Tensor:
+            return gain[:, t, :, None] * W
+
+        ones = torch.ones_like(z)
+        return rows.each(steps, lambda t: rows.recurrent(transition, inputs, ones, packing, t))
+
 
 @register("lstm")
 class LSTM(GatedNetwork):
     """Long short-term memory: as `GRU`, the forget gate's bias 1 (Jozefowicz et al. 2015)."""
 
     network, parts = nn.LSTM, 2
+
+    @torch.no_grad()
+    def closed_rows(
+        self, part: str, coefficients: ops.Coefficients, packing: Packing, steps: Tensor
+    ) -> Tensor:
+        """Of the cell: J = diag(f) + diag(i ρ) U diag(o₋₁ κ₋₁), G = diag(i ρ) W; h = o κ c.
+
+        ρ and κ are the ratios of the candidate's and the cell's tanh.
+        """
+        names = ("input gate", "forget gate", "output gate", "candidate", "cell")
+        i, f, o, ratio, cell = map(coefficients.get, names)
+        W, U = self.rnn.weight_ih_l0.chunk(4)[2], self.rnn.weight_hh_l0.chunk(4)[2]
+        gain, out = i * ratio, o * cell
+
+        def transition(t: int) -> Tensor:
+            from_hidden = gain[:, t, :, None] * U * out[:, t - 1, None]
+            return torch.diag_embed(f[:, t]) + from_hidden
+
+        def inputs(t: int) -> Tensor:
+            return gain[:, t, :, None] * W
+
+        return rows.each(steps, lambda t: rows.recurrent(transition, inputs, out, packing, t))
 
     def __init__(self, d_model: int, options: GatedOptions):
         super().__init__(d_model, options)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from decision_s4.agents.backbones import ops
+from decision_s4.agents.backbones import ops, rows
 from decision_s4.agents.backbones.base import Mixer, State, register
 from decision_s4.envs.errors import UserError
 from decision_s4.kernels.gated_linear import gated_linear, gated_linear_step
@@ -86,6 +86,26 @@ class GatedLinearAttention(Mixer):
             y = ops.tap("layer.mixed", self._read_out(ops.tap("scan.mixed", o), out_gate))
         return self.out_proj(y), state
 
+    @torch.no_grad()
+    def closed_rows(
+        self, part: str, coefficients: ops.Coefficients, packing: Packing, steps: Tensor
+    ) -> Tensor:
+        """gate · norm · α, α the scan's."""
+        q, k, log_gate = map(coefficients.get, ("query", "key", "log gate"))
+        q, k = self._in_one_frame(q, k, packing)
+        found = rows.each(steps, lambda t: rows.gated(q, k, log_gate, packing, t))
+        if part == "scan":
+            return found
+        outputs = coefficients.get("norm") * self.norm.weight
+        outputs = outputs.expand(*q.shape[:2], *outputs.shape[2:]).flatten(2)
+        by = coefficients.get("gate")
+        found = found.repeat_interleave(self.shape[2], 1)
+        return rows.scale(found, outputs if by is None else outputs * by, steps)
+
+    def _in_one_frame(self, q: Tensor, k: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
+        """Queries and keys as the recurrence weighs them."""
+        return q, k
+
     def step(self, x: Tensor, state: State, constants: Any) -> tuple[Tensor, State]:
         parts = self._parts(x)
         with torch.autocast(x.device.type, enabled=False):
@@ -140,7 +160,9 @@ class GLA(GatedLinearAttention):
         return q * self.shape[1] ** -0.5, k, v, gate, out_gate
 
     def _read_out(self, o: Tensor, out_gate: Tensor | None) -> Tensor:
-        return ops.gate(self.norm(o).flatten(-2), ops.act(out_gate, "silu"))
+        return ops.gate(
+            ops.norm(o, self.norm, "norm").flatten(-2), ops.act(out_gate, "silu"), "gate"
+        )
 
 
 @register("hgrn2")
@@ -179,7 +201,7 @@ class HGRN2(GatedLinearAttention):
         return *self._heads(ops.act(q, "silu"), k, v, log_gate), None
 
     def _read_out(self, o: Tensor, out_gate: Tensor | None) -> Tensor:
-        return self.norm(o.flatten(-2))
+        return ops.norm(o.flatten(-2), self.norm, "norm")
 
 
 def _mark(q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor) -> tuple[Tensor, ...]:

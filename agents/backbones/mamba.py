@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from decision_s4.agents.backbones import ops
+from decision_s4.agents.backbones import ops, rows
 from decision_s4.agents.backbones.base import Mixer, State, register
 from decision_s4.envs.errors import UserError
 from decision_s4.kernels.packing import Packing
@@ -88,7 +88,7 @@ class Mamba(Mixer):
         x = ops.tap("layer.values", x)
         with torch.autocast(x.device.type, enabled=False):
             x, conv = short_conv(x, self.conv_weight, self.conv_bias, state[0], packing)
-        x = ops.act(x, "silu")
+        x = ops.act(x, "silu", "activation")
         delta, B, C = self._select(x)
         if valid is not None:
             delta = delta.where(valid[..., None], 0)  # then exp(Δ A) = 1 and Δ B x = 0
@@ -105,7 +105,22 @@ class Mamba(Mixer):
         u = ops.tap("scan.values", u)
         y, ssm = selective_scan(ops.value(u, 3), delta, A, B, C, **of, impl="torch")
         y = ops.tap("scan.mixed", y) + D * u
-        return ops.gate(y, ops.act(z, "silu")), ssm
+        return ops.gate(y, ops.act(z, "silu"), "gate"), ssm
+
+    @torch.no_grad()
+    def closed_rows(
+        self, part: str, coefficients: ops.Coefficients, packing: Packing, steps: Tensor
+    ) -> Tensor:
+        """gate · (α + D) · activation · convolution, α the hidden attention."""
+        delta, B, C = map(coefficients.get, ("step", "B", "C"))
+        A = self.constants()
+        found = rows.each(steps, lambda t: rows.selective(delta, A, B, C, packing, t))
+        if part == "scan":
+            return found
+        ratio = coefficients.get("activation").transpose(1, 2)[:, :, None]
+        found = rows.add_skip(found, self.D, steps) * ratio
+        found = rows.through_conv(found, self.conv_weight, packing)
+        return rows.scale(found, coefficients.get("gate"), steps)
 
     def step(self, x: Tensor, state: State, constants: Any) -> tuple[Tensor, State]:
         x, z = self._project(x)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from decision_s4.agents.backbones import ops
+from decision_s4.agents.backbones import ops, rows
 from decision_s4.agents.backbones.base import Mixer, State, register
 from decision_s4.envs.errors import UserError
 from decision_s4.kernels.packing import Packing
@@ -96,6 +96,24 @@ class Mamba2(Mixer):
             y = ops.tap("layer.mixed", self._gate(ops.tap("scan.mixed", y), x, z))
         return self.out_proj(y), (conv, ssm)
 
+    @torch.no_grad()
+    def closed_rows(
+        self, part: str, coefficients: ops.Coefficients, packing: Packing, steps: Tensor
+    ) -> Tensor:
+        """norm · gate · (α + D) · activation · convolution."""
+        delta, B, C = (coefficients.get(name).unsqueeze(-1) for name in ("step", "B", "C"))
+        B, C = (each.transpose(2, 3) for each in (B, C))  # (B, T, 1, N): one for all heads
+        decay = delta * self.constants()[:, None]
+        found = rows.each(steps, lambda t: rows.gated(C, delta * B, decay, packing, t))
+        if part == "scan":
+            return found
+        inner, width = self.widths[0], self.shape[1]
+        ratio = coefficients.get("activation")[..., :inner].transpose(1, 2)[:, :, None]
+        found = rows.add_skip(found, self.D, steps).repeat_interleave(width, 1) * ratio
+        found = rows.through_conv(found, self.conv_weight[:inner], packing)
+        outputs = coefficients.get("gate") * coefficients.get("norm") * self.norm.weight
+        return rows.scale(found, outputs, steps)
+
     def step(self, x: Tensor, state: State, constants: Any) -> tuple[Tensor, State]:
         z, xBC, dt = self._project(x)
         with torch.autocast(x.device.type, enabled=False):
@@ -113,12 +131,12 @@ class Mamba2(Mixer):
     def _split(self, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """silu, then x (…, H, P), B and C (…, N)."""
         heads, width, size = self.shape
-        x, B, C = ops.act(xBC, "silu").split([heads * width, size, size], dim=-1)
+        x, B, C = ops.act(xBC, "silu", "activation").split([heads * width, size, size], dim=-1)
         return x.unflatten(-1, (heads, width)), B, C
 
     def _gate(self, y: Tensor, x: Tensor, z: Tensor) -> Tensor:
         y = (y + self.D[:, None] * x).flatten(-2)
-        return self.norm(ops.gate(y, ops.act(z, "silu")))
+        return ops.norm(ops.gate(y, ops.act(z, "silu"), "gate"), self.norm, "norm")
 
 
 def _check(d_model: int, options: Mamba2Options) -> None:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from decision_s4.agents.backbones import ops
+from decision_s4.agents.backbones import ops, rows
 from decision_s4.agents.backbones.base import Mixer, State
 from decision_s4.kernels.diagonal_scan import diagonal_scan, diagonal_step
 from decision_s4.kernels.packing import Packing
@@ -70,6 +70,20 @@ class MimoStateSpace(Mixer):
             states, final = diagonal_scan(driven, system.a, carried, packing)
             y = _read(states, system, u)
         return self.mix_channels(y), torch.view_as_real(final)
+
+    def kernel(self, steps: int) -> Tensor:
+        """(T, D, D) what an input adds to each output 0, 1, … steps later, the skip left out."""
+        a, b = self.discretise()
+        c = self.share * torch.view_as_complex(self.c)
+        powers = torch.exp(torch.log(a) * torch.arange(steps, device=a.device)[:, None])
+        return torch.einsum("op,tp,pi->toi", c, powers, b).real
+
+    @torch.no_grad()
+    def closed_rows(
+        self, part: str, coefficients: ops.Coefficients, packing: Packing, steps: Tensor
+    ) -> Tensor:
+        kernel = self.kernel(packing.steps).flatten(1)
+        return rows.each(steps, lambda t: rows.toeplitz(kernel, packing, t))
 
     def step(self, x: Tensor, state: State, constants: Any) -> tuple[Tensor, State]:
         with torch.autocast(x.device.type, enabled=False):

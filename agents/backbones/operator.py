@@ -174,7 +174,11 @@ class MixerOp:
 def operator_of(
     mixer: "Mixer", x: Tensor, state: Any, packing: Packing, part: str = "layer"
 ) -> tuple[MixerOp, Tensor, Any]:
-    """A layer at x (B, T, D) as its operator, its output (B, T, D) and the state after it."""
+    """A layer at x (B, T, D) as its operator, its output (B, T, D) and the state after it.
+
+    A `part` that the layer does not tell apart is the whole layer.
+    """
+    part = part if part in mixer.mixing else "layer"
     found = [x]
     with ops.holding() as record, ops.taps({f"{part}.values": found.append}):
         y, after = mixer(x, state, packing)

@@ -173,12 +173,12 @@ def _share(x: Tensor, factors: int) -> Tensor:
     return x / factors + (x * (1 - 1 / factors)).detach()
 
 
-def act(x: Tensor, kind: str) -> Tensor:
-    """An activation f with f(0) = 0, of ACTIVATIONS."""
+def act(x: Tensor, kind: str, name: str | None = None) -> Tensor:
+    """An activation f with f(0) = 0, of ACTIVATIONS; `name` is its held ratio's, for probes."""
     context = _CONTEXT.get()
     if context is None or context.rules.activation == "gradient":
         return ACTIVATIONS[kind](x)
-    return x * _hold(context, None, lambda: _ratio(x, kind))
+    return x * _hold(context, name, lambda: _ratio(x, kind))
 
 
 def _ratio(x: Tensor, kind: str) -> Tensor:
@@ -192,15 +192,15 @@ def _ratio(x: Tensor, kind: str) -> Tensor:
     return torch.where(x == 0, 1, torch.tanh(x) / x)
 
 
-def norm(x: Tensor, module: nn.LayerNorm | nn.RMSNorm) -> Tensor:
-    """`module` of x, over its last dimension."""
+def norm(x: Tensor, module: nn.LayerNorm | nn.RMSNorm, name: str | None = None) -> Tensor:
+    """`module` of x, over its last dimension; `name` is its held scale's, for probes."""
     context = _CONTEXT.get()
     if context is None or context.rules.norm == "gradient":
         return _norm(x, module)
     bias = getattr(module, "bias", None)
     centred = x - x.mean(-1, keepdim=True) if isinstance(module, nn.LayerNorm) else x
     eps = torch.finfo(x.dtype).eps if module.eps is None else module.eps
-    scale = _hold(context, None, lambda: (centred.square().mean(-1, keepdim=True) + eps).rsqrt())
+    scale = _hold(context, name, lambda: (centred.square().mean(-1, keepdim=True) + eps).rsqrt())
     y = centred * scale * module.weight
     return y if bias is None else y + bias
 
@@ -212,13 +212,13 @@ def _norm(x: Tensor, module: nn.LayerNorm | nn.RMSNorm) -> Tensor:
     return F.rms_norm(x, shape, weight, eps)
 
 
-def gate(signal: Tensor, by: Tensor) -> Tensor:
-    """signal ⊙ by, where both are signals, as y and silu(z) are."""
+def gate(signal: Tensor, by: Tensor, name: str | None = None) -> Tensor:
+    """signal ⊙ by, where both are signals, as y and silu(z) are; `name` is that of a held `by`."""
     context = _CONTEXT.get()
     if context is None or context.rules.product == "gradient":
         return signal * by
     if context.rules.product == "held":
-        return signal * _hold(context, None, lambda: by)
+        return signal * _hold(context, name, lambda: by)
     return 0.5 * (signal * by.detach() + signal.detach() * by)
 
 

@@ -56,16 +56,21 @@ class RetNet(GatedLinearAttention):
         return q * self.shape[1] ** -0.5, k, v, log_gate, out_gate
 
     def _read_out(self, o: Tensor, out_gate: Tensor | None) -> Tensor:
-        return ops.gate(self.norm(o).flatten(-2), ops.act(out_gate, "silu"))
+        return ops.gate(
+            ops.norm(o, self.norm, "norm").flatten(-2), ops.act(out_gate, "silu"), "gate"
+        )
 
     def _scan(
         self, q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor, state: Tensor, packing: Packing
     ) -> tuple[Tensor, Tensor]:
         """In the frame before each row's first step, so that its state stays; then to its last."""
-        position = _positions(packing)
-        q, k = (turn(each, position[..., None]) for each in (q, k))
+        q, k = self._in_one_frame(q, k, packing)
         o, state = gated_linear(q, k, v, log_gate, state, packing)
-        return o, _turn_state(state, -position[:, -1])
+        return o, _turn_state(state, -_positions(packing)[:, -1])
+
+    def _in_one_frame(self, q: Tensor, k: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
+        position = _positions(packing)[..., None]
+        return turn(q, position), turn(k, position)
 
     def _scan_step(
         self, q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor, state: Tensor

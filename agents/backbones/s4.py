@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from decision_s4.agents.backbones import ops
+from decision_s4.agents.backbones import ops, rows
 from decision_s4.agents.backbones.base import Mixer, State, register
 from decision_s4.agents.backbones.hippo import normal_plus_low_rank
 from decision_s4.envs.errors import UserError, nearest
@@ -96,6 +96,20 @@ class LinearStateSpace(Mixer):
             y, state = lti_scan(u, self.discretise(), state, packing)
             y = ops.tap("layer.mixed", y) + self.d * u
         return self._mix_channels(y), state
+
+    def kernel(self, steps: int) -> Tensor:
+        """(T, D) what an input adds to the output 0, 1, … steps later, the skip left out."""
+        state = self.initial_state(1, self.d.device)
+        impulse = torch.zeros(1, steps, len(self.d), dtype=self.d.dtype, device=self.d.device)
+        impulse[:, 0] = 1
+        return lti_scan(impulse, self.discretise(), state, Packing.unbroken(1, steps))[0][0]
+
+    @torch.no_grad()
+    def closed_rows(
+        self, part: str, coefficients: ops.Coefficients, packing: Packing, steps: Tensor
+    ) -> Tensor:
+        kernel = self.kernel(packing.steps)
+        return rows.each(steps, lambda t: rows.toeplitz(kernel, packing, t))
 
     def step(self, x: Tensor, state: State, constants: Any) -> tuple[Tensor, State]:
         system, d = constants

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from decision_s4.agents.backbones import ops
+from decision_s4.agents.backbones import ops, rows
 from decision_s4.agents.backbones.attention import (
     Ring,
     after_chunks,
@@ -78,6 +78,14 @@ class Transformer(Mixer):
         y = self._attend(q, seen, self._turns(seen.keys.shape[1], q))
         y = from_chunks(y, layout, packing.rows).unflatten(-1, v.shape[-2:])
         return self.out(ops.tap("layer.mixed", y).flatten(2)), after
+
+    @torch.no_grad()
+    def closed_rows(
+        self, part: str, coefficients: ops.Coefficients, packing: Packing, steps: Tensor
+    ) -> Tensor:
+        """The attention weights themselves."""
+        weights, length = coefficients.get("attention"), min(self.context, packing.steps)
+        return rows.each(steps, lambda t: rows.windowed(weights, packing, length, t))
 
     def constants(self) -> tuple[Tensor, Tensor] | None:
         return self._turns(self.context, self.out.weight)

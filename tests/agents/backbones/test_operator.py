@@ -72,6 +72,15 @@ def test_its_rows_reproduce_it_and_never_look_ahead(name, part):
 
 
 @names
+@parts
+def test_closed_rows_equal_those_by_gradient(name, part, monkeypatch):
+    for op in operators(name, part)[0]:
+        rows = op.rows([3, 9])
+        monkeypatch.setattr(op.mixer, "closed_rows", lambda *_: None)
+        assert_near(rows, op.rows([3, 9]))
+
+
+@names
 def test_rows_do_not_cross_a_start(name):
     ops_, start = operators(name, "layer")
     assert start[1, 4]
