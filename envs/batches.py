@@ -93,8 +93,8 @@ class PackedBatches:
     steps; every step comes exactly once an epoch. A remainder below half a batch joins the last.
     One row holds them end to end. With more rows, each takes its own consecutive run, and shorter
     rows end in padding. The order is a function of (seed, epoch): see state_dict. `episodes` are
-    the numbers of those to draw from, None all. `share` (i, n) takes every n-th episode of a batch from
-    the i-th on, or one without valid steps where a batch has too few.
+    the numbers of those to draw from, None all. `share` (i, n) takes every n-th episode of a batch
+    from the i-th on, or one without valid steps where a batch has too few.
     """
 
     def __init__(

@@ -1,0 +1,39 @@
+"""benchmarks/search.py: what a line of --space means, and a study that goes on."""
+
+import argparse
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+import decision_s4
+
+optuna = pytest.importorskip("optuna", reason="pip install -e '.[search]'")
+PATH = Path(decision_s4.__file__).parent / "benchmarks/search.py"
+spec = importlib.util.spec_from_file_location("search", PATH)
+search = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(search)
+
+
+def test_a_space_becomes_flags():
+    values = {"d_model": "64", "n_layers": 2, "dropout": 0.25, "learning_rate": 1e-3}
+    space = ["d_model=choice:64,96", "n_layers=int:1:3", "dropout=float:0:0.3"]
+    flags = search.flags_of(
+        optuna.trial.FixedTrial(values), [*space, "learning_rate=log:1e-4:1e-2"]
+    )
+    assert " ".join(flags) == "--d-model 64 --n-layers 2 --dropout 0.25 --learning-rate 0.001"
+    with pytest.raises(SystemExit, match="write name=int"):
+        search.flags_of(optuna.trial.FixedTrial({}), ["d_model=around:64"])
+
+
+def test_a_trial_is_worth_its_last_evaluation_at_the_first_target(tmp_path, monkeypatch):
+    monkeypatch.setenv("DECISION_S4_CACHE", str(tmp_path / "cache"))
+    tiny = "--steps 4 --eval-every 2 --eval-episodes 1 --n-layers 1 --device cpu".split()
+    given = argparse.Namespace(
+        runs=tmp_path, study="s", space=["d_model=choice:8"], dataset="hopper-mixed",
+        algo="decision-s4", flags=tiny,
+    )  # fmt: skip
+    study = optuna.create_study(direction="maximize")
+    study.optimize(lambda trial: search.run_trial(trial, given), n_trials=1)
+    step, score = search.worth(search.evaluations(tmp_path / "s/0"))
+    assert (step, score) == (4, study.best_value)
