@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import shlex
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ def test_a_space_becomes_flags():
 
 def test_a_trial_is_worth_its_last_evaluation_at_the_first_target(tmp_path, monkeypatch):
     monkeypatch.setenv("DECISION_S4_CACHE", str(tmp_path / "cache"))
-    tiny = "--steps 4 --eval-every 2 --eval-episodes 1 --n-layers 1 --device cpu".split()
+    tiny = shlex.split("--steps 4 --eval-every 2 --eval-episodes 1 --n-layers 1 --device cpu")
     given = argparse.Namespace(
         runs=tmp_path, study="s", space=["d_model=choice:8"], dataset="hopper-mixed",
         algo="decision-s4", flags=tiny,
