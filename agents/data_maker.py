@@ -19,10 +19,11 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from decision_s4.agents import checkpoint
 from decision_s4.agents.checkpoint import load_weights_into
+from decision_s4.agents.encoders import is_image
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.make import make
 from decision_s4.envs.rollout import rollout
-from decision_s4.envs.spaces import map_tree
+from decision_s4.envs.spaces import leaf_spaces, leaves, map_tree
 from decision_s4.envs.timestep import State, TimeStep
 from decision_s4.envs.trajectories import Episode
 
@@ -102,11 +103,9 @@ class DataMaker:
     def __init__(self, env_id: str, options: MakerOptions, folder: Path, seed: int, device: str):
         self.env_id, self.options, self.folder, self.seed = env_id, options, folder, seed
         env = make(env_id)
-        if not isinstance(env.observation_space, spaces.Box):
-            raise UserError(f"{env_id} observes {env.observation_space}; only a Box is supported")
-        self.kind = SAC if isinstance(env.action_space, spaces.Box) else DQN
+        self.kind, self.policy_kind = _kinds(env_id, env.observation_space, env.action_space)
         self.model: OffPolicyAlgorithm = self.kind(
-            "MlpPolicy", env, buffer_size=options.training_steps, seed=seed, device=device
+            self.policy_kind, env, buffer_size=options.training_steps, seed=seed, device=device
         )
         self.curve = Curve()
         if (folder / "checkpoints").is_dir():
@@ -144,7 +143,7 @@ class DataMaker:
     def policy_at(self, step: int) -> ModelAgent:
         """The policy as it was evaluated at a step of the curve."""
         weights = checkpoint.load(self.folder / "policies", str(step))
-        policy = self.kind("MlpPolicy", make(self.env_id), seed=self.seed, device="cpu").policy
+        policy = self.kind(self.policy_kind, make(self.env_id), device="cpu", buffer_size=1).policy
         load_weights_into(policy, weights.weights, weights.path)
         return ModelAgent(policy)
 
@@ -158,7 +157,10 @@ class DataMaker:
     def save(self) -> None:
         """Write the state to go on from."""
         buffer, filled = self.model.replay_buffer, self.model.replay_buffer.size()
-        arrays = {name: torch.from_numpy(getattr(buffer, name)[:filled]) for name in ARRAYS}
+        arrays = {
+            name: map_tree(lambda leaf: torch.from_numpy(leaf[:filled]), getattr(buffer, name))
+            for name in ARRAYS
+        }
         own = self.model.get_parameters()
         trainer = {"parameters": own, "buffer": arrays, "curve": vars(self.curve)}
         if self.kind is SAC:
@@ -177,7 +179,7 @@ class DataMaker:
         buffer = self.model.replay_buffer
         arrays = found.trainer["buffer"]
         for name in ARRAYS:
-            getattr(buffer, name)[: found.step] = arrays[name].numpy()
+            map_tree(_refill, getattr(buffer, name), arrays[name])
         buffer.pos = found.step % buffer.buffer_size
         buffer.full = found.step >= buffer.buffer_size
         if not buffer.dones[found.step - 1]:  # the episode that was running is cut there
@@ -189,6 +191,25 @@ class DataMaker:
         weights = self.model.policy.state_dict()
         folder, keep = self.folder / "policies", 10**9
         checkpoint.save(folder, self.steps, weights, {}, {"env_id": self.env_id}, False, keep)
+
+
+def _kinds(
+    env_id: str, observed: spaces.Space, done: spaces.Space
+) -> tuple[type[OffPolicyAlgorithm], str]:
+    """The algorithm and the policy that fit an environment's spaces."""
+    parts = [part for _, part in leaves(leaf_spaces(observed))]
+    fits = not isinstance(observed, spaces.Tuple) and not any(map(is_image, parts))
+    if not fits or not isinstance(done, spaces.Box | spaces.Discrete):
+        raise UserError(
+            f"{env_id} observes {observed} and takes {done}; a training here needs Box or Discrete "
+            "actions, no Tuple and no images; record a run of yours with --run"
+        )
+    policy = "MultiInputPolicy" if isinstance(observed, spaces.Dict) else "MlpPolicy"
+    return SAC if isinstance(done, spaces.Box) else DQN, policy
+
+
+def _refill(array: np.ndarray, values: torch.Tensor) -> None:
+    array[: len(values)] = values.numpy()
 
 
 class _Evaluations(BaseCallback):
@@ -216,8 +237,13 @@ class _Evaluations(BaseCallback):
 
 def _episode(model: OffPolicyAlgorithm, steps: slice) -> Episode:
     buffer = model.replay_buffer
-    observations = buffer.observations[steps, 0]
-    last = buffer.next_observations[steps.stop - 1]
+
+    def joined(space: spaces.Space, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+        both = np.concatenate([before[steps, 0], after[steps.stop - 1]])
+        return both.reshape(-1, *space.shape)  # the buffer keeps a number as an array of one
+
+    space = leaf_spaces(model.observation_space)
+    observations = map_tree(joined, space, buffer.observations, buffer.next_observations)
     actions = buffer.actions[steps, 0]
     if isinstance(model.action_space, spaces.Box):
         actions = model.policy.unscale_action(actions)
@@ -225,7 +251,7 @@ def _episode(model: OffPolicyAlgorithm, steps: slice) -> Episode:
         actions = actions.reshape(-1, *model.action_space.shape)
     timeouts = buffer.timeouts[steps, 0].astype(bool)
     return Episode(
-        np.concatenate([observations, last]),
+        observations,
         actions,
         buffer.rewards[steps, 0].astype(np.float64),
         buffer.dones[steps, 0].astype(bool) & ~timeouts,

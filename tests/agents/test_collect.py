@@ -3,6 +3,7 @@
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium import spaces
 
 from decision_s4 import train
 from decision_s4.agents import collect as program
@@ -55,6 +56,38 @@ def test_a_training_goes_on_where_it_was_saved(tmp_path):
     again.train(lambda curve: False, lambda maker: None)
     assert again.curve.steps == [100, 200, 300]
     assert sum(len(episode.rewards) for episode in again.replay(300)) == 199
+
+
+class Parts(gym.Env):
+    """Observes a Dict, takes a Discrete, and lasts five steps."""
+
+    observation_space = spaces.Dict({"x": spaces.Box(-9, 9, (2,)), "even": spaces.Discrete(2)})
+    action_space = spaces.Discrete(3)
+
+    def reset(self, *, seed=None, options=None):
+        self.time = 0
+        return self._seen(), {}
+
+    def step(self, action):
+        self.time += 1
+        return self._seen(), float(action), self.time == 5, False, {}
+
+    def _seen(self):
+        return {"x": np.full(2, self.time, np.float32), "even": self.time % 2}
+
+
+gym.register("CollectedParts-v0", entry_point=Parts)
+
+
+def test_a_dict_observed_and_a_discrete_action_taken():
+    flags = SMALL.replace("Pendulum-v1", "CollectedParts-v0").replace("t/pendulum", "t/parts")
+    assert collect(f"{flags} --qualities medium,medium-replay --reference=-30,0") == 0
+    for quality in ("medium", "medium-replay"):
+        episode = datasets.load(f"t/parts/{quality}-v0").episode(3)
+        assert episode.observations["x"][:, 0].tolist() == [0, 1, 2, 3, 4, 5]
+        assert episode.observations["even"].tolist() == [0, 1, 0, 1, 0, 1]
+        assert episode.rewards.tolist() == episode.actions.tolist()
+        assert episode.terminations.tolist() == [False] * 4 + [True]
 
 
 def test_the_medium_policy_is_the_first_that_reaches_a_third():
