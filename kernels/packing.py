@@ -74,6 +74,12 @@ class Packing:
         position = torch.arange(len(index), device=start.device) - first[episode]
         return index, episode, position, first, ends[: len(first)] - first
 
+    @cached_property
+    def marks(self) -> Tensor:
+        """(B, T) uint8: 0 for a step of no episode, 2 for the first of one, 1 for the others."""
+        marks = self.start.to(torch.uint8) + 1
+        return marks if self.valid is None else marks * self.valid
+
     def chunks(self, length: int) -> ChunkLayout:
         """The episodes cut into chunks of `length` steps."""
         if length not in self._layouts:

@@ -26,7 +26,7 @@ def ssd(
     C: Tensor,
     state: Tensor,
     packing: Packing,
-    impl: Literal["naive", "torch"] | None = None,
+    impl: Literal["naive", "torch", "triton"] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run the recurrence over packed rows; differentiable in every float input.
 
@@ -38,15 +38,20 @@ def ssd(
         C: (B, T, N) read-out vector.
         state: (B, H, P, N) carried in.
         packing: where episodes start; the state is zero before each start.
-        impl: "naive" is the equation as a loop; None takes the fastest.
+        impl: "naive" is the equation as a loop, "torch" runs anywhere, "triton" is gated_linear's,
+            fused for CUDA (N up to 128; differentiable once). None takes "torch".
 
     Returns:
         (y (B, T, H, P), final state (B, H, P, N)). y is 0 at steps that are not valid.
 
     Raises:
-        ValueError: for an unknown `impl`.
+        ValueError: for an unknown `impl`, or what "triton" does not take.
     """
-    if impl not in (None, "naive", "torch"):
-        raise ValueError(f"ssd: impl '{impl}' is unknown; use 'naive' or 'torch'")
+    if impl not in (None, "naive", "torch", "triton"):
+        raise ValueError(f"ssd: impl '{impl}' is unknown; use 'naive', 'torch' or 'triton'")
+    if impl == "triton":
+        from decision_s4.kernels.ssd import triton  # needs Triton
+
+        return triton.scan(x, delta, A, B, C, state, packing)
     run = naive.scan if impl == "naive" else chunked.scan
     return run(x, delta, A, B, C, state, packing)

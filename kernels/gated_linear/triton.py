@@ -1,0 +1,145 @@
+"""gated_linear fused for CUDA: two launches forward, two backward, resets inside.
+
+What is kept for the backward pass beside the inputs is the state before each chunk of L steps.
+"""
+
+import os
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from decision_s4.kernels.gated_linear import triton_kernels as kernels
+from decision_s4.kernels.packing import Packing
+
+MAX_KEYS = 128  # a program holds a state's whole column
+VALUES = 64  # of a tile of the state
+
+
+class Config(NamedTuple):
+    """How the kernels are launched."""
+
+    chunk: int
+    """L."""
+    warps: int
+
+
+CONFIGS = (Config(16, 4), Config(32, 4), Config(64, 4), Config(64, 8))
+PER_KEY, PER_HEAD = CONFIGS[1], CONFIGS[2]
+
+
+def scan(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_gate: Tensor,
+    state: Tensor,
+    packing: Packing,
+    config: Config | None = None,
+) -> tuple[Tensor, Tensor]:
+    """See `gated_linear`; q and k may be (B, T, 1, K), shared by the heads."""
+    check(q, v)
+    config = config or (PER_HEAD if log_gate.shape[-1] == 1 else PER_KEY)
+    return FusedScan.apply(q, k, v, log_gate, state, packing.marks, config)
+
+
+def check(q: Tensor, v: Tensor) -> None:
+    """Raises ValueError for what the kernels do not take."""
+    if not (q.is_cuda or interpreted()):
+        raise ValueError(f"gated_linear: impl 'triton' needs tensors on CUDA, not {q.device.type}")
+    for x in (q, v):
+        if x.dtype not in (torch.float32, torch.bfloat16):
+            raise ValueError(
+                f"gated_linear: impl 'triton' needs bfloat16 or float32, not {x.dtype}; use 'torch'"
+            )
+    if q.shape[-1] > MAX_KEYS:
+        raise ValueError(
+            f"gated_linear: impl 'triton' takes K up to {MAX_KEYS}, not {q.shape[-1]}; use 'torch'"
+        )
+
+
+def interpreted() -> bool:
+    """Whether Triton runs its programs in Python, on any device."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+class Inputs(NamedTuple):
+    """Contiguous."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    log_gate: Tensor
+    marks: Tensor
+
+    def flags(self, chunk: int) -> dict[str, Any]:
+        """What the kernels are specialised for."""
+        keys, low = self.q.shape[3], self.v.dtype == torch.bfloat16
+        return {
+            "HEADS": self.v.shape[2],
+            "V": self.v.shape[3],
+            "K": keys,
+            "KEYS": max(16, triton.next_power_of_2(keys)),
+            "VALUES": min(VALUES, max(16, triton.next_power_of_2(self.v.shape[3]))),
+            "L": chunk,
+            "LEVELS": chunk.bit_length() - 1,
+            "PER_KEY": self.log_gate.shape[3] > 1,
+            "SHARED": self.q.shape[2] < self.v.shape[2],
+            "PRECISION": "bf16" if low else "tf32x3",
+            "EXACT": "tf32" if self.log_gate.dtype == torch.bfloat16 else "tf32x3",
+        }
+
+
+class FusedScan(torch.autograd.Function):
+    """Every argument of `gated_linear`, the packing as its marks."""
+
+    @staticmethod
+    def forward(ctx: Any, q, k, v, log_gate, state, marks, config) -> tuple[Tensor, Tensor]:
+        inputs = Inputs(*(x.contiguous() for x in (q, k, v, log_gate, marks)))
+        flags = inputs.flags(_chunk(v.shape[1], config.chunk))
+        flags["num_warps"] = config.warps
+        state, o = state.float().contiguous(), torch.empty_like(inputs.v)
+        before, final = _carry(inputs, inputs.k, inputs.v, state, flags, reverse=False)
+        chunks, values = before.shape[1], triton.cdiv(v.shape[3], flags["VALUES"])
+        kernels.outputs[len(before), chunks, values](*inputs, before, o, v.shape[1], **flags)
+        ctx.save_for_backward(*inputs, before)
+        ctx.flags = flags
+        return o, final
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, do: Tensor, dfinal: Tensor) -> tuple[Tensor | None, ...]:
+        *inputs, before = ctx.saved_tensors
+        inputs, do = Inputs(*inputs), do.contiguous()
+        after, dstate = _carry(inputs, inputs.q, do, dfinal.contiguous(), ctx.flags, reverse=True)
+        wide = (*inputs.v.shape[:3], inputs.q.shape[3])
+        dq, dk = (x.new_empty(wide) for x in (inputs.q, inputs.k))
+        dv, dgate = torch.empty_like(inputs.v), torch.empty_like(inputs.log_gate)
+        kernels.gradients[before.shape[:2]](
+            *inputs, before, after, do, dq, dk, dv, dgate,
+            do.shape[1], **ctx.flags,
+        )  # fmt: skip
+        if ctx.flags["SHARED"]:
+            dq, dk = (x.sum(2, keepdim=True) for x in (dq, dk))
+        return dq, dk, dv, dgate, dstate, None, None
+
+
+def _carry(
+    inputs: Inputs, x: Tensor, y: Tensor, begin: Tensor, flags: dict[str, Any], reverse: bool
+) -> tuple[Tensor, Tensor]:
+    """The state (B·H, chunks, K, V) before each chunk, or its gradient after each; and the last."""
+    steps, value = y.shape[1], y.shape[3]
+    sequences, chunks = begin.shape[0] * begin.shape[1], triton.cdiv(steps, flags["L"])
+    kept, end = y.new_empty(sequences, chunks, *begin.shape[2:]), torch.empty_like(begin)
+    kernels.carry[sequences, triton.cdiv(value, flags["VALUES"])](
+        x, y, inputs.log_gate, inputs.marks, begin, kept, end,
+        steps, **flags, REVERSE=reverse,
+    )  # fmt: skip
+    return kept, end
+
+
+def _chunk(steps: int, longest: int) -> int:
+    """No longer than the row needs, at least the 16 that a matrix product takes."""
+    return min(longest, max(16, triton.next_power_of_2(steps)))

@@ -1,0 +1,315 @@
+# ruff: noqa: RET505 (Triton compiles what follows a return too)
+"""Gated linear attention and its gradients: Triton programs over chunks of L steps.
+
+`carry` walks along a row and keeps the state before each chunk, or in reverse its gradient after
+each; `outputs` and `gradients` take all chunks side by side. Where a chunk holds several episodes
+they work on one piece of it after another: what lies outside is not read, so NaN does not leak.
+
+A decay from step j to step i is exp of a sum of gates, and every such sum is a product with a
+matrix of zeros and ones: no difference of cumulative sums, so nothing overflows and nothing
+cancels. With a gate a key, steps i and j meet where their blocks of h = 1, 2, 4, … steps join, as
+in chunked.py.
+
+Marks (B, T): 0 for a step of no episode, 2 for the first of an episode, 1 for the others.
+Shapes: q, k (B, T, H or 1, K), v (B, T, H, V), gate (B, T, H, K or 1), states (B·H, chunks, K, V).
+"""
+
+import triton
+import triton.language as tl
+
+RUNTIME = ["steps"]  # sizes of the model are known: loads are wide, offsets fold
+
+
+@triton.jit
+def _dot(a, b, PRECISION: tl.constexpr):
+    """a b, summed in float32; operands in bfloat16, or float32 in parts of TF32."""
+    if PRECISION == "bf16":
+        return tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16))
+    else:
+        return tl.dot(a, b, input_precision=PRECISION)
+
+
+@triton.jit
+def _sums(which, gate, EXACT: tl.constexpr, PER_KEY: tl.constexpr):
+    """Row l: the sum of gates (L, K or 1) over the steps r where which[l, r]."""
+    if PER_KEY:
+        return tl.dot(which.to(tl.float32), gate, input_precision=EXACT)
+    else:
+        return tl.sum(tl.where(which, tl.trans(gate), 0.0), axis=1)[:, None]
+
+
+@triton.jit
+def _load(x, at, mask):
+    return tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _head_of(x, row, t, head, steps, heads, width, SHARED: tl.constexpr):
+    """Where step t of one head begins, in x (B, T, H or 1, width): any number of elements on."""
+    if SHARED:
+        return x + (row * steps + t) * width
+    else:
+        return x + ((row * steps + t) * heads + head) * width
+
+
+@triton.jit
+def _tile(lane, n, heads, width, SHARED: tl.constexpr):
+    """Offsets of steps `lane` and places n from there."""
+    if SHARED:
+        return lane[:, None] * width + n[None, :]
+    else:
+        return lane[:, None] * (heads * width) + n[None, :]
+
+
+@triton.jit(do_not_specialize=RUNTIME)
+def carry(
+    x, y, gate, marks, begin, kept, end,
+    steps,
+    HEADS: tl.constexpr, V: tl.constexpr, K: tl.constexpr, KEYS: tl.constexpr,
+    VALUES: tl.constexpr, L: tl.constexpr,
+    LEVELS: tl.constexpr, PER_KEY: tl.constexpr, SHARED: tl.constexpr, REVERSE: tl.constexpr,
+    PRECISION: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """S ← decay S + (x ⊙ decay)ᵀ y from chunk to chunk; S before each goes to `kept`.
+
+    Forward x, y are k, v; in REVERSE q and the gradient of o, and S is the state's gradient.
+    """
+    sequence = tl.program_id(0).to(tl.int64)
+    head, row = sequence % HEADS, sequence // HEADS
+    n, v = tl.arange(0, KEYS), tl.program_id(1) * VALUES + tl.arange(0, VALUES)
+    lane = tl.arange(0, L)
+    table = (n < K)[:, None] & (v < V)[None, :]
+    of_table = n[:, None] * V + v[None, :]
+    chunks = tl.cdiv(steps, L)
+    to_keys, to_values = _tile(lane, n, HEADS, K, SHARED), _tile(lane, v, HEADS, V, False)
+    s = _load(begin + sequence * K * V, of_table, table)
+    for i in range(0, chunks):
+        chunk = i
+        if REVERSE:
+            chunk = chunks - 1 - i
+        tl.store(kept + (sequence * chunks + chunk) * K * V + of_table, s, mask=table)
+        t = chunk * L
+        mark = tl.load(marks + row * steps + t + lane, mask=t + lane < steps, other=0)
+        if REVERSE:
+            cut = tl.min(tl.where(mark == 2, lane, L))
+            broken = cut < L
+            member = (mark != 0) & (lane < cut)
+            which = lane[None, :] <= lane[:, None]
+        else:
+            cut = tl.max(tl.where(mark == 2, lane, -1))
+            broken = cut >= 0
+            member = (mark != 0) & (lane >= cut)
+            which = lane[None, :] > lane[:, None]
+        inside = member[:, None] & (n < K)[None, :]
+        xs = _load(_head_of(x, row, t, head, steps, HEADS, K, SHARED), to_keys, inside)
+        y_t = _head_of(y, row, t, head, steps, HEADS, V, False)
+        ys = _load(y_t, to_values, member[:, None] & (v < V)[None, :])
+        gates = _gates(gate, row, t, head, steps, HEADS, lane, n, member, K, PER_KEY)
+        decay = tl.exp(_sums(which, gates, EXACT, PER_KEY))
+        total = tl.exp(tl.sum(gates, axis=0))
+        s = tl.where(broken, 0.0, s * total[:, None])
+        s += _dot(tl.trans(xs * decay), ys, PRECISION)
+    tl.store(end + sequence * K * V + of_table, s, mask=table)
+
+
+@triton.jit
+def _gates(
+    gate, row, t, head, steps, heads, lane, n, member, K: tl.constexpr, PER_KEY: tl.constexpr
+):
+    """(L, K), or (L, 1) for one gate a head."""
+    if PER_KEY:
+        gate_t = _head_of(gate, row, t, head, steps, heads, K, False)
+        at, inside = _tile(lane, n, heads, K, False), member[:, None] & (n < K)[None, :]
+        return _load(gate_t, at, inside)
+    else:
+        gate_t = _head_of(gate, row, t, head, steps, heads, 1, False)
+        return _load(gate_t, lane[:, None] * heads, member[:, None])
+
+
+@triton.jit
+def _piece(marks, row, t, first, end, steps, lane, K: tl.constexpr):
+    """The piece from step t of a chunk: its length, its members, how much of a state enters it."""
+    mark = tl.load(marks + row * steps + t + lane, mask=t + lane < end, other=0)
+    length = tl.min(tl.where((mark == 2) & (lane > 0), lane, (end - t).to(tl.int32)))
+    begun = tl.max(tl.where((mark == 2) & (lane == 0), 1, 0))
+    entering = tl.where((t == first) & (begun == 0), K, 0)
+    return length, (mark != 0) & (lane < length), entering
+
+
+@triton.jit
+def _meet(lane, level):
+    """Where blocks of 2^level steps join: the gates between a step and the joint; who meets whom.
+
+    A step in a right block sums from the joint up to itself, one in a left block from after
+    itself up to the joint.
+    """
+    i, j = lane[:, None], lane[None, :]
+    right = (i >> level) % 2 == 1
+    same = (i >> level) == (j >> level)
+    between = same & tl.where(right, j <= i, j > i)
+    pair = right & ((i >> level) - 1 == (j >> level))
+    return between, pair
+
+
+@triton.jit
+def _weights(
+    q, k, gate, lane, LEVELS: tl.constexpr, PER_KEY: tl.constexpr,
+    PRECISION: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """The weight of step j in step i, (L, L), 0 for j > i."""
+    i, j = lane[:, None], lane[None, :]
+    if PER_KEY:
+        weights = tl.where(i == j, tl.sum(q * k, axis=1)[:, None], 0.0)
+        for level in range(0, LEVELS):
+            between, pair = _meet(lane, level)
+            decay = tl.exp(_sums(between, gate, EXACT, True))
+            product = _dot(q * decay, tl.trans(k * decay), PRECISION)
+            weights += tl.where(pair, product, 0.0)
+        return weights
+    else:
+        return _dot(q, tl.trans(k), PRECISION) * _scalar_decay(gate, lane)
+
+
+@triton.jit
+def _scalar_decay(gate, lane):
+    """exp of the gates after j up to i, (L, L), 0 for j > i; sums in float64 stay exact."""
+    total = tl.cumsum(tl.sum(gate, axis=1).to(tl.float64), axis=0)
+    exponent = (total[:, None] - total[None, :]).to(tl.float32)
+    return tl.exp(tl.where(lane[:, None] >= lane[None, :], exponent, float("-inf")))
+
+
+@triton.jit(do_not_specialize=RUNTIME)
+def outputs(
+    q, k, v, gate, marks, before, o,
+    steps,
+    HEADS: tl.constexpr, V: tl.constexpr, K: tl.constexpr, KEYS: tl.constexpr,
+    VALUES: tl.constexpr, L: tl.constexpr,
+    LEVELS: tl.constexpr, PER_KEY: tl.constexpr, SHARED: tl.constexpr,
+    PRECISION: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """o from the state before each chunk and the steps within it."""
+    sequence = tl.program_id(0).to(tl.int64)
+    chunk, chunks = tl.program_id(1).to(tl.int64), tl.num_programs(1)
+    head, row = sequence % HEADS, sequence // HEADS
+    n, w = tl.arange(0, KEYS), tl.program_id(2) * VALUES + tl.arange(0, VALUES)
+    lane = tl.arange(0, L)
+    state = before + (sequence * chunks + chunk) * K * V
+    t, end = chunk * L, tl.minimum(chunk * L + L, steps)
+    while t < end:
+        length, member, entering = _piece(marks, row, t, chunk * L, end, steps, lane, K)
+        inside, of_values = member[:, None] & (n < K)[None, :], (w < V)[None, :]
+        to_keys = _tile(lane, n, HEADS, K, SHARED)
+        qs = _load(_head_of(q, row, t, head, steps, HEADS, K, SHARED), to_keys, inside)
+        ks = _load(_head_of(k, row, t, head, steps, HEADS, K, SHARED), to_keys, inside)
+        to_values = _tile(lane, w, HEADS, V, False)
+        v_t = _head_of(v, row, t, head, steps, HEADS, V, False)
+        vs = _load(v_t, to_values, member[:, None] & of_values)
+        gates = _gates(gate, row, t, head, steps, HEADS, lane, n, member, K, PER_KEY)
+        weights = _weights(qs, ks, gates, lane, LEVELS, PER_KEY, PRECISION, EXACT)
+        since = tl.exp(_sums(lane[None, :] <= lane[:, None], gates, EXACT, PER_KEY))
+        before_t = _load(state, n[:, None] * V + w[None, :], (n < entering)[:, None] & of_values)
+        out = _dot(weights, vs, PRECISION) + _dot(qs * since, before_t, PRECISION)
+        out = tl.where(member[:, None], out, 0.0)
+        o_t = _head_of(o, row, t, head, steps, HEADS, V, False)
+        tl.store(o_t + to_values, out, mask=(lane < length)[:, None] & of_values)
+        t += length
+
+
+@triton.jit(do_not_specialize=RUNTIME)
+def gradients(
+    q, k, v, gate, marks, before, after, do, dq, dk, dv, dgate,
+    steps,
+    HEADS: tl.constexpr, V: tl.constexpr, K: tl.constexpr, KEYS: tl.constexpr,
+    VALUES: tl.constexpr, L: tl.constexpr,
+    LEVELS: tl.constexpr, PER_KEY: tl.constexpr, SHARED: tl.constexpr,
+    PRECISION: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """Gradients at every step from the state before each chunk and its gradient `after` it.
+
+    dq and dk are (B, T, H, K) also where q and k are shared by the heads. A gate's gradient is
+    the sum over what its decay lies in, gathered by the transposed matrices of zeros and ones.
+    """
+    sequence = tl.program_id(0).to(tl.int64)
+    chunk, chunks = tl.program_id(1).to(tl.int64), tl.num_programs(1)
+    head, row = sequence % HEADS, sequence // HEADS
+    n, lane = tl.arange(0, KEYS), tl.arange(0, L)
+    state = before + (sequence * chunks + chunk) * K * V
+    d_state = after + (sequence * chunks + chunk) * K * V
+    t, end = chunk * L, tl.minimum(chunk * L + L, steps)
+    while t < end:
+        length, member, entering = _piece(marks, row, t, chunk * L, end, steps, lane, K)
+        leaving = tl.where(t + length == end, K, 0)
+        inside, written = member[:, None] & (n < K)[None, :], (lane < length)[:, None]
+        to_keys = _tile(lane, n, HEADS, K, SHARED)
+        qs = _load(_head_of(q, row, t, head, steps, HEADS, K, SHARED), to_keys, inside)
+        ks = _load(_head_of(k, row, t, head, steps, HEADS, K, SHARED), to_keys, inside)
+        gates = _gates(gate, row, t, head, steps, HEADS, lane, n, member, K, PER_KEY)
+        weights = _weights(qs, ks, gates, lane, LEVELS, PER_KEY, PRECISION, EXACT)
+        earlier, later = lane[None, :] <= lane[:, None], lane[None, :] > lane[:, None]
+        until = tl.exp(_sums(later, gates, EXACT, PER_KEY))
+        d_weights = tl.zeros([L, L], tl.float32)
+        d_read = tl.zeros([L, KEYS], tl.float32)
+        d_write = tl.zeros([L, KEYS], tl.float32)
+        through = tl.zeros([KEYS], tl.float32)
+        v_t = _head_of(v, row, t, head, steps, HEADS, V, False)
+        do_t = _head_of(do, row, t, head, steps, HEADS, V, False)
+        dv_t = _head_of(dv, row, t, head, steps, HEADS, V, False)
+        for first in range(0, V, VALUES):
+            w = first + tl.arange(0, VALUES)
+            of_values = (w < V)[None, :]
+            to_values = _tile(lane, w, HEADS, V, False)
+            vs = _load(v_t, to_values, member[:, None] & of_values)
+            dos = _load(do_t, to_values, member[:, None] & of_values)
+            of_table = n[:, None] * V + w[None, :]
+            s = _load(state, of_table, (n < entering)[:, None] & of_values)
+            ds = _load(d_state, of_table, (n < leaving)[:, None] & of_values)
+            d_weights += _dot(dos, tl.trans(vs), PRECISION)
+            d_read += _dot(dos, tl.trans(s), PRECISION)
+            d_write += _dot(vs, tl.trans(ds), PRECISION)
+            through += tl.sum(s * ds, axis=1)
+            d_value = _dot(tl.trans(weights), dos, PRECISION) + _dot(ks * until, ds, PRECISION)
+            d_value = tl.where(member[:, None], d_value, 0.0)
+            tl.store(dv_t + to_values, d_value, mask=written & of_values)
+        d_query = d_read * tl.exp(_sums(earlier, gates, EXACT, PER_KEY))
+        d_key = d_write * until
+        of_since, of_until = qs * d_query, ks * d_key
+        of_total = through * tl.exp(tl.sum(gates, axis=0))
+        to_own = _tile(lane, n, HEADS, K, False)
+        if PER_KEY:
+            d_gate = _sums(tl.trans(earlier), of_since, EXACT, True)
+            d_gate += _sums(tl.trans(later), of_until, EXACT, True) + of_total[None, :]
+            own = tl.sum(tl.where(lane[:, None] == lane[None, :], d_weights, 0.0), axis=1)[:, None]
+            d_query += own * ks
+            d_key += own * qs
+            for level in range(0, LEVELS):
+                between, pair = _meet(lane, level)
+                decay = tl.exp(_sums(between, gates, EXACT, True))
+                met = tl.where(pair, d_weights, 0.0)
+                of_query = _dot(met, ks * decay, PRECISION) * decay
+                of_key = _dot(tl.trans(met), qs * decay, PRECISION) * decay
+                d_query += of_query
+                d_key += of_key
+                of_decay = qs * of_query + ks * of_key
+                d_gate += _sums(tl.trans(between), of_decay, EXACT, True)
+            d_gate = tl.where(member[:, None], d_gate, 0.0)
+            dgate_t = _head_of(dgate, row, t, head, steps, HEADS, K, False)
+            tl.store(dgate_t + to_own, d_gate, mask=written & (n < K)[None, :])
+        else:
+            met = d_weights * _scalar_decay(gates, lane)
+            d_query += _dot(met, ks, PRECISION)
+            d_key += _dot(tl.trans(met), qs, PRECISION)
+            crossing = tl.where(lane[:, None] > lane[None, :], d_weights * weights, 0.0)
+            flow = tl.sum(of_since, axis=1) + tl.sum(crossing, axis=1) - tl.sum(crossing, axis=0)
+            ending = tl.sum(of_until, axis=1)
+            d_gate = tl.sum(tl.where(tl.trans(earlier), flow[None, :], 0.0), axis=1)
+            d_gate += tl.sum(tl.where(tl.trans(later), ending[None, :], 0.0), axis=1)
+            d_gate = tl.where(member, d_gate + tl.sum(of_total, axis=0), 0.0)
+            dgate_t = _head_of(dgate, row, t, head, steps, HEADS, 1, False)
+            tl.store(dgate_t + lane * HEADS, d_gate, mask=lane < length)
+        d_query = tl.where(member[:, None], d_query, 0.0)
+        d_key = tl.where(member[:, None], d_key, 0.0)
+        dq_t = _head_of(dq, row, t, head, steps, HEADS, K, False)
+        dk_t = _head_of(dk, row, t, head, steps, HEADS, K, False)
+        tl.store(dq_t + to_own, d_query, mask=written & (n < K)[None, :])
+        tl.store(dk_t + to_own, d_key, mask=written & (n < K)[None, :])
+        t += length
