@@ -21,7 +21,7 @@ import torch
 from gymnasium import spaces
 
 from decision_s4.agents.actor import Actor
-from decision_s4.agents.config import parse
+from decision_s4.agents.config import CONFIGS, parse
 from decision_s4.agents.policy import parameter_count
 from decision_s4.agents.training import TrainConfig, Training
 from decision_s4.envs import datasets
@@ -33,7 +33,7 @@ SMALL = (
     "--d-model 32 --d-embed 16 --n-layers 2 --learning-rate 3e-3 --return-scale 1 --warmup-steps 50"
 )
 LEARNERS = {
-    "decision-s4": "--algo decision-s4 --config configs/tasks/memory.yaml",
+    "decision-s4": f"--algo decision-s4 --config {CONFIGS}/tasks/memory.yaml",
     "decision-transformer, context 20": (
         "--algo decision-transformer --schedule cosine --average-decay .99 "
         "--backbone-options n_heads=1,window=60,positions=none"
@@ -93,7 +93,7 @@ def make_dataset(env_id: str, episodes: int) -> str:
 
 def right_answers(name: str, env_id: str, flags: str, updates: int) -> tuple[float, int]:
     """Share of right answers after a training, and the policy's number of parameters."""
-    config = parse(TrainConfig, [*f"{flags} {SMALL}".split(), "--steps", str(updates)])
+    config = parse(TrainConfig, [*f"{SMALL} {flags}".split(), "--steps", str(updates)])
     data = datasets.load(name)
     run = Training(config, data, Task(env_id, (1.0,)), torch.device("cpu"))
     while not run.finished:
