@@ -26,7 +26,7 @@ def can_plan(policy: SequencePolicy) -> bool:
         return False
     drops = policy.training and options.dropout > 0
     linear = all(isinstance(block.mixer, LinearStateSpace) for block in policy.backbone.blocks)
-    return linear and not drops and policy.head.linear.weight.device.type == "cpu"
+    return linear and not drops and policy.head.linear.weight.device.type in ("cpu", "cuda")
 
 
 @torch.no_grad()

@@ -1,13 +1,15 @@
-"""One acting step on one core: Decision S4 against Decision Transformer.
+"""One acting step on one core or a GPU: Decision S4 against Decision Transformer.
 
-    python benchmarks/acting.py
+    python benchmarks/acting.py [--device cuda]
 
 Prints the median and the 99th percentile in µs, and how many times the transformer's median is
 each one's. "operations" is how many torch dispatches in a step: at batch 1 these, not arithmetic,
 take the time. "own step" is the policy's differentiable step, "torch" what an Actor does unless
-told otherwise, "C++" is Actor(policy, impl="cpu"), compiled at the first run.
+told otherwise, "C++" is Actor(policy, impl="cpu"), compiled at the first run, "graph" a recorded
+CUDA graph. On a GPU observations are there already, and a step ends when the GPU is done.
 """
 
+import argparse
 import logging
 from collections.abc import Callable
 
@@ -51,18 +53,29 @@ def time_step(rows: int) -> TimeStep:
     return TimeStep(*moment, torch.full((rows,), 3600.0), never, never, never)
 
 
-def stepper(agent: Agent, rows: int) -> Callable[[], None]:
+def stepper(agent: Agent, rows: int) -> Callable[[], object]:
     """One step of the agent from a state of 40 steps, beyond the transformer's window."""
     step, state = time_step(rows), agent.initial_state(rows)
     for _ in range(40):
         _, state = agent.act(step, state)
-    return lambda: agent.act(step, state)
+    return synchronised(lambda: agent.act(step, state), step.start.device)
+
+
+def synchronised(call: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    if device.type == "cpu":
+        return call
+
+    def run() -> None:
+        call()
+        torch.cuda.synchronize()
+
+    return run
 
 
 def gru_stepper(rows: int) -> Callable[[], object]:
     """One GRUCell of the same width: what torch needs for the least of recurrent layers."""
     cell, x, h = torch.nn.GRUCell(64, 64), torch.randn(rows, 64), torch.randn(rows, 64)
-    return torch.inference_mode()(lambda: cell(x, h))
+    return synchronised(torch.inference_mode()(lambda: cell(x, h)), x.device)
 
 
 class Counter(TorchDispatchMode):
@@ -84,7 +97,7 @@ def operations(step: Callable[[], object]) -> int:
     return counter.operations
 
 
-def contenders() -> dict[str, Agent]:
+def contenders(device: str) -> dict[str, Agent]:
     transformer = DecisionTransformer(11, 3)
     agents: dict[str, Agent] = {PEER: TransformerAgent(transformer)}
     print(f"{PEER}: {parameter_count(transformer):,} parameters")
@@ -93,12 +106,13 @@ def contenders() -> dict[str, Agent]:
         print(f"Decision S4, {backbone}: {parameter_count(policy):,} parameters")
         agents[f"{backbone}, own step"] = OwnStep(policy)
         agents[f"{backbone}, torch"] = Actor(policy)
-        agents[f"{backbone}, C++"] = Actor(policy, impl="cpu")
+        name, impl = ("C++", "cpu") if device == "cpu" else ("graph", "graph")
+        agents[f"{backbone}, {name}"] = Actor(policy, impl)
     return agents
 
 
 def show(rows: int, seconds: dict[str, np.ndarray], counts: dict[str, int]) -> None:
-    title = f"batch {rows}, one thread"
+    title = f"batch {rows}"
     table = Table("", "p50 µs", "p99 µs", "times faster", "operations", title=title)
     peer = np.median(seconds[PEER])
     for name, each in seconds.items():
@@ -109,14 +123,19 @@ def show(rows: int, seconds: dict[str, np.ndarray], counts: dict[str, int]) -> N
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    given = parser.parse_args()
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     torch.set_num_threads(1)
     torch.manual_seed(0)
     print(machine())
-    agents = contenders()
+    with torch.device(given.device):
+        agents = contenders(given.device)
     for rows, repeats in ((1, 2000), (100, 50)):
-        steppers = {name: stepper(agent, rows) for name, agent in agents.items()}
-        steppers["GRUCell(64)"] = gru_stepper(rows)
+        with torch.device(given.device):  # what is made now lies there
+            steppers = {name: stepper(agent, rows) for name, agent in agents.items()}
+            steppers["GRUCell(64)"] = gru_stepper(rows)
         counts = {name: operations(step) for name, step in steppers.items()}
         show(rows, interleaved(steppers, repeats), counts)
 

@@ -2,7 +2,8 @@
 
 Return-to-go, observation and previous action in, action out: what plan.py writes down and
 naive.py computes. At one row a step is nearly all dispatch, so the fast paths do the same in fewer
-operations: "torch" in about 80, views included, "cpu" (C++, compiled on demand) in one.
+operations: "torch" in about 80, views included, "cpu" (C++, compiled on demand) in one, "graph" (a
+recorded CUDA graph) in one launch between copies.
 """
 
 from typing import Literal, Protocol
@@ -11,12 +12,13 @@ from torch import Tensor
 
 from decision_s4.kernels.policy_step import naive
 from decision_s4.kernels.policy_step.eager import EagerStep
+from decision_s4.kernels.policy_step.graph import GraphStep
 from decision_s4.kernels.policy_step.plan import Affine, Head, Inputs, Layer, Mlp, Norm, Plan
 
 __all__ = ["Affine", "Head", "Impl", "Inputs", "Layer", "Mlp", "Norm", "Plan", "PolicyStep"]
 __all__ += ["make_policy_step"]
 
-Impl = Literal["naive", "torch", "cpu"]
+Impl = Literal["naive", "torch", "cpu", "graph"]
 
 
 class PolicyStep(Protocol):
@@ -37,12 +39,12 @@ def make_policy_step(plan: Plan, impl: Impl | None = None) -> PolicyStep:
     """The step of `plan`, which may keep its tensors: leave them as they are.
 
     Args:
-        plan: on the CPU; float32 for "cpu".
+        plan: float32 and on the CPU for "cpu", on CUDA for "graph".
         impl: None is "torch". "cpu" compiles its library the first time it is ever asked for
             (about half a minute, logged); where that fails, it warns and is "torch".
 
     Raises:
-        ValueError: for an unknown `impl`, or a plan in another type than float32 with "cpu".
+        ValueError: for an unknown `impl`, or a plan of a type or a device that it does not take.
     """
     if impl == "naive":
         return lambda inputs, state: naive.step(plan, inputs, state)
@@ -50,6 +52,9 @@ def make_policy_step(plan: Plan, impl: Impl | None = None) -> PolicyStep:
         from decision_s4.kernels.policy_step.cpu import make_cpu_step  # knows how to compile
 
         return make_cpu_step(plan) or EagerStep(plan)
+    if impl == "graph":
+        return GraphStep(plan)
     if impl not in (None, "torch"):
-        raise ValueError(f"policy_step: impl '{impl}' is unknown; use 'naive', 'torch' or 'cpu'")
+        known = "'naive', 'torch', 'cpu' or 'graph'"
+        raise ValueError(f"policy_step: impl '{impl}' is unknown; use {known}")
     return EagerStep(plan)

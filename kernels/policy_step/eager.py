@@ -17,11 +17,16 @@ class EagerStep:
     def __call__(
         self, inputs: Inputs, state: tuple[Tensor, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        if inputs.start.any():  # one question in place of a choice a layer, between the starts
+            inputs, state = forget(inputs, state)
+        return self.advance(inputs, state)
+
+    def advance(
+        self, inputs: Inputs, state: tuple[Tensor, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The step where no row begins an episode, or `forget` has been called."""
         folded = self.folded
-        return_to_go, observation, action, start = inputs
-        if start.any():  # one question in place of a choice a layer, at the steps between starts
-            action = action.masked_fill(start[:, None], 0.0)
-            state = tuple(s.masked_fill(start[:, None, None, None], 0.0) for s in state)
+        return_to_go, observation, action, _ = inputs
         x = torch.cat([return_to_go.unsqueeze(1), observation, action], dim=1) - folded.shift
         x = _affine(_g(_affine(x, folded.embed)), folded.project)
         after = []
@@ -30,6 +35,13 @@ class EagerStep:
             after.append(new)
         x = _norm(x, folded.norm)
         return x if folded.head is None else _head(x, folded.head), tuple(after)
+
+
+def forget(inputs: Inputs, state: tuple[Tensor, ...]) -> tuple[Inputs, tuple[Tensor, ...]]:
+    """Zero what rows at a start have of an episode before."""
+    action = inputs.previous_action.masked_fill(inputs.start[:, None], 0.0)
+    state = tuple(s.masked_fill(inputs.start[:, None, None, None], 0.0) for s in state)
+    return inputs._replace(previous_action=action), state
 
 
 def _layer(x: Tensor, layer: FoldedLayer, state: Tensor) -> tuple[Tensor, Tensor]:
