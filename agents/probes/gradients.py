@@ -1,0 +1,159 @@
+"""Attribution of a policy as a function: gradients, paths of gradients, occlusion.
+
+Shapes: W steps of the window, F features, K baselines, P points of a path.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from decision_s4.agents.probes.base import Attribution, AttributionProbe
+from decision_s4.agents.probes.baselines import BASELINES, baseline
+from decision_s4.agents.probes.context import Context
+
+
+@dataclass(frozen=True)
+class GradientTimesInput(AttributionProbe):
+    """x · ∂y/∂x: exact for a linear policy; against zero, which is the data's mean for standardised
+    observations and no return at all for the return-to-go."""
+
+    name = "gradient-x-input"
+    question = "which inputs would change the answer, were they a little larger?"
+    cheap = True
+
+    def attribute(self, context: Context) -> Attribution:
+        """One backward pass."""
+        values = context.features * context.gradient(context.features[None])[0]
+        return context.attribution(self.name, values, baseline="zero")
+
+
+@dataclass(frozen=True)
+class SmoothGrad(AttributionProbe):
+    """x times the gradient averaged over noise about x (Smilkov et al., arXiv 1706.03825)."""
+
+    name = "smoothgrad"
+    question = "which inputs would change the answer, also for inputs nearby?"
+    samples: int = 16
+    noise: float = 0.1
+    """Standard deviation, in units of each feature's own over other episodes."""
+    seed: int = 0
+
+    def attribute(self, context: Context) -> Attribution:
+        """One backward pass over all samples."""
+        x = context.features
+        generator = torch.Generator().manual_seed(self.seed)
+        draws = torch.randn(self.samples, *x.shape, generator=generator, dtype=x.dtype)
+        spread = self.noise * context.others.flatten(0, 1).std(0)
+        values = x * context.gradient(x + spread * draws.to(x.device)).mean(0)
+        return context.attribution(self.name, values, baseline="zero")
+
+
+@dataclass(frozen=True)
+class IntegratedGradients(AttributionProbe):
+    """(x − b) · ∫ ∂y/∂x along the line from b to x, mean over baselines b.
+
+    Sundararajan et al., arXiv 1703.01365; over several baselines, Erion et al., arXiv 1906.10670.
+    Complete: the values add up to y(x) − mean y(b), up to `tolerance`.
+    """
+
+    name = "integrated-gradients"
+    question = "which inputs made the answer what it is, rather than that of other episodes?"
+    baseline: str = "episodes"
+    tolerance: float = 1e-3
+    """Of completeness, in units of the answer; the path is refined until it holds."""
+    points: int = 8
+    """Gauss-Legendre nodes to begin with, doubled up to `most_points`."""
+    most_points: int = 256
+
+    def attribute(self, context: Context) -> Attribution:
+        """Some backward passes; the note says what completeness was reached."""
+        base = baseline(self.baseline, context)
+        with torch.no_grad():
+            bias = context.answer(base).mean().item()
+        points = self.points
+        while True:
+            values = _along(context, base, points)
+            gap = abs(values.sum().item() + bias - context.prediction)
+            if gap < self.tolerance or 2 * points > self.most_points:
+                break
+            points *= 2
+        return context.attribution(
+            self.name,
+            values,
+            bias=bias,
+            baseline=BASELINES[self.baseline][0],
+            notes=(f"complete to {gap:.1e} with {points} points",),
+        )
+
+
+def _along(context: Context, base: Tensor, points: int) -> Tensor:
+    """(W, F) the integral from each of base (K, W, F), by Gauss-Legendre, mean over them."""
+    nodes, weights = np.polynomial.legendre.leggauss(points)
+    x = context.features
+    share = torch.as_tensor((nodes + 1) / 2).to(x)[:, None, None, None]
+    path = base + share * (x - base)  # (P, K, W, F)
+    gradient = context.gradient(path.flatten(0, 1)).view(path.shape)
+    mean = (torch.as_tensor(weights / 2).to(x)[:, None, None, None] * gradient).sum(0)
+    return ((x - base) * mean).mean(0)
+
+
+@dataclass(frozen=True)
+class Occlusion(AttributionProbe):
+    """How far the answer moves when an input is replaced by a baseline's, one after another.
+
+    The last `singly` steps go one by one, earlier ones in blocks twice as long each; a block's
+    relevance is spread evenly over its steps.
+    """
+
+    name = "occlusion"
+    question = "which inputs does the answer miss, were they as in other episodes?"
+    baseline: str = "episodes"
+    draws: int = 4
+    """Baselines to average over."""
+    singly: int = 8
+
+    def attribute(self, context: Context) -> Attribution:
+        """A forward pass for each feature of each block."""
+        x, base = context.features, baseline(self.baseline, context)[: self.draws]
+        blocks = list(time_blocks(len(x), self.singly))
+        values = torch.zeros_like(x)
+        for first, end in blocks:
+            variants = _occluded(x, base, first, end)  # (F, K, W, F)
+            with torch.no_grad():
+                answer = context.answer(variants.flatten(0, 1)).view(variants.shape[:2])
+            values[first:end] = (context.prediction - answer.mean(1)) / (end - first)
+        return context.attribution(
+            self.name, values, baseline=BASELINES[self.baseline][0], notes=_earlier(context)
+        )
+
+
+def time_blocks(steps: int, singly: int) -> Iterator[tuple[int, int]]:
+    """[first, end) from the newest step back: `singly` of one step, then of 2, 4, 8, …"""
+    end, length = steps, 1
+    while end > 0:
+        if steps - end >= singly:
+            length *= 2
+        yield max(0, end - length), end
+        end -= length
+
+
+def _occluded(x: Tensor, base: Tensor, first: int, end: int) -> Tensor:
+    """(F, K, W, F): of each feature, x with its steps [first, end) taken from each baseline."""
+    width = x.shape[1]
+    variants = x.expand(width, len(base), *x.shape).clone()
+    for feature in range(width):
+        variants[feature, :, first:end, feature] = base[:, first:end, feature]
+    return variants
+
+
+def _earlier(context: Context) -> tuple[str, ...]:
+    """What the state carried into the window adds, against a new one."""
+    if context.state is None or context.first == 0:
+        return ()
+    with torch.no_grad():
+        fresh = context.with_state(context.policy.initial_state(1)).answer(context.features[None])
+    share = context.prediction - fresh.item()
+    return (f"all steps before {context.first}, through the state: {share:+.4f}",)
