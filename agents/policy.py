@@ -191,8 +191,13 @@ class SequencePolicy(Policy):
                 (B, T, …), start and valid (B, T) bool.
             state: carried in; None for a new one.
         """
+        x, start, valid = self.backbone_inputs(batch)
+        return self.backbone(x, state, start, valid)
+
+    def backbone_inputs(self, batch: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Tokens (B, T, D) of a batch, and which of them start an episode and are valid (B, T)."""
         x = self.embed(batch.return_to_go, batch.observation, batch.previous_action, batch.start)
-        return self.backbone(x, state, batch.start, batch.valid)
+        return x, batch.start, batch.valid
 
     def initial_state(self, batch_size: int) -> State:
         """The state before an episode's first step."""

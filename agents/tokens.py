@@ -80,15 +80,21 @@ class TokenPolicy(Policy):
                 (B, T, …), timestep (B, T) int64, start and valid (B, T) bool.
             state: carried in; None for a new one.
         """
+        x, starts, valids = self.backbone_inputs(batch)
+        before, memory = (None, None) if state is None else state
+        y, memory = self.backbone(x, memory, starts, valids)
+        time = _next(batch.timestep, valids[:, PER_STEP - 1 :: PER_STEP], before)
+        return y[:, PER_STEP - 1 :: PER_STEP], TokenState(time, memory)
+
+    def backbone_inputs(self, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens (B, 3 T, D) of a batch, which of them start an episode, which are valid."""
         start, time = batch.start, batch.timestep
         valid = torch.ones_like(start) if batch.valid is None else batch.valid
         x = self.embed(batch.return_to_go, batch.observation, batch.previous_action, time)
         never = torch.zeros_like(start)
         starts = torch.stack([never, start, never], -1).flatten(1)
         valids = torch.stack([valid & ~start, valid, valid], -1).flatten(1)
-        before, memory = (None, None) if state is None else state
-        y, memory = self.backbone(x.flatten(1, 2), memory, starts, valids)
-        return y[:, PER_STEP - 1 :: PER_STEP], TokenState(_next(time, valid, before), memory)
+        return x.flatten(1, 2), starts, valids
 
     def initial_state(self, batch_size: int) -> TokenState:
         """The state before an episode's first step."""

@@ -118,7 +118,7 @@ class Mamba(Mixer):
         if part == "scan":
             return found
         ratio = coefficients.get("activation").transpose(1, 2)[:, :, None]
-        found = rows.add_skip(found, self.D, steps) * ratio
+        found = rows.add_skip(found, self.D, packing, steps) * ratio
         found = rows.through_conv(found, self.conv_weight, packing)
         return rows.scale(found, coefficients.get("gate"), steps)
 

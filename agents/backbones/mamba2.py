@@ -109,7 +109,7 @@ class Mamba2(Mixer):
             return found
         inner, width = self.widths[0], self.shape[1]
         ratio = coefficients.get("activation")[..., :inner].transpose(1, 2)[:, :, None]
-        found = rows.add_skip(found, self.D, steps).repeat_interleave(width, 1) * ratio
+        found = rows.add_skip(found, self.D, packing, steps).repeat_interleave(width, 1) * ratio
         found = rows.through_conv(found, self.conv_weight[:inner], packing)
         outputs = coefficients.get("gate") * coefficients.get("norm") * self.norm.weight
         return rows.scale(found, outputs, steps)

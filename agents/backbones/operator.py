@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from decision_s4.agents.backbones import ops
+from decision_s4.agents.backbones.rows import has_holes
 from decision_s4.envs.errors import UserError
 from decision_s4.kernels.packing import Packing
 
@@ -78,7 +79,9 @@ class MixerOp:
             UserError: for a step that is not there.
         """
         steps = self._check(steps)
-        closed = self.mixer.closed_rows(self.part, self.coefficients, self.packing, steps)
+        closed = None
+        if not has_holes(self.packing):
+            closed = self.mixer.closed_rows(self.part, self.coefficients, self.packing, steps)
         return self._rows_by_gradient(steps) if closed is None else closed
 
     def dense(self, max_elements: int = MAX_ELEMENTS) -> Tensor:

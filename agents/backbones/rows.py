@@ -17,10 +17,20 @@ def each(steps: Tensor, row: Callable[[int], Tensor]) -> Tensor:
 
 
 def visible(packing: Packing, step: int) -> Tensor:
-    """(B, T) bool: steps of the same episode as `step`, and not later."""
+    """(B, T) bool: valid steps of the same episode as `step`, and not later."""
     episode = packing.start.cumsum(1)
     seen = episode == episode[:, step : step + 1]
+    if packing.valid is not None:
+        seen = seen & packing.valid & packing.valid[:, step : step + 1]
     return seen & (torch.arange(packing.steps, device=seen.device) <= step)
+
+
+def has_holes(packing: Packing) -> bool:
+    """Whether an episode goes on after a step that is not valid: then places are no ages."""
+    if packing.valid is None:
+        return False
+    goes_on = packing.valid & ~packing.start
+    return bool((goes_on[:, 1:] & ~packing.valid[:, :-1]).any())
 
 
 def since(x: Tensor, step: int) -> Tensor:
@@ -80,6 +90,7 @@ def windowed(weights: Tensor, packing: Packing, length: int, step: int) -> Tenso
     """
     rows = torch.arange(packing.rows, device=weights.device)
     place = packing.chunks(length).target[rows * packing.steps + step]
+    place = place.clamp(max=len(weights) * length - 1)  # none, of a step that is not valid
     own = weights[place // length, :, place % length]  # (B, H, P + L)
     past = weights.shape[-1] - length
     age = step - torch.arange(packing.steps, device=weights.device)
@@ -102,9 +113,10 @@ def through_conv(rows: Tensor, weight: Tensor, packing: Packing) -> Tensor:
     return found
 
 
-def add_skip(rows: Tensor, skip: Tensor, steps: Tensor) -> Tensor:
-    """rows (B, H, I, T) with skip (H,) added where a step sees itself."""
-    here = steps[:, None] == torch.arange(rows.shape[-1], device=rows.device)
+def add_skip(rows: Tensor, skip: Tensor, packing: Packing, steps: Tensor) -> Tensor:
+    """rows (B, H, I, T) with skip (H,) added where a valid step sees itself."""
+    here = steps[:, None] == torch.arange(packing.steps, device=rows.device)
+    here = here if packing.valid is None else here & packing.valid[:, None, None]
     return rows + skip[:, None, None] * here
 
 

@@ -101,12 +101,8 @@ class Backbone(nn.Module):
         Raises:
             ValueError: for shapes or types that do not fit.
         """
-        batch, steps = self._check(x, 3, start=start, valid=valid)
-        state = self.initial_state(batch, x.device) if state is None else state
-        self._check_state(state, batch)
-        if start is None:
-            start = torch.zeros(batch, steps, dtype=torch.bool, device=x.device)
-        packing, after = Packing(start, valid), []
+        state, packing = self._begin(x, state, start, valid)
+        after = []
         for i, (block, before) in enumerate(zip(self.blocks, state, strict=True)):
             with ops.scope("blocks", i):
                 x, new = block(x, before, packing)
@@ -118,21 +114,19 @@ class Backbone(nn.Module):
         x: Tensor,
         state: State | None = None,
         start: Tensor | None = None,
+        valid: Tensor | None = None,
         part: str = "layer",
     ) -> list[MixerOp]:
         """Each layer at the input that it has when the stack reads x: see operator.py.
 
         Args:
-            x: (B, T, D), state and start as in `forward`; dropout is off.
+            x: (B, T, D), state, start and valid as in `forward`; dropout is off.
             part: "layer", or "scan" for the recurrence alone of layers that tell it apart.
 
         Raises:
             ValueError: for shapes or types that do not fit.
         """
-        batch, steps = self._check(x, 3, start=start)
-        state = self.initial_state(batch, x.device) if state is None else state
-        self._check_state(state, batch)
-        packing = Packing.unbroken(batch, steps, x.device) if start is None else Packing(start)
+        state, packing = self._begin(x, state, start, valid)
         operators = []
         for block, before in zip(self.blocks, state, strict=True):
             op, y, _ = operator_of(block.mixer, block.norm(x), before, packing, part)
@@ -173,6 +167,16 @@ class Backbone(nn.Module):
             if isinstance(mixer, Mixer)
             for name in mixer.recurrence_parameters
         ]
+
+    def _begin(
+        self, x: Tensor, state: State | None, start: Tensor | None, valid: Tensor | None
+    ) -> tuple[State, Packing]:
+        batch, steps = self._check(x, 3, start=start, valid=valid)
+        state = self.initial_state(batch, x.device) if state is None else state
+        self._check_state(state, batch)
+        if start is None:
+            start = torch.zeros(batch, steps, dtype=torch.bool, device=x.device)
+        return state, Packing(start, valid)
 
     def _check(self, x: Tensor, ndim: int, **masks: Tensor | None) -> tuple[int, int]:
         if x.ndim != ndim or x.shape[-1] != self.d_model or 0 in x.shape:

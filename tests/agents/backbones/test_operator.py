@@ -37,7 +37,7 @@ def data(backbone, rows: int = 2):
 def operators(name: str, part: str):
     backbone = make(name)
     x, state, start = data(backbone)
-    return backbone.operator(x, state, start, part), start
+    return backbone.operator(x, state, start, part=part), start
 
 
 def assert_near(found, expected, tolerance=1e-10):
@@ -78,6 +78,24 @@ def test_closed_rows_equal_those_by_gradient(name, part, monkeypatch):
         rows = op.rows([3, 9])
         monkeypatch.setattr(op.mixer, "closed_rows", lambda *_: None)
         assert_near(rows, op.rows([3, 9]))
+
+
+@names
+@parts
+@pytest.mark.parametrize("holes", [False, True])
+def test_steps_that_are_not_valid_weigh_nothing(name, part, holes):
+    backbone = make(name)
+    x, state, start = data(backbone)
+    valid = torch.ones_like(start)
+    valid[:, 9:] = valid[1, 3] = False  # the end of an episode
+    if holes:
+        valid[0, 5] = False
+    for op in backbone.operator(x, state, start, valid, part):
+        rows = op.dense()
+        v = torch.randn_like(op.values)
+        found, expected = op.combine(rows, v)[valid], op.apply(v)[valid]
+        assert_near(found, expected)
+        assert rows.transpose(1, 3)[~valid].abs().max() == 0
 
 
 @names
