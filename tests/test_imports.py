@@ -20,6 +20,7 @@ RULES = {
         {"agents.backbones", "kernels", "envs.errors"},
         {"torch", "numpy", "yaml"},
     ),
+    "agents/probes": ({"agents", "envs"}, None),
     "envs": ({"envs"}, None),
     "agents": ({"agents", "envs", "kernels"}, None),
     "data": ({"data", "envs"}, None),

@@ -85,6 +85,11 @@ class Mixer(nn.Module, Family, ABC):
         than a backward pass a row. None where it does not."""
         return None
 
+    def log_decays(self, coefficients: Coefficients) -> Tensor | None:
+        """For probes: log |decay| a step of each mode (modes) or (D, modes), or, where it depends
+        on the input, (B, T, …). None for a layer that does not decay by a rate."""
+        return None
+
     @abstractmethod
     def step(self, x: Tensor, state: State, constants: Any) -> tuple[Tensor, State]:
         """One step: x (B, D) -> (y (B, D), new state). The same function as `forward`."""

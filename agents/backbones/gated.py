@@ -107,6 +107,9 @@ class GRU(GatedNetwork):
 
     network, parts = nn.GRU, 1
 
+    def log_decays(self, coefficients: ops.Coefficients) -> Tensor:
+        return coefficients.get("update gate").log()
+
     @torch.no_grad()
     def closed_rows(
         self, part: str, coefficients: ops.Coefficients, packing: Packing, steps: Tensor
@@ -132,6 +135,9 @@ class LSTM(GatedNetwork):
     """Long short-term memory: as `GRU`, the forget gate's bias 1 (Jozefowicz et al. 2015)."""
 
     network, parts = nn.LSTM, 2
+
+    def log_decays(self, coefficients: ops.Coefficients) -> Tensor:
+        return coefficients.get("forget gate").log()
 
     @torch.no_grad()
     def closed_rows(

@@ -106,6 +106,9 @@ class GatedLinearAttention(Mixer):
         """Queries and keys as the recurrence weighs them."""
         return q, k
 
+    def log_decays(self, coefficients: ops.Coefficients) -> Tensor:
+        return coefficients.get("log gate")
+
     def step(self, x: Tensor, state: State, constants: Any) -> tuple[Tensor, State]:
         parts = self._parts(x)
         with torch.autocast(x.device.type, enabled=False):

@@ -122,6 +122,9 @@ class Mamba(Mixer):
         found = rows.through_conv(found, self.conv_weight, packing)
         return rows.scale(found, coefficients.get("gate"), steps)
 
+    def log_decays(self, coefficients: ops.Coefficients) -> Tensor:
+        return coefficients.get("step")[..., None] * self.constants()
+
     def step(self, x: Tensor, state: State, constants: Any) -> tuple[Tensor, State]:
         x, z = self._project(x)
         with torch.autocast(x.device.type, enabled=False):

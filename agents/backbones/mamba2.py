@@ -114,6 +114,9 @@ class Mamba2(Mixer):
         outputs = coefficients.get("gate") * coefficients.get("norm") * self.norm.weight
         return rows.scale(found, outputs, steps)
 
+    def log_decays(self, coefficients: ops.Coefficients) -> Tensor:
+        return coefficients.get("step") * self.constants()
+
     def step(self, x: Tensor, state: State, constants: Any) -> tuple[Tensor, State]:
         z, xBC, dt = self._project(x)
         with torch.autocast(x.device.type, enabled=False):

@@ -85,6 +85,9 @@ class MimoStateSpace(Mixer):
         kernel = self.kernel(packing.steps).flatten(1)
         return rows.each(steps, lambda t: rows.toeplitz(kernel, packing, t))
 
+    def log_decays(self, coefficients: ops.Coefficients) -> Tensor:
+        return self.discretise()[0].abs().log()
+
     def step(self, x: Tensor, state: State, constants: Any) -> tuple[Tensor, State]:
         with torch.autocast(x.device.type, enabled=False):
             u = x.to(self.b.dtype)

@@ -48,6 +48,11 @@ class MixerOp:
         return self.mixer.mixing.get(self.part, "dense")
 
     @property
+    def output_tap(self) -> str:
+        """Where `forward` lets probes read what M v, state_read and bias add up to."""
+        return f"{self.part}.mixed" if self.part in self.mixer.mixing else "output"
+
+    @property
     def step(self) -> Tensor | None:
         """Δ (B, T, heads) of a layer that selects its time steps, else None."""
         return self.coefficients.get("step")

@@ -19,7 +19,7 @@ from decision_s4.agents.backbones import ops, rows
 from decision_s4.agents.backbones.base import Mixer, State, register
 from decision_s4.agents.backbones.hippo import normal_plus_low_rank
 from decision_s4.envs.errors import UserError, nearest
-from decision_s4.kernels.lti_scan import System, lti_scan, lti_step
+from decision_s4.kernels.lti_scan import System, lti_scan, lti_step, transition
 from decision_s4.kernels.packing import Packing
 
 
@@ -110,6 +110,9 @@ class LinearStateSpace(Mixer):
     ) -> Tensor:
         kernel = self.kernel(packing.steps)
         return rows.each(steps, lambda t: rows.toeplitz(kernel, packing, t))
+
+    def log_decays(self, coefficients: ops.Coefficients) -> Tensor:
+        return torch.linalg.eigvals(transition(self.discretise())).abs().log()
 
     def step(self, x: Tensor, state: State, constants: Any) -> tuple[Tensor, State]:
         system, d = constants

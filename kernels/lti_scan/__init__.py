@@ -12,10 +12,10 @@ from typing import Literal
 from torch import Tensor
 
 from decision_s4.kernels.lti_scan import chunked, naive
-from decision_s4.kernels.lti_scan.system import System
+from decision_s4.kernels.lti_scan.system import System, transition
 from decision_s4.kernels.packing import Packing
 
-__all__ = ["System", "lti_scan", "lti_step"]
+__all__ = ["System", "lti_scan", "lti_step", "transition"]
 
 lti_step = naive.step
 

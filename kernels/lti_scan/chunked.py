@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from decision_s4.kernels.chunks import chunk_for
-from decision_s4.kernels.lti_scan.system import System, columns, rows
+from decision_s4.kernels.lti_scan.system import System, columns, rows, transition
 from decision_s4.kernels.packing import ChunkLayout, Packing
 
 CHUNK = 64  # of 16 … 128 the fastest at H = 64, N = 64: about N, where the products balance
@@ -79,9 +79,7 @@ def _diagonal(system: System, length: int) -> tuple[tuple[Tensor, ...], Tensor, 
 
 def _dense(system: System, length: int) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
     """Powers by squaring, their columns and rows by doubling."""
-    re, im = torch.diag_embed(system.a.real), torch.diag_embed(system.a.imag)
-    rotation = torch.cat([torch.cat([re, -im], 2), torch.cat([im, re], 2)], 1)
-    power = rotation - columns(system.w)[:, :, None] * rows(system.v)[:, None, :]
+    power = transition(system)
     ahead = columns(system.b)[:, :, None]  # (H, N, 1): Ā^l b
     behind = torch.bmm(power.transpose(1, 2), rows(system.c)[:, :, None])  # Ā^T^(l+1) c
     powers = [power.transpose(1, 2)]

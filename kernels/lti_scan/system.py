@@ -29,3 +29,12 @@ def rows(z: Tensor) -> Tensor:
 def columns(z: Tensor) -> Tensor:
     """(…, n) complex as the (…, 2n) real column [Re z; Im z]."""
     return torch.cat([z.real, z.imag], dim=-1)
+
+
+def transition(system: System) -> Tensor:
+    """(H, N, N) real Ā, for states [Re x; Im x]."""
+    re, im = torch.diag_embed(system.a.real), torch.diag_embed(system.a.imag)
+    rotation = torch.cat([torch.cat([re, -im], 2), torch.cat([im, re], 2)], 1)
+    if system.w is None:
+        return rotation
+    return rotation - columns(system.w)[:, :, None] * rows(system.v)[:, None, :]
