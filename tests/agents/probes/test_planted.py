@@ -117,7 +117,7 @@ def test_selection_is_seen_where_held_coefficients_hide_it():
         with ops.rules(rules):
             y = v * ops.coefficient("gate", torch.sigmoid(r))
         gradient = torch.autograd.grad(y, [v, r], allow_unused=True)[1]
-        return 0.0 if gradient is None else float(gradient * r)
+        return 0.0 if gradient is None else float(gradient * r.detach())
 
     assert relevance_of_gate("lrp") == relevance_of_gate("attnlrp") == 0
     assert relevance_of_gate("selection") > 0
