@@ -24,7 +24,7 @@ def diagonal_scan(
     a: Tensor,
     state: Tensor,
     packing: Packing,
-    impl: Literal["naive", "torch"] | None = None,
+    impl: Literal["naive", "torch", "triton"] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run the recurrence over packed rows; differentiable in `u`, `a` and `state`.
 
@@ -33,15 +33,21 @@ def diagonal_scan(
         a: (P,) poles, of the type of `u`; |a| <= 1 keeps it stable.
         state: (B, P) carried in, of the type of `u`.
         packing: where episodes start; the state is zero before each start.
-        impl: "naive" is the equation as a loop; None takes the fastest.
+        impl: "naive" is the equation as a loop, "torch" runs anywhere, "triton" is fused for CUDA
+            (complex64; differentiable once). None takes "torch".
 
     Returns:
         (x (B, T, P), final state (B, P)). x is 0 at steps that are not valid.
 
     Raises:
-        ValueError: for an unknown `impl`.
+        ValueError: for an unknown `impl`, or what "triton" does not take.
     """
-    if impl not in (None, "naive", "torch"):
-        raise ValueError(f"diagonal_scan: impl '{impl}' is unknown; use 'naive' or 'torch'")
+    if impl not in (None, "naive", "torch", "triton"):
+        known = "'naive', 'torch' or 'triton'"
+        raise ValueError(f"diagonal_scan: impl '{impl}' is unknown; use {known}")
+    if impl == "triton":
+        from decision_s4.kernels.diagonal_scan import triton  # needs Triton
+
+        return triton.scan(u, a, state, packing)
     run = naive.scan if impl == "naive" else chunked.scan
     return run(u, a, state, packing)
