@@ -16,6 +16,7 @@ from decision_s4.agents.backbones import State, ops
 from decision_s4.agents.backbones.operator import MAX_ELEMENTS, MixerOp
 from decision_s4.agents.policy import Policy
 from decision_s4.agents.probes.reading import Answer
+from decision_s4.agents.tokens import TokenState
 from decision_s4.envs.errors import UserError
 
 
@@ -25,7 +26,8 @@ def operators(
 ) -> list[MixerOp]:
     """Each layer of a policy, in evaluation mode, as an operator on its tokens."""
     x, start, valid = policy.backbone_inputs(batch)
-    return policy.backbone.operator(x, state, start, valid, part)
+    memory = state.memory if isinstance(state, TokenState) else state
+    return policy.backbone.operator(x, memory, start, valid, part)
 
 
 def mean_map(op: MixerOp, max_elements: int = MAX_ELEMENTS) -> Tensor:

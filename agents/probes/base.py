@@ -158,6 +158,15 @@ PROBES: dict[str, str] = {
     "integrated-gradients": "gradients:IntegratedGradients",
     "smoothgrad": "gradients:SmoothGrad",
     "occlusion": "gradients:Occlusion",
+    "hidden-attention": "layer_probes:HiddenAttention",
+    "implicit-attention": "layer_probes:ImplicitAttention",
+    "rollout": "layer_probes:Rollout",
+    "gradient-rollout": "layer_probes:GradientRollout",
+    "tensorlens": "layer_probes:TensorLens",
+    "lrp": "layer_probes:LRP",
+    "attnlrp": "layer_probes:AttnLRP",
+    "lrp-selection": "layer_probes:SelectionLRP",
+    "horizon": "horizon_probe:Horizon",
 }
 """module:class below this package, by the name a person gives; imported when asked for."""
 

@@ -1,0 +1,120 @@
+"""The probe that says how far back a policy looks: see horizon.py.
+
+Shapes: W steps of a window, L lags.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from decision_s4.agents.policy import Policy
+from decision_s4.agents.probes.attention import operators
+from decision_s4.agents.probes.base import Curves, Findings, PolicyProbe, Table
+from decision_s4.agents.probes.context import Context
+from decision_s4.agents.probes.horizon import EPSILON, LayerHorizon, gradient_field, layer_horizon
+from decision_s4.agents.probes.layer_probes import check_layers
+
+COLUMNS = (
+    "layer",
+    "median time constant",
+    "longest time constant",
+    f"lags that hold {1 - EPSILON:.0%}",
+    "mean distance",
+)
+
+
+class Horizon(PolicyProbe):
+    """How far back each layer looks, and the policy as a whole by its gradient."""
+
+    name = "horizon"
+    question = "how far back does the policy look?"
+    cheap = True
+
+    def check(self, policy: Policy) -> None:
+        check_layers(self.name, policy)
+
+    def examine(self, contexts: Sequence[Context]) -> Findings:
+        """Over the contexts' last steps."""
+        layers = [_horizons(context) for context in contexts]
+        each = [_mean(found) for found in zip(*layers, strict=True)]
+        field = _field(contexts)
+        longest = max(len(context.features) for context in contexts)
+        steps = max(context.step for context in contexts) + 1
+        return Findings(
+            self.name,
+            (Table("How far back the layers look, in tokens", COLUMNS, _table(each)),),
+            (_curves(each), _field_curve(field)),
+            _scalars(each) | {"horizon/gradient_mean_distance": _distance(field)},
+            (
+                f"episodes of {steps} steps or more, read in windows of {longest}: "
+                "no map sees further than its window; time constants do",
+            ),
+        )
+
+
+def _horizons(context: Context) -> list[LayerHorizon]:
+    ops = operators(context.policy, context.batch, state=context.state)
+    return [layer_horizon(op) for op in ops]
+
+
+@dataclass(frozen=True)
+class _Mean:
+    median: float
+    longest: float
+    lags: float
+    distance: float
+    profile: Tensor
+
+
+def _mean(found: Sequence[LayerHorizon]) -> _Mean:
+    """Over contexts, whose windows may differ in length."""
+    constants = [one.time_constants for one in found if one.time_constants is not None]
+    nan, count = float("nan"), len(found)
+    return _Mean(
+        sum(float(one.median()) for one in constants) / count if constants else nan,
+        max(float(one[-1]) for one in constants) if constants else nan,
+        sum(one.epsilon_horizon for one in found) / count,
+        sum(one.mean_distance for one in found) / count,
+        _padded_mean([one.profile for one in found]),
+    )
+
+
+def _padded_mean(profiles: Sequence[Tensor]) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(list(profiles), batch_first=True).mean(0)
+
+
+def _table(each: Sequence[_Mean]) -> list[list[str | float]]:
+    rows = enumerate(each)
+    return [[str(i), one.median, one.longest, one.lags, one.distance] for i, one in rows]
+
+
+def _curves(each: Sequence[_Mean]) -> Curves:
+    lines = {f"layer {i}": one.profile.tolist() for i, one in enumerate(each)}
+    lags = range(max(len(one.profile) for one in each))
+    return Curves("Share of each layer's attention by lag", "tokens back", list(lags), lines)
+
+
+def _field(contexts: Sequence[Context]) -> Tensor:
+    """(W,) mean effective receptive field by lag, summing to 1."""
+    fields = [gradient_field(c.policy, c.batch, c.read, c.state)[0].flip(0) for c in contexts]
+    mean = _padded_mean(fields)
+    return mean / mean.sum().clamp(min=torch.finfo(mean.dtype).tiny)
+
+
+def _field_curve(field: Tensor) -> Curves:
+    lines = {"Σ |∂answer/∂input|": field.tolist()}
+    return Curves("Effective receptive field", "steps back", list(range(len(field))), lines)
+
+
+def _distance(field: Tensor) -> float:
+    return float((field * torch.arange(len(field), device=field.device)).sum())
+
+
+def _scalars(each: Sequence[_Mean]) -> dict[str, float]:
+    found = {}
+    for i, one in enumerate(each):
+        found[f"horizon/layer_{i}_lags"] = one.lags
+        found[f"horizon/layer_{i}_mean_distance"] = one.distance
+    return found

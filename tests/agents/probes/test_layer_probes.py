@@ -1,0 +1,89 @@
+"""The probes that read layers, as a person names them, on one query.
+
+Shapes: W steps of the window, F features.
+"""
+
+import math
+
+import pytest
+import torch
+from planted import new_policy, planted
+
+from decision_s4.agents.backbones import BACKBONES
+from decision_s4.agents.probes.base import AttributionProbe, Target, make_probe, make_probes
+from decision_s4.agents.probes.context import Context, make_context
+from decision_s4.agents.probes.recordings import made
+from decision_s4.envs.errors import UserError
+
+LAG, STEP = 3, 8
+MAPS = ("hidden-attention", "implicit-attention", "rollout", "gradient-rollout")
+SIGNED = ("tensorlens", "lrp", "attnlrp", "lrp-selection")
+
+
+def episode(policy, seed: int):
+    draw = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int):
+        return torch.randn(STEP + 2, *shape, generator=draw, dtype=torch.float64)
+
+    observation = normal(3).abs() + 0.5
+    return made(policy, f"{seed}", observation, normal(2), 100 * normal(), normal())
+
+
+def query(policy, window: int = 64) -> Context:
+    others = [episode(policy, seed) for seed in (1, 2)]
+    return make_context(policy, episode(policy, 0), others, STEP, Target(0), window)
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_maps_of_steps_see_the_step_that_is_copied(name):
+    found = make_probe(name).attribute(query(planted(LAG)))
+    assert found.values.shape == (STEP + 1, 1)
+    weights = found.values[:, 0]
+    assert weights[STEP - LAG] == weights.max() > 0
+
+
+@pytest.mark.parametrize("name", SIGNED)
+def test_signed_maps_see_the_feature_that_is_copied(name):
+    found = make_probe(name).attribute(query(planted(LAG)))
+    expected = torch.zeros(STEP + 1, 6, dtype=torch.float64)
+    expected[STEP - LAG, 1] = found.prediction  # observation 0, after the return
+    assert torch.allclose(found.values, expected)
+    assert found.bias == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", SIGNED)
+@pytest.mark.parametrize("window", [4, 64])
+@pytest.mark.parametrize("tokens", ["step", "three"])
+def test_signed_maps_and_their_bias_add_up(name, window, tokens):
+    found = make_probe(name).attribute(query(new_policy("gla", tokens=tokens), window))
+    assert found.values.sum().item() + found.bias == pytest.approx(found.prediction, rel=1e-9)
+
+
+@pytest.mark.parametrize("backbone", sorted(BACKBONES))
+@pytest.mark.parametrize("tokens", ["step", "three"])
+def test_every_backbone_is_served(backbone, tokens):
+    context = query(new_policy(backbone, tokens=tokens), window=5)
+    for name in (*MAPS, *SIGNED):
+        found = make_probe(name).attribute(context)
+        assert found.values.isfinite().all()
+        assert found.values.abs().max() > 0
+    findings = make_probe("horizon").examine([context, query(context.policy, window=4)])
+    assert all(math.isfinite(value) for value in findings.scalars.values())
+    assert len(findings.tables[0].rows) == 2
+
+
+def test_a_policy_without_layers_is_refused_by_name():
+    policy = new_policy("s4", tokens="observation")
+    for name in (*MAPS, "horizon"):
+        with pytest.raises(UserError, match=f"probe '{name}' reads layers.*--tokens observation"):
+            make_probes([name], policy)
+    found = make_probe("lrp").attribute(query(policy))
+    assert found.values[-1, 1:4].abs().min() > 0
+    assert found.values[:-1].abs().max() == 0
+
+
+def test_relevance_stands_beside_occlusion_of_the_return():
+    notes = make_probe("lrp").attribute(query(new_policy("s4"))).notes
+    assert any(note.startswith("return-to-go: relevance") for note in notes)
+    assert isinstance(make_probe("lrp"), AttributionProbe)
