@@ -1,23 +1,29 @@
 """Does fitted Q evaluation rank runs as their true returns do?
 
     python benchmarks/fqe.py --dataset gym/hopper/medium-replay-v0 RUN RUN …
+    python benchmarks/fqe.py --dataset mine/walker2d/medium-replay-v0 --maker runs/collect/…
 
-For each run and target return: the value from the dataset alone, and the mean return that the run's
-eval.csv has for that step. Then Spearman's rank correlation of the two.
+For each run and target return, or each policy that the collector kept (every --every-th): the value
+from the dataset alone, and the mean return of the evaluation at that step. Then Spearman's rank
+correlation of the two.
 """
 
 import argparse
 import csv
 import time
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import torch
 
 from decision_s4.agents import checkpoint, saved
 from decision_s4.agents.actor import Actor
+from decision_s4.agents.data_maker import DataMaker, MakerOptions
 from decision_s4.agents.fqe import FQEOptions, fitted_q_value
 from decision_s4.envs import datasets
 from decision_s4.envs.statistics import rank_correlation
+from decision_s4.envs.timestep import Agent
 
 
 def true_returns(run: Path, step: int) -> dict[float, float]:
@@ -27,9 +33,28 @@ def true_returns(run: Path, step: int) -> dict[float, float]:
     return {float(row["target_return"]): float(row["return_mean"]) for row in rows}
 
 
+def policies_of(run: Path) -> Iterator[tuple[str, Agent, float, float]]:
+    """(name, agent, target, true return) of a run's last checkpoint."""
+    found = checkpoint.load(run, "last")
+    actor = Actor(saved.rebuild(found))
+    for target, truth in true_returns(run, found.step).items():
+        yield run.name, actor, target, truth
+
+
+def kept_policies(folder: Path, every: int) -> Iterator[tuple[str, Agent, float, float]]:
+    """The same of the policies that a collection evaluated."""
+    env_id = checkpoint.load(folder).metadata["env_id"]
+    maker = DataMaker(env_id, MakerOptions(), folder, seed=0, device="cpu")
+    pairs = zip(maker.curve.steps, maker.curve.returns, strict=True)
+    for step, truth in list(pairs)[::every]:
+        yield f"step {step}", maker.policy_at(step), 0.0, truth
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("runs", nargs="*", type=Path)
+    parser.add_argument("--maker", type=Path)
+    parser.add_argument("--every", type=int, default=3)
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--updates", type=int, default=FQEOptions.updates)
     parser.add_argument("--discount", type=float, default=FQEOptions.discount)
@@ -38,14 +63,12 @@ def main() -> None:
     data = datasets.load(given.dataset)
     options = FQEOptions(updates=given.updates, discount=given.discount)
     estimates, truths, begin = [], [], time.perf_counter()
-    print("| run | target | fitted Q | true return |\n|---|---|---|---|")
-    for run in given.runs:
-        found = checkpoint.load(run, "last")
-        actor = Actor(saved.rebuild(found))
-        for target, truth in true_returns(run, found.step).items():
-            estimates.append(fitted_q_value(actor, data, target, options))
-            truths.append(truth)
-            print(f"| {run.name} | {target:g} | {estimates[-1]:.1f} | {truth:.0f} |", flush=True)
+    print("| policy | target | fitted Q | true return |\n|---|---|---|---|")
+    policies = kept_policies(given.maker, given.every) if given.maker else ()
+    for name, agent, target, truth in chain(policies, *map(policies_of, given.runs)):
+        estimates.append(fitted_q_value(agent, data, target, options))
+        truths.append(truth)
+        print(f"| {name} | {target:g} | {estimates[-1]:.1f} | {truth:.0f} |", flush=True)
     seconds = (time.perf_counter() - begin) / len(truths)
     print(f"\nrank correlation {rank_correlation(estimates, truths):.2f}, {seconds:.0f} s a value")
 
