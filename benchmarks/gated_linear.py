@@ -10,7 +10,7 @@ configuration of our kernels.
 
 import argparse
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -115,22 +115,27 @@ def errors(inputs: list[Tensor], scans: dict[str, Scan]) -> str:
     return "  ".join(cells)
 
 
+def report(repeats: int, sizes: Sequence[int] = range(len(SIZES)), configs: bool = False) -> None:
+    """Prints the tables of the sizes asked for."""
+    print(torch.cuda.get_device_name())
+    for per_key in (True, False):
+        for i in sizes:
+            size = SIZES[i]
+            inputs = make_inputs(*size, gates=size[3] if per_key else 1)
+            scans = contenders(size, per_key, configs)
+            kind = "gate a key" if per_key else "gate a head"
+            table(f"{kind} {size}", scans, inputs, repeats)
+            if i == 0:
+                print("errors:", errors(inputs, scans))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--configs", action="store_true")
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--sizes", type=int, nargs="*", default=range(len(SIZES)), help="which")
     args = parser.parse_args()
-    print(torch.cuda.get_device_name())
-    for per_key in (True, False):
-        for i in args.sizes:
-            size = SIZES[i]
-            inputs = make_inputs(*size, gates=size[3] if per_key else 1)
-            scans = contenders(size, per_key, args.configs)
-            kind = "gate a key" if per_key else "gate a head"
-            table(f"{kind} {size}", scans, inputs, args.repeats)
-            if i == 0:
-                print("errors:", errors(inputs, scans))
+    report(args.repeats, args.sizes, args.configs)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""Selective scan (S6): ours beside what others run, forward and forward + backward.
+"""Scans: ours beside what others run, forward and forward + backward.
 
-    python benchmarks/kernels.py                  CPU, one and two threads, beside mambapy's pscan
-    python benchmarks/kernels.py --device cuda    beside mamba-ssm, and the memory's bandwidth
+    python benchmarks/kernels.py                  CPU: S6 on one and two threads beside mambapy's
+                                                  pscan, S4D beside FFT
+    python benchmarks/kernels.py --device cuda    S6 beside mamba-ssm and the memory's bandwidth,
+                                                  gated linear attention beside fla
 
 Peers that do not import are left out, in one line. Ours runs with episode starts, theirs without,
 for they have none. Medians of interleaved repeats in ms; "x": how many times faster than the peer.
@@ -13,6 +15,7 @@ import warnings
 from collections.abc import Callable
 
 import numpy as np
+import s4d
 import torch
 from timing import interleaved
 from torch import Tensor
@@ -160,9 +163,14 @@ def main() -> None:
     if args.device == "cuda":
         for size in ((8, 2048, 2048, 16), (64, 1000, 256, 16)):
             on_cuda(size, args.repeats)
+        import gated_linear  # needs Triton
+
+        gated_linear.report(args.repeats)
         return
     for threads in (1, 2):
         on_cpu(threads, args.repeats)
+    torch.set_num_threads(1)
+    s4d.table(args.repeats)
 
 
 if __name__ == "__main__":
