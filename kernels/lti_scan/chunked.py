@@ -15,6 +15,7 @@ from decision_s4.kernels.lti_scan.system import System, columns, rows, transitio
 from decision_s4.kernels.packing import ChunkLayout, Packing
 
 CHUNK = 64  # of 16 … 128 the fastest at H = 64, N = 64: about N, where the products balance
+LONG_CHUNK = 256  # on CUDA, where launches are the bound: a quarter of the states to pass on
 
 
 class Operators(NamedTuple):
@@ -29,10 +30,11 @@ class Operators(NamedTuple):
 
 
 def scan(
-    u: Tensor, system: System, state: Tensor, packing: Packing, chunk: int = CHUNK
+    u: Tensor, system: System, state: Tensor, packing: Packing, chunk: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """See `lti_scan`."""
     batch, steps, channels = u.shape
+    chunk = chunk or (LONG_CHUNK if u.is_cuda else CHUNK)
     layout = packing.chunks(chunk_for(steps, chunk))
     if not layout.counts:
         return torch.zeros_like(u), state
@@ -116,7 +118,8 @@ def _pass_on(
 
 def _remainder(x: Tensor, operators: Operators, lengths: Tensor) -> Tensor:
     """Ā^lengths x, by the binary digits of each length."""
-    for j, power in enumerate(operators.powers):
-        has_digit = ((lengths >> j) & 1).bool()[:, None]
-        x = torch.where(has_digit, _advance(x, power), x)
+    place = torch.arange(len(operators.powers), device=lengths.device)[:, None]
+    digits = ((lengths >> place) & 1).bool()[..., None]
+    for digit, power in zip(digits.unbind(), operators.powers, strict=True):
+        x = torch.where(digit, _advance(x, power), x)
     return x

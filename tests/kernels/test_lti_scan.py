@@ -73,6 +73,19 @@ def test_any_mix_of_starts_and_holes(data, low_rank, chunk):
 
 
 @low_ranks
+def test_long_chunks_equal_the_loop(low_rank):
+    """Those that CUDA takes."""
+    torch.manual_seed(0)
+    system, (u, state) = make_system(low_rank), make_input(300, rows=2)
+    arguments = (u, system, state, Packing(torch.rand(2, 300) < 0.01))
+
+    def fast(*each):
+        return chunked.scan(*each, chunk=chunked.LONG_CHUNK)
+
+    assert_all_near(outcome(fast, *arguments), outcome(naive.scan, *arguments))
+
+
+@low_ranks
 def test_the_loop_equals_its_dense_matrix(low_rank):
     """x_t = Ā^t x_0 + Σ Ā^(t−s) b u_s over both of each conjugate pair, without the recurrence."""
     torch.manual_seed(1)
