@@ -56,9 +56,8 @@ class Recorded:
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
             found = _step(eager, self.inputs, self.state)
-            self.found = torch.cat([x.reshape(room, -1) for x in found], dim=1)
-        self.widths = [x[0].numel() for x in found]
-        self.shapes = [x.shape[1:] for x in found]
+            self.found = torch.cat([x.flatten() for x in found])
+        self.shapes = [x.shape for x in found]
 
     def replay(
         self, inputs: Inputs, state: tuple[Tensor, ...]
@@ -70,15 +69,15 @@ class Recorded:
         into.pop(START).copy_(given.pop(START))
         torch._foreach_copy_(into, given)  # one launch for all of one type
         self.graph.replay()
-        parts = self.found[:rows].clone().split(self.widths, dim=1)
+        parts = self.found.clone().split([shape.numel() for shape in self.shapes])
         pairs = zip(parts, self.shapes, strict=True)
-        out, *after = (part.unflatten(1, shape) for part, shape in pairs)
+        *after, out = (part.view(shape)[:rows] for part, shape in pairs)
         return out, tuple(after)
 
 
 def _step(eager: EagerStep, inputs: Inputs, state: tuple[Tensor, ...]) -> list[Tensor]:
     out, after = eager.advance(*forget(inputs, state))
-    return [out, *after]
+    return [*after, out]  # states first: as complex numbers they must begin at an even place
 
 
 def _empty_like(x: Tensor, rows: int) -> Tensor:
