@@ -40,8 +40,9 @@ class FQEOptions:
     """Width of the two hidden layers."""
     learning_rate: float = 1e-3
     """Of Adam."""
-    target_rate: float = 0.01
-    """Share of the weights that the target network takes over at each step."""
+    target_rate: float = 0.05
+    """Share of the weights that the target network takes over at each step. With `updates` it is the
+    horizon: their product is the number of steps that rewards have come back."""
 
 
 def fitted_q_value(
