@@ -30,7 +30,11 @@ from pathlib import Path
 import decision_s4
 
 ROOT = Path(decision_s4.__file__).parent
-ALGORITHMS = ("decision-s4", "decision-transformer", "bc", "10%-bc", "td3-bc", "iql")
+LOCOMOTION = f"--config {shlex.quote(str(ROOT / 'configs/tasks/locomotion.yaml'))}"
+ALGORITHMS = (
+    *(f"{name}={name} {LOCOMOTION}" for name in ("decision-s4", "bc", "10%-bc")),
+    *("decision-transformer", "td3-bc", "iql"),
+)
 ROBOTS, QUALITIES = (
     ("halfcheetah", "hopper", "walker2d"),
     ("medium", "medium-replay", "medium-expert"),
