@@ -27,7 +27,7 @@ class Config(NamedTuple):
 
 
 CONFIGS = (Config(16, 4), Config(32, 4), Config(64, 4), Config(64, 8))
-PER_KEY, PER_HEAD = CONFIGS[1], CONFIGS[2]
+SHORT, LONG = CONFIGS[1], CONFIGS[2]
 
 
 def scan(
@@ -41,8 +41,14 @@ def scan(
 ) -> tuple[Tensor, Tensor]:
     """See `gated_linear`; q and k may be (B, T, 1, K), shared by the heads."""
     check(q, v)
-    config = config or (PER_HEAD if log_gate.shape[-1] == 1 else PER_KEY)
+    config = config or _config(q, v, log_gate)
     return FusedScan.apply(q, k, v, log_gate, state, packing.marks, config)
+
+
+def _config(q: Tensor, v: Tensor, log_gate: Tensor) -> Config:
+    """Long chunks where a head has one gate, unless operands would overfill shared memory."""
+    wide = v.dtype == torch.float32 and q.shape[-1] > 64
+    return SHORT if log_gate.shape[-1] > 1 or wide else LONG
 
 
 def check(q: Tensor, v: Tensor) -> None:
