@@ -1,4 +1,4 @@
-"""A tiny policy of each kind learns to copy the past: maps see the step, and lose it with the weights.
+"""Tiny policies learn to copy the past: maps see that step, and lose it with the weights.
 
 Shapes: B rows, T steps.
 """
