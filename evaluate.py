@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -48,6 +48,10 @@ class EvaluateConfig:
     logged: str | None = None
     """Dataset to estimate each target's discounted value from, instead of playing (fitted Q
     evaluation): ranks runs where there is no simulator."""
+    probe: tuple[str, ...] = ()
+    """Explain the policy's actions by these probes, such as occlusion,lrp; see docs/probes.md."""
+    report: Path | None = None
+    """HTML file of the explanation; default: RUN/report.html."""
     output: Path | None = None
     """CSV file to write; default: RUN/evaluation.csv."""
     seed: int = 1000
@@ -71,6 +75,7 @@ def evaluate(config: EvaluateConfig) -> None:
     spaces = policy.observation_space, policy.action_space
     check_environment(task.env_id, task.env_kwargs, *spaces, "the policy")
     _check_writable(output)
+    explanation = _planned_explanation(policy, config)
 
     console = Console()
     _say(console, f"policy  {config.run}, step {found.step}")
@@ -81,6 +86,13 @@ def evaluate(config: EvaluateConfig) -> None:
     print_table(console, rows)
     write_rows(output, rows)
     _say(console, f"table   {output}")
+    if explanation:
+        from decision_s4.agents.probes.explain import explain
+
+        with console.status("…") as status:
+            about = f"{task.env_id} · {policy.options.backbone} · {config.run}, step {found.step}"
+            say = lambda line: status.update(line) if line.endswith("…") else _say(console, line)  # noqa: E731
+            explain(explanation, policy, task, about, config.seed, say)
     if config.video:
         from decision_s4.agents.pictures import film
 
@@ -105,6 +117,15 @@ def _check_spaces(data: Trajectories, policy: Policy, name: str) -> None:
         ours, theirs = getattr(policy, kind), getattr(data, kind)
         if ours != theirs:
             raise UserError(f"--logged {name}: its {kind} is {theirs}, the policy's {ours}")
+
+
+def _planned_explanation(policy: Policy, config: EvaluateConfig) -> Any:
+    """What the probes asked for will do, checked; None where none is asked for."""
+    if not (config.probe or config.report):
+        return None
+    from decision_s4.agents.probes.explain import plan
+
+    return plan(config.probe, config.report or config.run / "report.html", policy)
 
 
 def _say(console: Console, line: str) -> None:

@@ -66,6 +66,7 @@ def train(config: RunOptions) -> Path | None:
     run = algorithm_of(config.algo).run(config, trajectories, task, device, join(device))
     if not run.world.leads:
         return _accompany(run)
+    _probes(run)
     return _begin(run) if before is None else _resume(run, before)
 
 
@@ -126,6 +127,7 @@ def _record(run: Training, run_dir: Path, notes: Sequence[str] = ()) -> None:
 
 def _loop(run: Training, logger: Any, run_dir: Path, interrupt: Interrupt) -> None:
     config, metrics, timesteps, since = run.config, {}, 0, time.perf_counter()
+    probes = _probes(run)
     while not run.finished and not run.world.any(interrupt.asked):
         metrics, taken = run.update()
         timesteps += taken
@@ -136,6 +138,8 @@ def _loop(run: Training, logger: Any, run_dir: Path, interrupt: Interrupt) -> No
         if evaluates:
             rows = run.evaluate()
             logger.evaluation(run.step, rows)
+            if probes:
+                _explain(run, logger, probes)
             run.save(run_dir, _score(rows))
             shown |= _shown_score(rows)
         logger.progress(run.step, **shown)
@@ -144,6 +148,22 @@ def _loop(run: Training, logger: Any, run_dir: Path, interrupt: Interrupt) -> No
         _check_finite(run, metrics)
         logger.flush()
         run.save(run_dir)
+
+
+def _probes(run: Training) -> list[Any]:
+    """Those of the settings. Raises UserError where one is unknown or cannot serve the policy."""
+    if not run.config.probes:
+        return []
+    from decision_s4.agents.probes.during_training import training_probes
+
+    return training_probes(run.config.probes, run.learner.policy)
+
+
+def _explain(run: Training, logger: Any, probes: list[Any]) -> None:
+    from decision_s4.agents.probes.during_training import log_probes
+
+    policy = run.learner.averaged_policy
+    log_probes(probes, policy, run.trajectories, run.task.env_id, logger, run.step)
 
 
 def _log(

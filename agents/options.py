@@ -80,6 +80,8 @@ class RunOptions:
     """Returns to ask for; none: the task's usual ones, or the dataset's best and half of it."""
     reference_scores: tuple[float, ...] = ()
     """Returns that score 0 and 100; none: those stored with the dataset, else those of its task."""
+    probes: tuple[str, ...] = ()
+    """Cheap probes to log at each evaluation, such as gradient-x-input; see docs/probes.md."""
     video: bool = True
     """Record a video of the last policy, one episode a target return."""
     log_every: int = 50

@@ -45,6 +45,8 @@ class Context:
     """(W, F)"""
     others: Tensor
     """(K, W, F) the same steps of other episodes."""
+    recording: Recording
+    """The whole episode."""
 
     @cached_property
     def slices(self) -> dict[str, slice]:
@@ -78,6 +80,31 @@ class Context:
     def with_state(self, state: State) -> "Context":
         """The same query with another past before the window."""
         return replace(self, state=state)
+
+    def tail(self, steps: int) -> "Context":
+        """The last `steps` of the window alone, what is before them in the state; the whole window
+        of a policy that recomputes."""
+        cut = len(self.features) - steps
+        if cut == 0 or _recomputes(self.policy):
+            return self
+        before, batch = (
+            SimpleNamespace(**map_tree(lambda leaf, part=part: leaf[:, part], vars(self.batch)))
+            for part in (slice(cut), slice(cut, None))
+        )
+        with torch.no_grad():
+            _, state = self.policy(before, self.state)
+        return replace(
+            self,
+            first=self.first + cut,
+            batch=batch,
+            state=state,
+            features=self.features[cut:],
+            others=self.others[:, cut:],
+        )
+
+    def to_policy(self, policy: Policy) -> "Context":
+        """The same query to another policy of the same inputs, from the episode's beginning."""
+        return replace(self, policy=policy, state=_state_before(policy, self.recording, self.first))
 
     def attribution(self, method: str, values: Tensor, **more: Any) -> Attribution:
         """An answer to this query; `more` are Attribution's other fields."""
@@ -126,18 +153,31 @@ def make_context(
         raise UserError(f"step {step} is not there; steps are 0 to {recording.steps - 1}")
     if not others:
         raise UserError("there is no other episode to compare with; record two or more")
-    recomputes = policy.options.context_mode == "recompute"
+    recomputes = _recomputes(policy)
     first = max(0, step + 1 - (policy.options.context_steps if recomputes else window))
     batch = recording.batch(first, step + 1, begins=recomputes)
-    state = None if recomputes else _state_before(policy, recording, first)
     beside = torch.stack([other.stretch(first, step + 1) for other in others])
     return Context(
-        policy, target, step, first, batch, state, recording.stretch(first, step + 1), beside
+        policy,
+        target,
+        step,
+        first,
+        batch,
+        _state_before(policy, recording, first),
+        recording.stretch(first, step + 1),
+        beside,
+        recording,
     )
 
 
+def _recomputes(policy: Policy) -> bool:
+    return policy.options.context_mode == "recompute"
+
+
 @torch.no_grad()
-def _state_before(policy: Policy, recording: Recording, first: int) -> State:
+def _state_before(policy: Policy, recording: Recording, first: int) -> State | None:
+    if _recomputes(policy):
+        return None
     if first == 0:
         return policy.initial_state(1)
     return policy(recording.batch(0, first))[1]

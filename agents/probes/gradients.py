@@ -36,7 +36,7 @@ class SmoothGrad(AttributionProbe):
 
     name = "smoothgrad"
     question = "which inputs would change the answer, also for inputs nearby?"
-    samples: int = 16
+    samples: int = 8
     noise: float = 0.1
     """Standard deviation, in units of each feature's own over other episodes."""
     seed: int = 0
@@ -111,19 +111,22 @@ class Occlusion(AttributionProbe):
     name = "occlusion"
     question = "which inputs does the answer miss, were they as in other episodes?"
     baseline: str = "episodes"
-    draws: int = 4
+    draws: int = 2
     """Baselines to average over."""
     singly: int = 8
 
     def attribute(self, context: Context) -> Attribution:
         """A forward pass for each feature of each block."""
-        x, base = context.features, baseline(self.baseline, context)[: self.draws]
-        blocks = list(time_blocks(len(x), self.singly))
-        values = torch.zeros_like(x)
-        for first, end in blocks:
-            variants = _occluded(x, base, first, end)  # (F, K, W, F)
+        base = baseline(self.baseline, context)[: self.draws]
+        values = torch.zeros_like(context.features)
+        steps = len(values)
+        for first, end in time_blocks(steps, self.singly):
+            tail = context.tail(steps - first)
+            x = tail.features
+            cut = steps - len(x)
+            variants = _occluded(x, base[:, cut:], first - cut, end - cut)  # (F, K, …, F)
             with torch.no_grad():
-                answer = context.answer(variants.flatten(0, 1)).view(variants.shape[:2])
+                answer = tail.answer(variants.flatten(0, 1)).view(variants.shape[:2])
             values[first:end] = (context.prediction - answer.mean(1)) / (end - first)
         return context.attribution(
             self.name, values, baseline=BASELINES[self.baseline][0], notes=_earlier(context)

@@ -1,0 +1,124 @@
+"""What an input is worth: the return where it is masked in every step of the loop.
+
+A masked feature holds what other recorded episodes held at the same time step, so that the policy
+acts on a plausible past that is not its own. All features and seeds play in one lockstep batch.
+Shapes: B rows, F features, K recorded episodes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from decision_s4.agents.backbones import State, ops
+from decision_s4.agents.policy import Policy
+from decision_s4.agents.probes.base import Table
+from decision_s4.agents.probes.faithfulness import interval
+from decision_s4.agents.probes.recordings import Recording
+from decision_s4.envs.rollout import rollout
+from decision_s4.envs.statistics import bootstrap_interval
+from decision_s4.envs.task import Task
+from decision_s4.envs.timestep import TimeStep
+
+
+class MaskedState(NamedTuple):
+    """Where a masked policy stands; rows leave it as they leave the batch."""
+
+    time: Tensor
+    """(B,) steps taken."""
+    masked: Tensor
+    """(B, F) bool."""
+    source: Tensor
+    """(B,) which recorded episode fills in."""
+    memory: State
+
+
+@dataclass(frozen=True)
+class MaskedAgent:
+    """A policy some of whose features are another episode's, as an agent of a rollout."""
+
+    policy: Policy
+    masked: Tensor
+    """(B, F) bool, by row."""
+    fill: Tensor
+    """(K, T, F) features of recorded episodes."""
+
+    def initial_state(self, batch_size: int) -> MaskedState:
+        """Row i is filled from recorded episode i mod K."""
+        rows = torch.arange(batch_size)
+        memory = self.policy.initial_state(batch_size)
+        return MaskedState(torch.zeros_like(rows), self.masked, rows % len(self.fill), memory)
+
+    @torch.no_grad()
+    def act(
+        self, step: TimeStep, state: MaskedState, deterministic: bool = True
+    ) -> tuple[Tensor, MaskedState]:
+        """The policy's action on the inputs that are left to it."""
+        time = state.time.clamp(max=self.fill.shape[1] - 1)
+        instead = self.fill[state.source, time]  # (B, F)
+
+        def mask(place: slice) -> ops.Handler:
+            return lambda x: torch.where(state.masked[:, place], instead[:, place], x)
+
+        parts = self.policy.token_map(1)
+        with ops.taps({f"inputs.{part.modality}": mask(part.features) for part in parts}):
+            y, memory = self.policy.step(step, state.memory)
+        action = self.policy.head.act(y, deterministic)
+        return action, state._replace(time=state.time + 1, memory=memory)
+
+
+@dataclass(frozen=True)
+class Worth:
+    """Returns by masked feature, on the same seeds."""
+
+    names: Sequence[str]
+    """What was masked; the first is nothing."""
+    returns: np.ndarray
+    """(1 + F, episodes)"""
+
+    @property
+    def losses(self) -> np.ndarray:
+        """(F,) mean return lost by masking each feature."""
+        return (self.returns[:1] - self.returns[1:]).mean(1)
+
+    def table(self) -> Table:
+        """The dearest feature first."""
+        rows = []
+        for i in [0, *(1 + np.argsort(-self.losses))]:
+            lost = self.returns[0] - self.returns[i]
+            cells = [
+                interval((values.mean(), *bootstrap_interval(values)), digits=0)
+                for values in (self.returns[i], lost)
+            ]
+            rows.append([self.names[i], cells[0], "" if i == 0 else cells[1]])
+        count = self.returns.shape[1]
+        return Table(
+            f"Return with one input masked in the loop, {count} episodes each",
+            ["masked", "return", "lost"],
+            rows,
+        )
+
+
+def worth_of_inputs(
+    policy: Policy,
+    task: Task,
+    recordings: Sequence[Recording],
+    names: Sequence[str],
+    episodes: int,
+    seed: int,
+    max_steps: int = 1000,
+    **options: Any,
+) -> Worth:
+    """Play with nothing masked, and with each feature masked, towards the first target return."""
+    width = len(names)
+    masked = torch.cat([torch.zeros(1, width), torch.eye(width)]).bool()
+    longest = max(recording.steps for recording in recordings)
+    fill = torch.stack([recording.stretch(0, longest) for recording in recordings])
+    agent = MaskedAgent(policy, masked.repeat_interleave(episodes, 0), fill)
+    seeds = [seed + i for _ in masked for i in range(episodes)]
+    targets = [task.target_returns[0]] * len(seeds)
+    played = rollout(agent, task.env_id, targets, seeds, task.env_kwargs, max_steps, **options)
+    return Worth(["nothing", *names], played.returns.reshape(1 + width, episodes))

@@ -1,0 +1,226 @@
+"""One self-contained HTML file about a policy: no network, no libraries.
+
+Maps travel as base64 of int16, each scaled by its own largest size. Shapes: T steps, F features.
+"""
+
+import base64
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from decision_s4.agents.encoders import Standardised
+from decision_s4.agents.policy import Policy
+from decision_s4.agents.probes.base import Attribution, Findings, Table, Target
+from decision_s4.agents.probes.faithfulness import GRADIENT, RANDOM, Faithfulness
+from decision_s4.agents.probes.recordings import Recording
+from decision_s4.envs.feature_names import action_names, observation_names
+from decision_s4.envs.task import Task
+
+TEMPLATE = Path(__file__).with_name("report.html")
+SCALE_QUANTILE = 0.995
+"""Of a method's largest cells: the limit of its colours, so that one cell bleaches no other."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """One step explained."""
+
+    step: int
+    first: int
+    maps: Sequence[Sequence[Attribution]]
+    """By target, then by method."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A recorded episode and what was asked about it."""
+
+    recording: Recording
+    queries: Sequence[Query]
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that the page shows."""
+
+    about: str
+    policy: Policy
+    task: Task
+    targets: Sequence[Target]
+    episodes: Sequence[Episode]
+    evidence: Faithfulness | None
+    findings: Sequence[Findings]
+
+
+def render(report: Report) -> str:
+    """The page."""
+    data = json.dumps(page_data(report), separators=(",", ":"), allow_nan=False)
+    return TEMPLATE.read_text("utf-8").replace("__DATA__", data.replace("<", "\\u003c"))
+
+
+def feature_names(policy: Policy, env_id: str | None) -> list[str]:
+    """(F,) names, in the order of the features."""
+    observation = observation_names(
+        env_id, policy.observation_space, policy.observation_features.width
+    )
+    action = action_names(env_id, policy.action_space, policy.action_features.width)
+    return ["return-to-go", *observation, *(f"previous {name}" for name in action)]
+
+
+def target_name(policy: Policy, env_id: str | None, target: Target) -> str:
+    """As a person reads it: thigh torque."""
+    if target.kind != "action":
+        return target.name
+    width = policy.head.linear.out_features
+    return action_names(env_id, policy.action_space, width)[target.dimension]
+
+
+def page_data(report: Report) -> dict[str, Any]:
+    """Everything as plain values."""
+    policy, env_id = report.policy, report.task.env_id
+    names = feature_names(policy, env_id)
+    parts = [{"name": p.modality, "first": p.features.start} for p in policy.token_map(1)]
+    methods = _methods(report, len(names))
+    width = policy.head.linear.out_features
+    return {
+        "about": report.about,
+        "features": names,
+        "modalities": parts,
+        "targets": [target_name(policy, env_id, target) for target in report.targets],
+        "actions": action_names(env_id, policy.action_space, width),
+        "methods": methods,
+        "limits": _limits(report, len(names)),
+        "episodes": [_episode(policy, episode, len(names)) for episode in report.episodes],
+        "faithfulness": _evidence(report.evidence),
+        "findings": [_finding(found) for found in report.findings],
+    }
+
+
+def _methods(report: Report, width: int) -> list[dict[str, Any]]:
+    from decision_s4.agents.probes.base import make_probe
+
+    if not report.episodes:
+        return []
+    return [
+        {
+            "name": found.method,
+            "question": make_probe(found.method).question,
+            "tells_features": found.values.shape[1] == width,
+        }
+        for found in report.episodes[0].queries[0].maps[0]
+    ]
+
+
+def _limits(report: Report, width: int) -> list[list[float]]:
+    """By method and target, over all queries."""
+    queries = [query for episode in report.episodes for query in episode.queries]
+    if not queries:
+        return []
+
+    def limit(method: int, target: int) -> float:
+        cells = [q.maps[target][method].over_features(width).abs().flatten() for q in queries]
+        sizes = np.concatenate([cell.cpu().numpy() for cell in cells])
+        top = np.quantile(sizes[sizes > 0], SCALE_QUANTILE) if (sizes > 0).any() else 1.0
+        return float(f"{top:.2g}")
+
+    count = len(queries[0].maps[0])
+    return [[limit(m, t) for t in range(len(report.targets))] for m in range(count)]
+
+
+def _episode(policy: Policy, episode: Episode, width: int) -> dict[str, Any]:
+    recording = episode.recording
+    action = policy.action_features(recording.action)
+    return {
+        "label": f"{recording.label}, return {recording.reward.sum():.0f}",
+        "return_to_go": _rounded(recording.return_to_go),
+        "actions": [_rounded(column) for column in action.T],
+        "values": _rounded(raw_values(policy, recording).flatten()),
+        "queries": [
+            {
+                "step": query.step,
+                "first": query.first,
+                "predictions": [maps[0].prediction for maps in query.maps],
+                "maps": [[_map(found, width) for found in maps] for maps in query.maps],
+            }
+            for query in episode.queries
+        ],
+    }
+
+
+def raw_values(policy: Policy, recording: Recording) -> Tensor:
+    """(T, F) features in units of the environment, where the policy standardises them."""
+    values = recording.features.clone()
+    values[:, 0] = recording.return_to_go
+    observation = policy.observation_features
+    if isinstance(observation, Standardised):
+        part = slice(1, 1 + observation.width)
+        values[:, part] = values[:, part] * observation.std + observation.mean
+    return values
+
+
+def _map(found: Attribution, width: int) -> dict[str, Any]:
+    cells = found.over_features(width).detach().cpu().double().numpy()
+    limit = float(np.abs(cells).max()) or 1.0
+    packed = np.round(cells / limit * 32767).astype("<i2")
+    return {
+        "data": base64.b64encode(packed.tobytes()).decode(),
+        "limit": limit,
+        "bias": found.bias,
+        "baseline": found.baseline,
+        "notes": list(found.notes),
+    }
+
+
+def _evidence(evidence: Faithfulness | None) -> dict[str, Any] | None:
+    if evidence is None:
+        return None
+    names = sorted(evidence.survival, key=lambda name: -evidence.mean(name)[0])
+    gains = [
+        {"name": n, "random": evidence.beats(n, RANDOM), "gradient": evidence.beats(n, GRADIENT)}
+        for n in names
+    ]
+    gains.append({"name": GRADIENT, "random": evidence.beats(GRADIENT, RANDOM), "gradient": None})
+    note = (
+        "Taken away means: holds what other episodes held at the same time step. ↑ larger is "
+        "better, ↓ smaller. The last column is the rank correlation of a map with that of the same "
+        "network with shuffled weights: what stays near 1 is none of the policy's doing."
+    )
+    return {"gains": gains, "table": _table(evidence.table()), "note": note}
+
+
+def _finding(found: Findings) -> dict[str, Any]:
+    return {
+        "method": found.method,
+        "notes": list(found.notes),
+        "tables": [_table(table) for table in found.tables],
+        "curves": [
+            {
+                "title": c.title,
+                "x_label": c.x_label,
+                "x": [float(x) for x in c.x],
+                "lines": {name: [float(y) for y in ys] for name, ys in c.lines.items()},
+            }
+            for c in found.curves
+        ],
+    }
+
+
+def _table(table: Table) -> dict[str, Any]:
+    return {
+        "title": table.title,
+        "columns": list(table.columns),
+        "rows": [[_plain(cell) for cell in row] for row in table.rows],
+    }
+
+
+def _plain(cell: str | float) -> str | float:
+    return cell if isinstance(cell, str) else float(cell) if np.isfinite(cell) else "–"
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [float(f"{value:.4g}") for value in values.detach().cpu().double().tolist()]

@@ -1,0 +1,94 @@
+"""The page: whole in itself, drawn by a browser, and refused before any work where it cannot be."""
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from decision_s4 import evaluate, train
+from decision_s4.agents.probes import explain
+
+TINY = (
+    "--steps 2 --eval-every 2 --eval-episodes 1 --batch-steps 50 --no-video --d-model 8 "
+    "--d-embed 8 --n-layers 1 --backbone-options d_state=4 --threads 1 --device cpu"
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DECISION_S4_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        run_dir = str(tmp_path_factory.mktemp("runs") / "run")
+        assert train.main([*TINY.split(), "--run-dir", run_dir]) == 0
+        yield run_dir
+
+
+@pytest.fixture(scope="module")
+def page(run, tmp_path_factory):
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, small in {"QUERIES": 3, "EVIDENCE": 3, "LOOP_EPISODES": 1}.items():
+            patch.setattr(explain, name, small)
+        flags = ["--episodes", "1", "--probe", "gradient-x-input,occlusion"]
+        assert evaluate.main([run, *flags, "--report", str(path)]) == 0
+    return path
+
+
+def data_of(page) -> dict:
+    text = page.read_text("utf-8")
+    return json.loads(re.search(r'type="application/json">(.*?)</script>', text, re.S)[1])
+
+
+def test_the_page_needs_nothing_from_elsewhere(page):
+    text = page.read_text("utf-8")
+    assert not re.findall(r"https?://|src=|@import|<link", text)
+
+
+def test_the_page_holds_names_maps_and_evidence(page):
+    data = data_of(page)
+    assert data["features"][:3] == ["return-to-go", "torso height", "torso angle"]
+    assert [method["name"] for method in data["methods"]] == ["gradient-x-input", "occlusion"]
+    query = data["episodes"][0]["queries"][-1]
+    found = query["maps"][0][1]
+    cells = np.frombuffer(base64.b64decode(found["data"]), "<i2")
+    assert len(cells) == (query["step"] - query["first"] + 1) * len(data["features"])
+    assert np.abs(cells).max() == 32767
+    assert found["baseline"] == "the same time step of other episodes"
+    names = [row[0] for row in data["faithfulness"]["table"]["rows"]]
+    assert {"random order", "plain gradient", "occlusion"} <= set(names)
+    assert data["findings"][-1]["tables"][0]["rows"][0][0] == "nothing"
+
+
+def test_a_browser_draws_it(page, tmp_path):
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no chromium here: apt-get install chromium")
+    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"]
+    drawn = subprocess.run(
+        [browser, *flags, "--virtual-time-budget=2000", "--dump-dom", page.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    ).stdout
+    assert "gradient-x-input: which inputs" in drawn  # written by the script
+    assert "Are the maps true?" in drawn
+    assert drawn.count('<option value="1">') == 3  # a second episode, target and method
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--probe", "oclusion"], "probe 'oclusion' is unknown; did you mean 'occlusion'?"),
+        (["--report", "/nowhere/at/all.html"], "--report /nowhere/at/all.html cannot be written"),
+    ],
+)
+def test_bad_questions_end_before_any_work(run, flags, message, capsys):
+    assert evaluate.main([run, *flags]) == 2
+    said = capsys.readouterr()
+    assert message in said.err
+    assert len(said.err.splitlines()) == 1
+    assert said.out == ""
