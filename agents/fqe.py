@@ -41,8 +41,8 @@ class FQEOptions:
     learning_rate: float = 1e-3
     """Of Adam."""
     target_rate: float = 0.05
-    """Share of the weights that the target network takes over at each step. With `updates` it is the
-    horizon: their product is the number of steps that rewards have come back."""
+    """Share of the weights that the target network takes over at each step. Times `updates` it is
+    the number of steps that rewards have come back: less than 1 / (1 − γ) ranks by luck."""
 
 
 def fitted_q_value(
