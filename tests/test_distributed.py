@@ -20,8 +20,8 @@ SMALL = (
 def together(flags: str) -> None:
     """Two processes by torchrun."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += ["--master-port", "29511", "-m", "decision_s4.train", *flags.split()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    command += ["--standalone", "-m", "decision_s4.train", *flags.split()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
