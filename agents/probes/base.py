@@ -167,6 +167,7 @@ PROBES: dict[str, str] = {
     "attnlrp": "layer_probes:AttnLRP",
     "lrp-selection": "layer_probes:SelectionLRP",
     "horizon": "horizon_probe:Horizon",
+    "linear-probe": "linear:LinearProbe",
 }
 """module:class below this package, by the name a person gives; imported when asked for."""
 

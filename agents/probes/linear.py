@@ -1,0 +1,111 @@
+"""What a policy's memory knows: linear read-outs of its last features, beside their controls.
+
+A read-out is ridge regression on whole episodes, judged on other episodes. R² counts only above
+what the step's number alone, the present input alone, and shuffled labels tell
+(Hewitt and Liang, arXiv 1909.03368). Shapes: S steps of all episodes, D features.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from decision_s4.agents.policy import Policy
+from decision_s4.agents.probes.base import Findings, PolicyProbe, Table
+from decision_s4.agents.probes.context import Context
+from decision_s4.agents.probes.recordings import Recording
+
+RIDGE = 1e-2
+"""Penalty, in units of the standardised regressors' mean square."""
+LEAST_EPISODES = 3
+LAGS = (1, 4, 16)
+
+
+class LinearProbe(PolicyProbe):
+    """R² of what the features know of progress, remaining return and past observations."""
+
+    name = "linear-probe"
+    question = "what does the memory know that the present input does not tell?"
+
+    def examine(self, contexts: Sequence[Context]) -> Findings:
+        """Half of the episodes to fit, the others to judge."""
+        policy = contexts[0].policy
+        recordings = list({id(c.recording): c.recording for c in contexts}.values())
+        if len(recordings) < LEAST_EPISODES:
+            note = f"{len(recordings)} episodes do not suffice; {LEAST_EPISODES} do"
+            return Findings(self.name, notes=[note])
+        hidden = [_hidden(policy, recording) for recording in recordings]
+        present = [recording.features.double().numpy() for recording in recordings]
+        time = [_clock(recording.steps) for recording in recordings]
+        both = [np.concatenate(pair, 1) for pair in zip(hidden, present, strict=True)]
+        rows, scalars = [], {}
+        for name, labels in _labels(recordings).items():
+            scores = [r_squared(x, labels) for x in (hidden, both, present, time)]
+            chance = r_squared(hidden, _shuffled(labels))
+            rows.append([name, *scores, chance])
+            scalars[f"linear-probe/{name}"] = scores[0]
+        columns = [
+            "what",
+            "memory: R²",
+            "memory and present input",
+            "present input alone",
+            "time alone",
+            "shuffled labels",
+        ]
+        title = f"Fitted on half of {len(recordings)} episodes, judged on the others"
+        note = "1: known exactly; 0 or less: no better than the mean. Controls beside it."
+        return Findings(
+            self.name, tables=[Table(title, columns, rows)], scalars=scalars, notes=[note]
+        )
+
+
+@torch.no_grad()
+def _hidden(policy: Policy, recording: Recording) -> np.ndarray:
+    """(T, D) what the head reads."""
+    return policy(recording.batch(0, recording.steps))[0][0].double().numpy()
+
+
+def _clock(steps: int) -> np.ndarray:
+    """(T, 4) the step's number and powers of it."""
+    time = np.arange(steps)[:, None] / 1000
+    return np.concatenate([time, time**2, time**3, np.sqrt(time)], 1)
+
+
+def _labels(recordings: Sequence[Recording]) -> dict[str, list[np.ndarray]]:
+    """By what is asked, one (T,) an episode; past inputs are nan before there are any."""
+    found = {
+        "progress through the episode": [np.arange(r.steps) / r.steps for r in recordings],
+        "return still to come": [_to_come(r) for r in recordings],
+    }
+    for lag in LAGS:
+        found[f"first observation, {lag} steps ago"] = [_ago(r, lag) for r in recordings]
+    return found
+
+
+def _to_come(recording: Recording) -> np.ndarray:
+    return recording.reward.double().flip(0).cumsum(0).flip(0).numpy()
+
+
+def _ago(recording: Recording, lag: int) -> np.ndarray:
+    values = recording.features[:, 1].double().numpy()
+    return np.concatenate([np.full(min(lag, len(values)), np.nan), values[:-lag]])[: len(values)]
+
+
+def _shuffled(labels: Sequence[np.ndarray]) -> list[np.ndarray]:
+    generator = np.random.default_rng(0)
+    return [generator.permutation(values) for values in labels]
+
+
+def r_squared(inputs: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> float:
+    """Of a ridge regression fitted on every second episode, on the others. nan: no label varies."""
+    parts = [
+        (np.concatenate(inputs[first::2]), np.concatenate(labels[first::2])) for first in (0, 1)
+    ]
+    (x, y), (x_other, y_other) = ((x[~np.isnan(y)], y[~np.isnan(y)]) for x, y in parts)
+    if min(len(y), len(y_other)) < 2 or y_other.std() == 0:
+        return float("nan")
+    mean, std = x.mean(0), x.std(0) + 1e-8
+    x, x_other = (x - mean) / std, (x_other - mean) / std
+    gram = x.T @ x + RIDGE * len(x) * np.eye(x.shape[1])
+    predicted = x_other @ np.linalg.solve(gram, x.T @ (y - y.mean())) + y.mean()
+    return float(1 - np.square(y_other - predicted).mean() / y_other.var())
