@@ -93,6 +93,11 @@ def evaluate(config: EvaluateConfig) -> None:
             about = f"{task.env_id} · {policy.options.backbone} · {config.run}, step {found.step}"
             say = lambda line: status.update(line) if line.endswith("…") else _say(console, line)  # noqa: E731
             explain(explanation, policy, task, about, config.seed, say)
+        if config.video:
+            from decision_s4.agents.probes.film import film_explained
+
+            for path in film_explained(policy, task, config.run / "videos", config.seed):
+                _say(console, f"video   {path} (what mattered, frame by frame)")
     if config.video:
         from decision_s4.agents.pictures import film
 
