@@ -1,4 +1,4 @@
-"""Train a policy from logged trajectories: `python train.py --algo decision-s4`."""
+"""Train a policy: `python train.py --algo decision-s4`, or `--algo ppo --env CartPoleNoVel-v1`."""
 
 import os
 
@@ -9,13 +9,12 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from decision_s4.agents.actor import Actor
 from decision_s4.agents.algorithms import algorithm_of
 from decision_s4.agents.config import (
     describe_changes,
@@ -24,19 +23,17 @@ from decision_s4.agents.config import (
     read_setting,
     save_config,
 )
-from decision_s4.agents.distributed import join
 from decision_s4.agents.flags import last_value
 from decision_s4.agents.interrupt import Interrupt
 from decision_s4.agents.options import RunOptions, check_ranges, choose_device
-from decision_s4.agents.policy import PolicyOptions, parameter_count
+from decision_s4.agents.policy import PolicyOptions
 from decision_s4.agents.program import exit_code
+from decision_s4.agents.run import Row, Run
 from decision_s4.agents.run_dir import create_run_dir, default_run_dir
-from decision_s4.agents.training import Row, Training
-from decision_s4.envs import datasets
 from decision_s4.envs.errors import UserError
-from decision_s4.envs.task import task_of
 
 CONFIG_FILE = "config.yaml"
+RETURN_TAG = "rollout/ep_rew_mean"
 # What a checkpoint fixes: another value would be ignored, or would make it another policy.
 FIXED = {
     "algo",
@@ -61,16 +58,13 @@ def train(config: RunOptions) -> Path | None:
     device = choose_device(config.device)
     torch.set_num_threads(config.threads or os.cpu_count() or 1)
     before = load_config(type(config), config.resume / CONFIG_FILE) if config.resume else None
-    trajectories = datasets.load(config.dataset)
-    task = task_of(trajectories, config.env, config.target_returns, config.reference_scores)
-    run = algorithm_of(config.algo).run(config, trajectories, task, device, join(device))
+    run = algorithm_of(config.algo).begin(config, device)
     if not run.world.leads:
         return _accompany(run)
-    _probes(run)
     return _begin(run) if before is None else _resume(run, before)
 
 
-def _accompany(run: Training) -> Path | None:
+def _accompany(run: Run) -> Path | None:
     """Train beside the process that logs and saves; returns the folder of a resumed run."""
     if run.config.resume:
         run.restore(run.config.resume)
@@ -80,10 +74,10 @@ def _accompany(run: Training) -> Path | None:
     return run.config.resume
 
 
-def _begin(run: Training) -> Path:
+def _begin(run: Run) -> Path:
     config = run.config
     run_dir = create_run_dir(
-        config.run_dir or default_run_dir(config.algo, config.dataset, config.seed)
+        config.run_dir or default_run_dir(config.algo, config.subject, config.seed)
     )
     try:
         _save_config(config, run_dir)
@@ -95,7 +89,7 @@ def _begin(run: Training) -> Path:
     return run_dir
 
 
-def _resume(run: Training, before: RunOptions) -> Path:
+def _resume(run: Run, before: RunOptions) -> Path:
     run_dir, steps = run.config.resume, run.config.steps
     run.restore(run_dir)
     if run.finished:
@@ -107,7 +101,7 @@ def _resume(run: Training, before: RunOptions) -> Path:
     return run_dir
 
 
-def _record(run: Training, run_dir: Path, notes: Sequence[str] = ()) -> None:
+def _record(run: Run, run_dir: Path, notes: Sequence[str] = ()) -> None:
     """Train, evaluate, save and film, with everything logged."""
     from decision_s4.agents.logger import Logger  # slow to import: not before flags are checked
 
@@ -122,24 +116,23 @@ def _record(run: Training, run_dir: Path, notes: Sequence[str] = ()) -> None:
                 logger.message(f"stopped at step {run.step}; go on with --resume {run_dir}")
             raise KeyboardInterrupt
         if config.video:
-            _draw(run, logger, run_dir)
+            run.draw(logger, run_dir)
 
 
-def _loop(run: Training, logger: Any, run_dir: Path, interrupt: Interrupt) -> None:
+def _loop(run: Run, logger: Any, run_dir: Path, interrupt: Interrupt) -> None:
     config, metrics, timesteps, since = run.config, {}, 0, time.perf_counter()
-    probes = _probes(run)
     while not run.finished and not run.world.any(interrupt.asked):
+        before = run.step
         metrics, taken = run.update()
         timesteps += taken
-        evaluates = run.finished or run.step % config.eval_every == 0
-        if not evaluates and run.step % config.log_every:
+        evaluates = _passed(before, run, config.eval_every)
+        if not evaluates and not _passed(before, run, config.log_every):
             continue
         shown = _log(run, logger, metrics, timesteps / (time.perf_counter() - since))
         if evaluates:
             rows = run.evaluate()
             logger.evaluation(run.step, rows)
-            if probes:
-                _explain(run, logger, probes)
+            run.explain(logger)
             run.save(run_dir, _score(rows))
             shown |= _shown_score(rows)
         logger.progress(run.step, **shown)
@@ -150,34 +143,28 @@ def _loop(run: Training, logger: Any, run_dir: Path, interrupt: Interrupt) -> No
         run.save(run_dir)
 
 
-def _probes(run: Training) -> list[Any]:
-    """Those of the settings. Raises UserError where one is unknown or cannot serve the policy."""
-    if not run.config.probes:
-        return []
-    from decision_s4.agents.probes.during_training import training_probes
-
-    return training_probes(run.config.probes, run.learner.policy)
-
-
-def _explain(run: Training, logger: Any, probes: list[Any]) -> None:
-    from decision_s4.agents.probes.during_training import log_probes
-
-    policy = run.learner.averaged_policy
-    log_probes(probes, policy, run.trajectories, run.task.env_id, logger, run.step)
+def _passed(before: int, run: Run, every: int) -> bool:
+    """Whether the last update ended the run, or reached or passed a multiple of `every`."""
+    return run.finished or run.step // every > before // every
 
 
 def _log(
-    run: Training, logger: Any, metrics: dict[str, torch.Tensor], rate: float
+    run: Run, logger: Any, metrics: Mapping[str, torch.Tensor], rate: float
 ) -> dict[str, float]:
     """Write a point of the curves; returns what of it the progress shows."""
     _check_finite(run, metrics)
-    values = {f"train/{name}": value.item() for name, value in metrics.items()}
-    values["train/learning_rate"] = run.learner.learning_rate
-    logger.log(run.step, values | {"time/timesteps_per_s": rate})
-    return {"loss": values["train/loss"], "timesteps/s": round(rate)}
+    values = {
+        name if "/" in name else f"train/{name}": value.item() for name, value in metrics.items()
+    }
+    values["train/learning_rate"] = run.learning_rate
+    logger.log(run.step, values | {run.rate_tag: rate})
+    shown = {"loss": values["train/loss"], "timesteps/s": round(rate)}
+    if RETURN_TAG in values:
+        shown["return"] = values[RETURN_TAG]
+    return shown
 
 
-def _check_finite(run: Training, metrics: dict[str, torch.Tensor]) -> None:
+def _check_finite(run: Run, metrics: Mapping[str, torch.Tensor]) -> None:
     for name, value in metrics.items():
         if not math.isfinite(value):
             raise UserError(
@@ -199,30 +186,12 @@ def _shown_score(rows: list[Row]) -> dict[str, float]:
     return {"return": rows[0]["return_mean"]} if score is None else {"score": score}
 
 
-def _introduction(run: Training, run_dir: Path) -> list[str]:
-    parameters, data = parameter_count(run.learner.policy), run.trajectories
-    low, mean, high = data.returns.min(), data.returns.mean(), data.returns.max()
+def _introduction(run: Run, run_dir: Path) -> list[str]:
     return [
-        f"data    {data.name}: {data.num_episodes:,} episodes, {data.num_steps:,} steps",
-        f"        returns {low:.1f} … {high:.1f}, mean {mean:.1f}",
-        f"policy  {run.config.algo} on {run.body}, {parameters:,} parameters, on {run.device}",
-        f"task    {run.task.summary()}",
-        *([f"score   {run.task.scale()}"] if run.task.env_id else []),
+        *run.introduction(),
         f"run     {run_dir}",
         f"watch   tensorboard --logdir {run_dir}",
     ]
-
-
-def _draw(run: Training, logger: Any, run_dir: Path) -> None:
-    """The last policy's videos and its actions beside logged ones; draws on none of the run."""
-    from decision_s4.agents.pictures import film, prediction_figure
-
-    policy = run.learner.averaged_policy
-    for tag, video in film(Actor(policy), run.task, run_dir / "videos", run.config.seed):
-        logger.video(tag, video.frames, video.fps, run.step)
-        logger.message(f"video   {video.path} (return {video.episodes.returns[0]:.0f})")
-    batch = next(run.whole_episodes()).to(run.device)
-    logger.figure("predictions", prediction_figure(policy, batch), run.step)
 
 
 def _portable(config: RunOptions) -> RunOptions:
@@ -249,7 +218,7 @@ def settings(argv: Sequence[str]) -> RunOptions:
     config = parse(type(before), argv, defaults=vars(before), description=__doc__)
     if config.run_dir:
         raise UserError(f"--run-dir {config.run_dir} with --resume: give only one of the two")
-    for name in sorted(FIXED & vars(before).keys()):
+    for name in sorted((FIXED | before.fixed) & vars(before).keys()):
         old, new = getattr(before, name), getattr(config, name)
         if old != new:
             raise UserError(f"--resume: {name} is {old}, not {new}, in {path}; start a new run")

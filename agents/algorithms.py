@@ -4,13 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from decision_s4.agents.options import RunOptions
-from decision_s4.agents.training import TrainConfig, Training
-from decision_s4.agents.value_training import (
-    IQLConfig,
-    IQLTraining,
-    TD3BCConfig,
-    TD3BCTraining,
-)
+from decision_s4.agents.run import Run
 from decision_s4.envs.errors import UserError, nearest
 
 
@@ -19,25 +13,43 @@ class Algorithm(NamedTuple):
 
     config: type[RunOptions]
     """The dataclass of its settings."""
-    run: Callable[..., Training]
-    """Makes a run of (settings, trajectories, task, device)."""
+    begin: Callable[..., Run]
+    """Makes a run of (settings, device)."""
 
 
-SEQUENCES = Algorithm(TrainConfig, Training)
-ALGORITHMS: dict[str, Algorithm] = {
-    "decision-s4": SEQUENCES,
-    "decision-transformer": SEQUENCES,
-    "decision-mamba": SEQUENCES,
-    "bc": SEQUENCES,
-    "10%-bc": SEQUENCES,
-    "td3-bc": Algorithm(TD3BCConfig, TD3BCTraining),
-    "iql": Algorithm(IQLConfig, IQLTraining),
+def _sequences() -> Algorithm:
+    from decision_s4.agents.training import TrainConfig, Training
+
+    return Algorithm(TrainConfig, Training.begin)
+
+
+def _td3_bc() -> Algorithm:
+    from decision_s4.agents.value_training import TD3BCConfig, TD3BCTraining
+
+    return Algorithm(TD3BCConfig, TD3BCTraining.begin)
+
+
+def _iql() -> Algorithm:
+    from decision_s4.agents.value_training import IQLConfig, IQLTraining
+
+    return Algorithm(IQLConfig, IQLTraining.begin)
+
+
+ALGORITHMS: dict[str, Callable[[], Algorithm]] = {
+    "decision-s4": _sequences,
+    "decision-transformer": _sequences,
+    "decision-mamba": _sequences,
+    "bc": _sequences,
+    "10%-bc": _sequences,
+    "td3-bc": _td3_bc,
+    "iql": _iql,
 }
-"""By the name that --algo takes; configs/<name>.yaml holds what each changes of the defaults."""
+"""By the name that --algo takes, imported when asked for; configs/<name>.yaml holds what each
+changes of the defaults."""
 
 
 def algorithm_of(name: Any) -> Algorithm:
     """The algorithm of a name. Raises UserError, naming the nearest, for an unknown one."""
     if name not in ALGORITHMS:
         raise UserError(f"--algo: unknown algorithm '{name}'{nearest(str(name), ALGORITHMS)}")
-    return ALGORITHMS[name]
+    return ALGORITHMS[name]()

@@ -4,7 +4,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 
@@ -51,37 +51,27 @@ RANGES = {
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What to train on, for how long, and what to record of it."""
+    """For how long to train, and what to record of it."""
+
+    fixed: ClassVar[frozenset[str]] = frozenset()
+    """Settings of this family, beside train.py's FIXED, that a resumed run cannot change."""
 
     algo: str = "decision-s4"
-    """decision-s4, decision-transformer, decision-mamba, bc (behaviour cloning), 10%-bc,
-    td3-bc or iql; the settings of configs/<algo>.yaml become the defaults."""
-    dataset: str = DEFAULT_DATASET
-    """Minari id or folder, D4RL id or HDF5 file; a comma list combines several."""
+    """From logged data: decision-s4, decision-transformer, decision-mamba, bc (behaviour cloning),
+    10%-bc, td3-bc or iql. In an environment: ppo. The settings of configs/<algo>.yaml become the
+    defaults; --algo NAME --help shows those of one."""
     env: str | None = None
     """Gymnasium id to evaluate in; default: the dataset's own. 'none' evaluates nowhere."""
     run_dir: Path | None = None
-    """Folder of this run; default: runs/<algo>/<dataset>/<seed>-<time>."""
+    """Folder of this run; default: runs/<algo>/<dataset or env>/<seed>-<time>."""
     resume: Path | None = None
     """Folder of a run to go on with, exactly where its last checkpoint stands."""
     steps: int = 4000
     """Updates of the weights, one batch each."""
-    data_fraction: float = 1.0
-    """Share of the episodes to train on, those of the highest returns; .1 makes bc 10%-bc."""
-    batch_steps: int = 1000
-    """Environment steps a batch holds at least; with torchrun, in each process."""
-    sampling: Literal["episodes", "windows"] = "episodes"
-    """What a batch holds: whole episodes laid end to end, or random windows of context_steps."""
     eval_every: int = 1000
     """Updates between evaluations; each also writes a checkpoint."""
     eval_episodes: int = 20
     """Episodes of an evaluation, for each target return."""
-    target_returns: tuple[float, ...] = ()
-    """Returns to ask for; none: the task's usual ones, or the dataset's best and half of it."""
-    reference_scores: tuple[float, ...] = ()
-    """Returns that score 0 and 100; none: those stored with the dataset, else those of its task."""
-    probes: tuple[str, ...] = ()
-    """Cheap probes to log at each evaluation, such as gradient-x-input; see docs/probes.md."""
     video: bool = True
     """Record a video of the last policy, one episode a target return."""
     log_every: int = 50
@@ -92,6 +82,36 @@ class RunOptions:
     """cpu, cuda, cuda:1, …; auto takes a GPU if there is one."""
     threads: int = 1
     """CPU threads of the training, 0 for all cores; more pay for wide policies or large batches."""
+
+    @property
+    def subject(self) -> str:
+        """What the run learns from, after which its folder is named."""
+        return self.env or "none"
+
+
+@dataclass(frozen=True)
+class DataOptions(RunOptions):
+    """What logged trajectories to train on, and how to judge what was learned from them."""
+
+    dataset: str = DEFAULT_DATASET
+    """Minari id or folder, D4RL id or HDF5 file; a comma list combines several."""
+    data_fraction: float = 1.0
+    """Share of the episodes to train on, those of the highest returns; .1 makes bc 10%-bc."""
+    batch_steps: int = 1000
+    """Environment steps a batch holds at least; with torchrun, in each process."""
+    sampling: Literal["episodes", "windows"] = "episodes"
+    """What a batch holds: whole episodes laid end to end, or random windows of context_steps."""
+    target_returns: tuple[float, ...] = ()
+    """Returns to ask for; none: the task's usual ones, or the dataset's best and half of it."""
+    reference_scores: tuple[float, ...] = ()
+    """Returns that score 0 and 100; none: those stored with the dataset, else those of its task."""
+    probes: tuple[str, ...] = ()
+    """Cheap probes to log at each evaluation, such as gradient-x-input; see docs/probes.md."""
+
+    @property
+    def subject(self) -> str:
+        """The dataset."""
+        return self.dataset
 
 
 def check_ranges(config: Any) -> None:

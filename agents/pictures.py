@@ -18,11 +18,19 @@ def film(agent: Agent, task: Task, folder: Path, seed: int) -> Iterator[tuple[st
     if task.env_id is None:
         return
     for target in task.target_returns:
-        path = folder / f"target-{target:g}.mp4"
+        name = "episode" if target is None else f"target-{target:g}"
+        path = folder / f"{name}.mp4"
         video = record(agent, task.env_id, path, target, seed, env_kwargs=task.env_kwargs)
         if video is None:
             return
-        yield f"video/target_{target:g}", video
+        yield f"video/{name.replace('-', '_', 1)}", video
+
+
+def film_into(logger: Any, run_dir: Path, agent: Agent, task: Task, seed: int, step: int) -> None:
+    """`film` into a run's folder and its curves."""
+    for tag, video in film(agent, task, run_dir / "videos", seed):
+        logger.video(tag, video.frames, video.fps, step)
+        logger.message(f"video   {video.path} (return {video.episodes.returns[0]:.0f})")
 
 
 @torch.inference_mode()

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -12,30 +12,34 @@ from torch import Tensor
 from decision_s4.agents import checkpoint, saved
 from decision_s4.agents.actor import Actor
 from decision_s4.agents.decision import DecisionLearner, OptimiserOptions
-from decision_s4.agents.distributed import ALONE, World
-from decision_s4.agents.options import RunOptions
+from decision_s4.agents.distributed import ALONE, World, join
+from decision_s4.agents.options import DataOptions
 from decision_s4.agents.policies import make_policy
-from decision_s4.agents.policy import Policy, PolicyOptions
+from decision_s4.agents.policy import Policy, PolicyOptions, parameter_count
 from decision_s4.agents.relabel import RelabelOptions, relabelled
 from decision_s4.agents.rng import rng_state, seed_everything, set_rng_state
+from decision_s4.agents.run import Row
 from decision_s4.agents.tokens import check_episode_length
 from decision_s4.agents.value_regularised import ValueRegularisation, ValueRegularisedLearner
+from decision_s4.envs import datasets
 from decision_s4.envs.batches import PackedBatches
 from decision_s4.envs.errors import UserError
-from decision_s4.envs.task import Task
+from decision_s4.envs.task import Task, task_of
 from decision_s4.envs.trajectories import Trajectories
 from decision_s4.envs.windows import WindowBatches
 
-Row = dict[str, float | None]
-
 
 @dataclass(frozen=True)
-class TrainConfig(OptimiserOptions, ValueRegularisation, RelabelOptions, PolicyOptions, RunOptions):
+class TrainConfig(
+    OptimiserOptions, ValueRegularisation, RelabelOptions, PolicyOptions, DataOptions
+):
     """Train a policy from logged trajectories, evaluate it, film it."""
 
 
 class Training:
     """A run: dataset, learner and data order, and where it stands."""
+
+    rate_tag = "time/timesteps_per_s"
 
     def __init__(
         self,
@@ -53,6 +57,14 @@ class Training:
             torch.manual_seed(config.seed + world.rank)  # dropout and noise of its own
         self.batches = self.new_batches()
         self.step, self.best = 0, float("-inf")
+        self.probes = self.new_probes()
+
+    @classmethod
+    def begin(cls, config: TrainConfig, device: torch.device) -> Self:
+        """A run at its first step. Raises UserError for data or a task that cannot be had."""
+        trajectories = datasets.load(config.dataset)
+        task = task_of(trajectories, config.env, config.target_returns, config.reference_scores)
+        return cls(config, trajectories, task, device, join(device))
 
     @property
     def finished(self) -> bool:
@@ -63,6 +75,33 @@ class Training:
     def body(self) -> str:
         """What a run's introduction calls the policy's body."""
         return self.config.backbone
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the next step."""
+        return self.learner.learning_rate
+
+    def introduction(self) -> list[str]:
+        """What it learns from, what learns, and how that is judged: lines for a person."""
+        parameters, data = parameter_count(self.learner.policy), self.trajectories
+        low, mean, high = data.returns.min(), data.returns.mean(), data.returns.max()
+        return [
+            f"data    {data.name}: {data.num_episodes:,} episodes, {data.num_steps:,} steps",
+            f"        returns {low:.1f} … {high:.1f}, mean {mean:.1f}",
+            f"policy  {self.config.algo} on {self.body}, {parameters:,} parameters, "
+            f"on {self.device}",
+            f"task    {self.task.summary()}",
+            *([f"score   {self.task.scale()}"] if self.task.env_id else []),
+        ]
+
+    def draw(self, logger: Any, run_dir: Path) -> None:
+        """The last policy's videos and its actions beside logged ones; draws on none of the run."""
+        from decision_s4.agents.pictures import film_into, prediction_figure
+
+        policy = self.learner.averaged_policy
+        film_into(logger, run_dir, Actor(policy), self.task, self.config.seed, self.step)
+        batch = next(self.whole_episodes()).to(self.device)
+        logger.figure("predictions", prediction_figure(policy, batch), self.step)
 
     def whole_episodes(self) -> PackedBatches:
         """Batches of whole logged episodes, to look at."""
@@ -121,6 +160,22 @@ class Training:
         """Rows of eval.csv for the averaged policy; none without an environment."""
         actor = Actor(self.learner.averaged_policy)
         return self.task.evaluate(actor, self.config.eval_episodes, self.config.seed)
+
+    def new_probes(self) -> list[Any]:
+        """Those asked for. Raises UserError for one that is unknown or cannot serve the policy."""
+        if not self.config.probes:
+            return []
+        from decision_s4.agents.probes.during_training import training_probes
+
+        return training_probes(self.config.probes, self.learner.policy)
+
+    def explain(self, logger: Any) -> None:
+        """Log what the probes tell of the averaged policy."""
+        if self.probes:
+            from decision_s4.agents.probes.during_training import log_probes
+
+            policy, env_id = self.learner.averaged_policy, self.task.env_id
+            log_probes(self.probes, policy, self.trajectories, env_id, logger, self.step)
 
     def save(self, run_dir: Path, score: float | None = None) -> None:
         """Write a checkpoint. `best` is that of the highest score, or the newest before any."""

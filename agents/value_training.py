@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from decision_s4.agents.iql import IQLLearner, IQLOptions
-from decision_s4.agents.options import RunOptions
+from decision_s4.agents.options import DataOptions
 from decision_s4.agents.policy import Policy, PolicyOptions
 from decision_s4.agents.td3_bc import TD3BCLearner, TD3BCOptions
 from decision_s4.agents.training import Training, part
@@ -22,12 +22,12 @@ class PerceptronOptions:
 
 
 @dataclass(frozen=True)
-class TD3BCConfig(TD3BCOptions, PerceptronOptions, RunOptions):
+class TD3BCConfig(TD3BCOptions, PerceptronOptions, DataOptions):
     """Train a policy by TD3+BC, evaluate it, film it."""
 
 
 @dataclass(frozen=True)
-class IQLConfig(IQLOptions, PerceptronOptions, RunOptions):
+class IQLConfig(IQLOptions, PerceptronOptions, DataOptions):
     """Train a policy by implicit Q-learning, evaluate it, film it."""
 
     scale_rewards: bool = True

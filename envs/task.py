@@ -18,7 +18,7 @@ class Task:
     """An evaluation's environment; `env_id` None where there is none to evaluate in."""
 
     env_id: str | None
-    target_returns: tuple[float, ...]
+    target_returns: tuple[float | None, ...]  # None for a policy that aims at none
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     reference: ReferenceScores | None = None
 
@@ -47,6 +47,8 @@ class Task:
         """One line for a person."""
         if self.env_id is None:
             return "no evaluation here; later: evaluate.py with --env"
+        if self.target_returns == (None,):
+            return self.env_id
         targets = ", ".join(f"{target:g}" for target in self.target_returns)
         return f"{self.env_id}, target returns {targets}"
 
@@ -70,7 +72,7 @@ class Task:
         scale = values["reference"]
         return cls(
             values["env_id"],
-            tuple(float(target) for target in values["target_returns"]),
+            tuple(None if t is None else float(t) for t in values["target_returns"]),
             dict(values["env_kwargs"]),
             ReferenceScores(*scale) if scale else None,
         )
