@@ -35,6 +35,12 @@ def _iql() -> Algorithm:
     return Algorithm(IQLConfig, IQLTraining.begin)
 
 
+def _ppo() -> Algorithm:
+    from decision_s4.agents.ppo_training import PPOConfig, PPOTraining
+
+    return Algorithm(PPOConfig, PPOTraining.begin)
+
+
 ALGORITHMS: dict[str, Callable[[], Algorithm]] = {
     "decision-s4": _sequences,
     "decision-transformer": _sequences,
@@ -43,6 +49,7 @@ ALGORITHMS: dict[str, Callable[[], Algorithm]] = {
     "10%-bc": _sequences,
     "td3-bc": _td3_bc,
     "iql": _iql,
+    "ppo": _ppo,
 }
 """By the name that --algo takes, imported when asked for; configs/<name>.yaml holds what each
 changes of the defaults."""

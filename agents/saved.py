@@ -5,23 +5,27 @@ from typing import Any
 
 from minari.serialization import deserialize_space, serialize_space
 
+from decision_s4.agents.actor_critic import ActorCritic, ActorCriticOptions
 from decision_s4.agents.checkpoint import Checkpoint, load_weights_into
 from decision_s4.agents.policies import make_policy
 from decision_s4.agents.policy import Policy, PolicyOptions
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.task import Task
 
+KINDS = {"policy": (make_policy, PolicyOptions), "actor-critic": (ActorCritic, ActorCriticOptions)}
 
-def describe(policy: Policy) -> dict[str, Any]:
+
+def describe(policy: Policy | ActorCritic) -> dict[str, Any]:
     """The options and spaces of a policy, for a checkpoint's metadata."""
     return {
+        "kind": "actor-critic" if isinstance(policy, ActorCritic) else "policy",
         "policy": dataclasses.asdict(policy.options),
         "observation_space": serialize_space(policy.observation_space),
         "action_space": serialize_space(policy.action_space),
     }
 
 
-def rebuild(checkpoint: Checkpoint) -> Policy:
+def rebuild(checkpoint: Checkpoint) -> Policy | ActorCritic:
     """The policy of a checkpoint, in evaluation mode.
 
     Raises:
@@ -47,13 +51,14 @@ def task(checkpoint: Checkpoint) -> Task:
         raise _foreign(checkpoint, "task", error) from error
 
 
-def _policy(metadata: dict[str, Any]) -> Policy:
+def _policy(metadata: dict[str, Any]) -> Policy | ActorCritic:
     options = dict(metadata["policy"])
     options["backbone_options"] = tuple(options["backbone_options"])
-    return make_policy(
+    make, options_class = KINDS[metadata.get("kind", "policy")]
+    return make(
         deserialize_space(metadata["observation_space"]),
         deserialize_space(metadata["action_space"]),
-        PolicyOptions(**options),
+        options_class(**options),
     )
 
 

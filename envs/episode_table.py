@@ -65,6 +65,14 @@ class EpisodeTable:
             torch.from_numpy(self.truncated[batch]),
         )
 
+    def renew(self, rows: np.ndarray, observation: Tree) -> None:
+        """Start the books of a new episode in the given rows; targets stay."""
+        map_tree(lambda ours, new: _assign(ours, rows, new), self.observation, observation)
+        map_tree(lambda ours: _assign(ours, rows, np.zeros_like(ours[rows])), self.previous_action)
+        for book in (self.previous_reward, self.returns, self.lengths):
+            book[rows] = 0
+        self.terminated[rows] = self.truncated[rows] = False
+
     def update(self, rows: np.ndarray, action: Tree, outcome: Outcome) -> None:
         """Enter the step that the given rows took."""
         map_tree(lambda ours, new: _assign(ours, rows, new), self.observation, outcome.observation)

@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium import spaces
 
+from decision_s4.envs import memory
 from decision_s4.envs.errors import UserError, nearest
 
 LOG = logging.getLogger(__name__)
@@ -24,10 +25,13 @@ PACKAGES = {
     "HandReach": ROBOTICS,
     "AntMaze": ROBOTICS,
     "PointMaze": ROBOTICS,
-    "MiniGrid-": ("minigrid", "pip install minigrid"),
-    "BabyAI-": ("minigrid", "pip install minigrid"),
+    "MiniGrid-": ("minigrid", "pip install -e '.[memory]'"),
+    "BabyAI-": ("minigrid", "pip install -e '.[memory]'"),
+    "popgym-": ("popgym", "pip install -e '.[memory]'"),
     "ALE/": ("ale_py", "pip install ale-py"),
 }
+
+memory.register()
 
 
 def make(env_id: str, **kwargs: Any) -> gym.Env:

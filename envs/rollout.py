@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_map
 
+from decision_s4.envs import memory
 from decision_s4.envs.actions import environment_action
 from decision_s4.envs.episode_table import EpisodeTable
 from decision_s4.envs.errors import UserError
@@ -73,15 +74,29 @@ def rollout(
     environment or a non-finite action, RuntimeError where an environment fails.
     """
     _check(target_returns, seeds, max_steps, workers)
-    registered_spec(env_id)
-    make_env = functools.partial(make, env_id, **(env_kwargs or {}))
-    rows = make_rows(make_env, len(seeds), workers)
+    rows = open_rows(env_id, len(seeds), env_kwargs, workers)
     try:
         return play(
             agent, rows, target_returns, seeds, max_steps, deterministic, progress, recorder
         )
     finally:
         rows.close()
+
+
+def open_rows(
+    env_id: str,
+    count: int,
+    env_kwargs: dict[str, Any] | None = None,
+    workers: int | None = None,
+) -> Rows:
+    """`count` rows of an environment: stepped as arrays where the task has that form.
+
+    Raises UserError for an environment that is unknown or cannot be made.
+    """
+    registered_spec(env_id)
+    options = env_kwargs or {}
+    as_arrays = memory.batch_rows(env_id, count, **options)
+    return as_arrays or make_rows(functools.partial(make, env_id, **options), count, workers)
 
 
 def evaluate(

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple, Protocol
 
@@ -35,8 +35,9 @@ class Rows(Protocol):
     observation_space: spaces.Space
     action_space: spaces.Space
 
-    def reset(self, seeds: Iterable[int]) -> Tree:
-        """Start every row's episode from its own seed: observations (N, …)."""
+    def reset(self, seeds: Sequence[int], rows: np.ndarray | None = None) -> Tree:
+        """Start an episode in each of `rows` (n,), None for all, each from its own seed:
+        observations (n, …)."""
         ...
 
     def step(self, rows: np.ndarray, action: Tree) -> Outcome:
@@ -61,8 +62,10 @@ class LocalRows:
         self.observation_space = self.envs[0].observation_space
         self.action_space = self.envs[0].action_space
 
-    def reset(self, seeds: Iterable[int]) -> Tree:
-        resets = [self._call(row, "reset", seed=int(seed)) for row, seed in enumerate(seeds)]
+    def reset(self, seeds: Sequence[int], rows: np.ndarray | None = None) -> Tree:
+        rows = range(len(self.envs)) if rows is None else rows
+        each = zip(rows, seeds, strict=True)
+        resets = [self._call(row, "reset", seed=int(seed)) for row, seed in each]
         return self._batch([observation for observation, _ in resets])
 
     def step(self, rows: np.ndarray, action: Tree) -> Outcome:
@@ -126,23 +129,29 @@ class WorkerRows:
             self.close()
             raise
 
-    def reset(self, seeds: Iterable[int]) -> Tree:
-        seeds = list(seeds)
-        for first, pipe in enumerate(self.pipes):
-            pipe.send(("reset", (seeds[first :: self.workers],)))
-        parts = self._receive_all()
-        return self._merge(np.arange(self.count) % self.workers, parts)
+    def reset(self, seeds: Sequence[int], rows: np.ndarray | None = None) -> Tree:
+        rows = np.arange(self.count) if rows is None else rows
+        return self._ask("reset", rows, lambda mine, local: (np.asarray(seeds)[mine], local))
 
     def step(self, rows: np.ndarray, action: Tree) -> Outcome:
+        def arguments(mine: np.ndarray, local: np.ndarray) -> tuple[np.ndarray, Tree]:
+            return local, map_tree(lambda leaf: leaf[mine], action)
+
+        return Outcome(*self._ask("step", rows, arguments))
+
+    def _ask(self, method: str, rows: np.ndarray, arguments: Callable[..., tuple]) -> Any:
+        """Call each worker that owns some of `rows`; `arguments` takes which of them are its own,
+        (n,) bool, and their numbers there."""
         owner = rows % self.workers
         busy = np.unique(owner)
         for worker in busy:
             mine = owner == worker
-            part = map_tree(lambda leaf, mine=mine: leaf[mine], action)
-            self.pipes[worker].send(("step", (rows[mine] // self.workers, part)))
+            self.pipes[worker].send((method, arguments(mine, rows[mine] // self.workers)))
         parts = [self._receive(self.pipes[worker]) for worker in busy]
         place = np.searchsorted(busy, owner)
-        return Outcome(*(self._merge(place, field) for field in zip(*parts, strict=True)))
+        if method == "reset":
+            return self._merge(place, parts)
+        return [self._merge(place, field) for field in zip(*parts, strict=True)]
 
     def close(self) -> None:
         for process, pipe in zip(self.processes, self.pipes, strict=True):

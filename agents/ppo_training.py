@@ -1,0 +1,253 @@
+"""A run of PPO: environments, rollouts, learner, and where it stands."""
+
+import math
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from decision_s4.agents import checkpoint, saved
+from decision_s4.agents.actor import Actor
+from decision_s4.agents.actor_critic import ActorCritic, ActorCriticOptions
+from decision_s4.agents.distributed import ALONE
+from decision_s4.agents.moments import Moments, moments_of
+from decision_s4.agents.options import RunOptions
+from decision_s4.agents.policy import parameter_count
+from decision_s4.agents.ppo import EXPLODED, PPOLearner, PPOOptions
+from decision_s4.agents.returns import discounted_sums
+from decision_s4.agents.rng import rng_state, seed_everything, set_rng_state
+from decision_s4.agents.rollouts import Collector, Rollout
+from decision_s4.agents.run import Row
+from decision_s4.agents.training import part
+from decision_s4.envs.errors import UserError
+from decision_s4.envs.rollout import open_rows
+from decision_s4.envs.scores import reference_scores
+from decision_s4.envs.spaces import leaf_spaces, map_tree
+from decision_s4.envs.stream import Stream
+from decision_s4.envs.task import Task
+
+RECENT = 100  # episodes in the curves of a rollout, as stable-baselines3 counts them
+
+
+@dataclass(frozen=True)
+class OnlineOptions:
+    """How experience is gathered."""
+
+    env_options: tuple[str, ...] = ()
+    """Arguments of the environment as name=value, such as length=50."""
+    rows: int = 16
+    """Environments side by side."""
+    workers: int = 1
+    """Processes that step them; more pay for slow simulators. Tasks as arrays need one."""
+    rollout_steps: int = 128
+    """Steps of each row between two updates."""
+    normalise_observations: bool = True
+    """Whether observations are standardised by their running mean and deviation."""
+    normalise_rewards: bool = True
+    """Whether rewards are divided by the running deviation of discounted returns."""
+
+
+@dataclass(frozen=True)
+class PPOConfig(PPOOptions, OnlineOptions, ActorCriticOptions, RunOptions):
+    """Train a policy that remembers in an environment by PPO, evaluate it, film it."""
+
+    fixed: ClassVar[frozenset[str]] = frozenset(
+        {"env", "rows", "normalise_observations", "normalise_rewards", "previous_reward"}
+        | {"env_options"}
+    )
+
+    env: str | None = "CartPoleNoVel-v1"
+    """Gymnasium id of the environment to learn in."""
+    steps: int = 100_000
+    """Environment steps, those of all rows together."""
+    eval_every: int = 20_000
+    """Environment steps between evaluations; each also writes a checkpoint."""
+    log_every: int = 1
+    """Environment steps between two points of a curve, a rollout's at least."""
+
+
+class PPOTraining:
+    """A run in one environment; `step` counts environment steps."""
+
+    rate_tag = "time/fps"
+    world = ALONE
+
+    def __init__(self, config: PPOConfig, device: torch.device):
+        self.config, self.device = config, device
+        self.task = _task(config)
+        seed_everything(config.seed)
+        rows = open_rows(config.env, config.rows, self.task.env_kwargs, config.workers)
+        self.stream = Stream(rows, config.rows, config.seed)
+        options = part(config, ActorCriticOptions)
+        policy = ActorCritic(rows.observation_space, rows.action_space, options).to(device)
+        self.learner = PPOLearner(policy, part(config, PPOOptions))
+        self.collector = Collector(self.stream, policy)
+        self.seen = moments_of(leaf_spaces(rows.observation_space))
+        self.scale, self.sums = Moments(), np.zeros(config.rows)
+        self.recent: deque[tuple[float, int]] = deque(maxlen=RECENT)
+        self.step, self.best = 0, float("-inf")
+
+    @classmethod
+    def begin(cls, config: PPOConfig, device: torch.device) -> Self:
+        """A run at its first step. Raises UserError for an environment that cannot be had."""
+        return cls(config, device)
+
+    @property
+    def policy(self) -> ActorCritic:
+        """The policy that learns."""
+        return self.learner.policy
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done."""
+        return self.step >= self.config.steps
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the last update."""
+        return self.learner.learning_rate
+
+    def update(self) -> tuple[dict[str, Tensor], int]:
+        """Gather one rollout and learn from it. Raises UserError where training diverged."""
+        config = self.config
+        self.learner.set_progress(min(1.0, self.step / config.steps))
+        rollout = self.collector.collect(self.policy, config.rollout_steps)
+        metrics = self.learner.update(self._scaled(rollout))
+        taken = config.rows * config.rollout_steps
+        self.step += taken
+        self._check(metrics)
+        if config.normalise_observations:
+            self._observe(rollout)
+        self.recent += rollout.episodes
+        return metrics | self._episodes(), taken
+
+    def _scaled(self, rollout: Rollout) -> Rollout:
+        """The rollout on the device, its rewards in units of the values."""
+        if self.config.normalise_rewards:
+            sums, self.sums = discounted_sums(
+                self.sums, rollout.reward, rollout.ended, self.config.discount
+            )
+            self.scale.add(sums.reshape(-1))
+            self.policy.reward_scale.fill_(float(self.scale.deviation))
+        names = ("observation", "previous_action", "previous_reward", "start", "action")
+        moved = {n: tree_map(lambda leaf: leaf.to(self.device), getattr(rollout, n)) for n in names}
+        reward = rollout.reward / self.policy.reward_scale.item()
+        return rollout._replace(**moved, reward=reward)
+
+    def _observe(self, rollout: Rollout) -> None:
+        """From the next rollout on, observations are standardised with this one's too."""
+
+        def take(moments: Moments, seen: Tensor) -> None:
+            moments.add(seen.flatten(0, 1).cpu().numpy())
+
+        map_tree(take, self.seen, rollout.observation)
+        self.policy.set_statistics(
+            map_tree(lambda moments: moments.mean, self.seen),
+            map_tree(lambda moments: moments.deviation, self.seen),
+        )
+
+    def _check(self, metrics: dict[str, Tensor]) -> None:
+        value = metrics["value_loss"].item()
+        if not math.isfinite(metrics["loss"].item()) or value > EXPLODED:
+            raise UserError(
+                f"training diverged: value_loss is {value:.3g} at step {self.step}; the last "
+                f"checkpoint is kept; lower --learning-rate {self.config.learning_rate:g}"
+            )
+
+    def _episodes(self) -> dict[str, Tensor]:
+        if not self.recent:
+            return {}
+        returns, lengths = torch.tensor(list(self.recent), dtype=torch.float64).mean(0)
+        return {"rollout/ep_rew_mean": returns, "rollout/ep_len_mean": lengths}
+
+    def evaluate(self) -> list[Row]:
+        """One row of eval.csv, of the likeliest actions."""
+        return self.task.evaluate(
+            Actor(self.policy.eval()), self.config.eval_episodes, self.config.seed
+        )
+
+    def explain(self, logger: Any) -> None:
+        """Nothing: probes look at logged data, which this run has not."""
+
+    def save(self, run_dir: Path, score: float | None = None) -> None:
+        """Write a checkpoint. `best` is that of the highest score, or the newest before any."""
+        best = self.best == float("-inf") if score is None else score > self.best
+        self.best = self.best if score is None else max(self.best, score)
+        metadata = {"algo": self.config.algo, "task": self.task.describe()}
+        metadata |= saved.describe(self.policy)
+        weights = self.policy.state_dict()
+        checkpoint.save(run_dir, self.step, weights, self._state(), metadata, best)
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "learner": self.learner.state_dict(),
+            "stream": self.stream.state_dict(),
+            "seen": map_tree(lambda moments: moments.state_dict(), self.seen),
+            "scale": self.scale.state_dict(),
+            "recent": [list(episode) for episode in self.recent],
+            "random": rng_state(),
+            "best": self.best,
+        }
+
+    def restore(self, run_dir: Path) -> None:
+        """Go on where the last checkpoint stands; without one, at the beginning.
+
+        Weights, optimiser, statistics and generators are exactly as they were, but simulators
+        cannot be saved: every row begins a new episode, with the seed that comes next. Raises
+        UserError for a checkpoint that is damaged or of another kind of run.
+        """
+        if not (run_dir / "checkpoints").is_dir():
+            return
+        found = checkpoint.load(run_dir)
+        try:
+            self._load(found.trainer)
+        except Exception as error:  # torch's loaders raise whatever a foreign tree leads to
+            reason = " ".join(str(error).split())[:160]
+            raise UserError(
+                f"{found.path}: is not a checkpoint of this run ({reason}); resume with the "
+                "settings that it was trained with"
+            ) from error
+        self.step = found.step
+
+    def _load(self, state: dict[str, Any]) -> None:
+        self.learner.load_state_dict(state["learner"])
+        self.stream.load_state_dict(state["stream"])
+        map_tree(lambda moments, held: moments.load_state_dict(held), self.seen, state["seen"])
+        self.scale.load_state_dict(state["scale"])
+        self.sums = np.zeros(self.config.rows)
+        self.collector.state = self.policy.initial_state(self.config.rows)
+        self.recent.extend((returns, length) for returns, length in state["recent"])
+        self.best = float(state["best"])
+        set_rng_state(state["random"])
+
+    def introduction(self) -> list[str]:
+        """What learns, and where: lines for a person."""
+        config, count = self.config, parameter_count(self.policy)
+        return [
+            f"task    {self.task.summary()}, {config.rows} rows of {config.rollout_steps} steps",
+            f"policy  {config.algo} on {config.backbone}, {count:,} parameters, on {self.device}",
+        ]
+
+    def draw(self, logger: Any, run_dir: Path) -> None:
+        """A video of the last policy."""
+        from decision_s4.agents.pictures import film_into
+
+        agent = Actor(self.policy.eval())
+        film_into(logger, run_dir, agent, self.task, self.config.seed, self.step)
+
+
+def _task(config: PPOConfig) -> Task:
+    """The environment as a task without targets. Raises UserError where it cannot be made."""
+    from decision_s4.agents.backbones.base import parse_options
+    from decision_s4.envs.make import make
+
+    if config.env in (None, "none"):
+        raise UserError("--env is none; name an environment to learn in, as CartPoleNoVel-v1")
+    kwargs = parse_options(config.env_options)
+    make(config.env, **kwargs).close()
+    return Task(config.env, (None,), kwargs, reference_scores(config.env))
