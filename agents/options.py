@@ -44,6 +44,9 @@ RANGES = {
     "critic_learning_rate": POSITIVE,
     **dict.fromkeys(("value_discount", "discount"), Range(0, 1, "0 to 1")),
     **dict.fromkeys(("critic_target_rate", "target_rate"), Range(1e-9, 1, "above 0, 1 at most")),
+    **dict.fromkeys(("rows", "workers", "rollout_steps", "epochs", "minibatches"), COUNT),
+    **dict.fromkeys(("trace", "clip"), Range(0, 1, "0 to 1")),
+    **dict.fromkeys(("value_coefficient", "entropy_coefficient", "target_kl"), NOT_NEGATIVE),
     "seed": Range(0, 2**32 - 1, "0 to 4294967295"),
     "threads": Range(0, 1024, "0 to 1024; 0 takes all cores"),
 }
