@@ -151,7 +151,7 @@ def data(folder) -> Path:
         "total_episodes": 2,
         "observation_space": serialize_space(env.observation_space),
         "action_space": serialize_space(env.action_space),
-        "env_spec": json.dumps({"id": "CartPole-v1", "entry_point": "planted:Env"}),
+        "env_spec": json.dumps({"id": "CartPole-v1", "entry_point": "named_by_data:Env"}),
     }
     (path / "metadata.json").write_text(json.dumps(metadata))
     with h5py.File(path / "main_data.hdf5", "w") as file:
@@ -209,12 +209,12 @@ def test_no_episodes(data, refusal):
 @pytest.fixture
 def planted(folder, monkeypatch):
     """A module that the dataset's metadata names; importing it fails the test."""
-    place = folder / "planted"
+    place = folder / "code"
     place.mkdir()
-    (place / "planted.py").write_text("raise SystemExit('code of a data file ran')")
+    (place / "named_by_data.py").write_text("raise SystemExit('code of a data file ran')")
     monkeypatch.syspath_prepend(str(place))
     yield
-    assert "planted" not in sys.modules
+    assert "named_by_data" not in sys.modules
 
 
 def test_a_datasets_entry_point_is_never_run(data, planted):
@@ -222,14 +222,14 @@ def test_a_datasets_entry_point_is_never_run(data, planted):
 
 
 def test_an_unregistered_environment_is_not_imported(data, planted, refusal):
-    change(data, env_spec=json.dumps({"id": "Planted-v0", "entry_point": "planted:Env"}))
+    change(data, env_spec=json.dumps({"id": "Planted-v0", "entry_point": "named_by_data:Env"}))
     error = refusal("--dataset poles --run-dir run")
     assert "environment 'Planted-v0' is not registered" in error
     assert "--env none trains without evaluation" in error
 
 
 def test_an_id_that_names_a_module_is_no_environment(data, planted):
-    change(data, env_spec=json.dumps({"id": "planted:Planted-v0", "entry_point": "planted:Env"}))
+    change(data, env_spec=json.dumps({"id": "named_by_data:Planted-v0", "entry_point": "named_by_data:Env"}))
     assert train.main([*TINY.split(), "--dataset", "poles", "--run-dir", "run"]) == 0
 
 
