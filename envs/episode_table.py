@@ -56,10 +56,10 @@ class EpisodeTable:
     def time_step(self, batch: np.ndarray) -> TimeStep:
         """What the rows in `batch` see now; indexing copies, so an agent may keep it."""
         return TimeStep(
-            map_tree(lambda leaf: _tensor(leaf[batch]), self.observation),
-            map_tree(lambda leaf: _tensor(leaf[batch]), self.previous_action),
-            _tensor(self.previous_reward[batch]),
-            _tensor((self.target - self.returns)[batch]),
+            map_tree(lambda leaf: as_tensor(leaf[batch]), self.observation),
+            map_tree(lambda leaf: as_tensor(leaf[batch]), self.previous_action),
+            as_tensor(self.previous_reward[batch]),
+            as_tensor((self.target - self.returns)[batch]),
             torch.from_numpy(self.lengths[batch] == 0),
             torch.from_numpy(self.terminated[batch]),
             torch.from_numpy(self.truncated[batch]),
@@ -83,8 +83,17 @@ class EpisodeTable:
         self.terminated[rows] = outcome.terminated
         self.truncated[rows] = outcome.truncated
 
+    def restart(self, rows: np.ndarray, observation: Tree, target: float) -> None:
+        """Enter that new episodes begin in the given rows."""
+        map_tree(lambda ours, new: _assign(ours, rows, new), self.observation, observation)
+        map_tree(lambda ours: _assign(ours, rows, 0), self.previous_action)
+        self.target[rows] = target
+        for books in (self.previous_reward, self.returns, self.lengths):
+            books[rows] = 0
+        self.terminated[rows] = self.truncated[rows] = False
 
-def _tensor(array: np.ndarray) -> torch.Tensor:
+
+def as_tensor(array: np.ndarray) -> torch.Tensor:
     """A copy as a tensor; floating point becomes float32."""
     floating = np.issubdtype(array.dtype, np.floating)
     return torch.from_numpy(array.astype(np.float32) if floating else array)

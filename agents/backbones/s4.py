@@ -122,6 +122,17 @@ class LinearStateSpace(Mixer):
             y = y + d * u
         return self._mix_channels(y), state
 
+    def read_out(self, state: State, constants: Any) -> Tensor:
+        """What the memory (B, D, N/2, 2) alone adds to the output of the step to come: (B, D)."""
+        system, _ = constants
+        return lti_step(torch.zeros_like(state[..., 0, 0]), system, state)[0]
+
+    def respond(self, x: Tensor, read_out: Tensor, constants: Any) -> Tensor:
+        """`step`'s output for input x (B, D), given the read-out in place of the state."""
+        system, d = constants
+        own = 2 * (system.c * system.b).real.sum(-1)  # of an input on the output at once
+        return self._mix_channels(read_out + (own + d) * x)
+
     def _mix_channels(self, y: Tensor) -> Tensor:
         return ops.act(self.out(ops.act(y, "gelu")), "gelu")
 

@@ -36,6 +36,10 @@ class Block(nn.Module):
         y, state = self.mixer.step(self.norm(x), state, constants)
         return self._add(x, y), state
 
+    def respond(self, x: Tensor, read_out: Tensor, constants: Any) -> Tensor:
+        """`step`'s output, from what the mixer's memory adds to it (see backbones/s4.py)."""
+        return self._add(x, self.mixer.respond(self.norm(x), read_out, constants))
+
     def _add(self, x: Tensor, y: Tensor) -> Tensor:
         x = x + ops.tap("output", self.dropout(y))
         return x if self.mlp is None else x + self.mlp(x)

@@ -1,0 +1,269 @@
+"""Decision S4 on-policy: a recurrent actor-critic whose updates are single steps from stored states.
+
+    y = r + γ (1 − terminated) min_i Q'_i(s', π'(s', a, R'; h'), R')
+    critic: minimise  mean (Q_i(s, a, R) − y)²
+    actor:  minimise  − mean Q_1(s, π(s, a₋, R; h), R) / mean |Q_1|  +  w mean d(π, π₀)
+
+h is the recurrent state that the actor had; no gradient goes back through time (Decision S4,
+arXiv 2306.05167, section "on-policy", after DDPG, arXiv 1509.02971). Beyond the paper: several
+critics and noise on the target's action (TD3, arXiv 1802.09477), layer norm in the critic, and the
+anchor w to the policy π₀ that training began with (after TD3+BC, arXiv 2106.06860); a weight of
+1, 0 and so on turns each off. Shapes: B transitions, E critics.
+"""
+
+import itertools
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from decision_s4.agents.action_values import ActionValues
+from decision_s4.agents.critics import one_step_target, target_of
+from decision_s4.agents.policy import SequencePolicy
+from decision_s4.agents.replay import Transition
+from decision_s4.agents.stored_state import Stored, stored_state
+from decision_s4.envs.errors import UserError
+from decision_s4.envs.timestep import TimeStep
+
+
+@dataclass(frozen=True)
+class DS4OnlineOptions:
+    """How a DS4OnlineLearner updates."""
+
+    freeze: Literal["memory", "core", "nothing"] = "memory"
+    """What of each state space stands still: all of it, all but its read-out C, or nothing. With
+    another backbone, "memory" and "core" both freeze its recurrence parameters."""
+    actor_learning_rate: float = 3e-5
+    """Of the actor, constant."""
+    critic_learning_rate: float = 5e-4
+    """Of the critics, constant."""
+    gradient_clip: float = 0.5
+    """Largest norm of the actor's gradients, and of the critics'; 0 clips nothing."""
+    discount: float = 0.99
+    """γ, by which each later reward counts for less."""
+    critic_warmup: int = 10000
+    """Environment steps in which the critics learn alone and the actor stands still."""
+    target_rate: float = 0.005
+    """How far target networks move towards the trained ones at a time; 1 copies them."""
+    target_every: int = 1
+    """Updates of the critics between two moves of the target networks."""
+    critics: int = 2
+    """Critics, the lowest of which makes the target; 1 is DDPG's."""
+    critic_width: int = 128
+    """Width of the critics' hidden layers."""
+    critic_layers: int = 2
+    """Hidden layers of each critic."""
+    critic_norm: bool = True
+    """LayerNorm before each activation of the critics."""
+    critic_return: bool = False
+    """Whether the critics see the return-to-go."""
+    anchor_weight: float = 1.0
+    """w, weight of the squared distance to the actions of the policy at the beginning, in units of
+    half the action range; 0 lets go of it."""
+    target_noise: float = 0.1
+    """Standard deviation of the noise on the target's action, cut at 2.5 of them; in units of half
+    the action range."""
+    actor_every: int = 2
+    """Updates of the critics between two of the actor."""
+
+
+class DS4OnlineLearner:
+    """Actor, critics and their targets; learns from batches of a replay.
+
+    Raises:
+        UserError: for an action space other than a Box, through which no gradient goes.
+    """
+
+    def __init__(self, policy: SequencePolicy, options: DS4OnlineOptions, anchored: bool):
+        _check_continuous(policy.action_space)
+        self.options, self.updates = options, 0
+        self.policy = freeze(policy.eval(), options.freeze)
+        self.stored = stored_state(policy)
+        self.beginning = target_of(policy) if anchored and options.anchor_weight else None
+        self.critic = ActionValues(
+            policy,
+            options.critics,
+            options.critic_width,
+            options.critic_layers,
+            options.critic_norm,
+            options.critic_return,
+        )
+        self.target_policy, self.target_critic = target_of(policy), target_of(self.critic)
+        self._followed = tuple(
+            [*a.parameters(), *b.parameters()]
+            for a, b in ((self.target_policy, self.target_critic), (policy, self.critic))
+        )
+        self.actor_optimiser = _adam(policy, options.actor_learning_rate)
+        self.critic_optimiser = _adam(self.critic, options.critic_learning_rate)
+
+    @property
+    def averaged_policy(self) -> SequencePolicy:
+        """The policy that is evaluated and saved: the actor's target, which moves smoothly."""
+        return self.target_policy
+
+    @property
+    def learning_rate(self) -> float:
+        """The actor's."""
+        return self.options.actor_learning_rate
+
+    def update(
+        self, batch: Transition, trains_actor: bool, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """One step of the critics, and of the actor where its turn is; detached scalars."""
+        metrics = self._update_critic(batch, generator)
+        self.updates += 1
+        if trains_actor and self.updates % self.options.actor_every == 0:
+            metrics |= self._update_actor(batch)
+        if self.updates % self.options.target_every == 0:
+            self._follow()
+        metrics["state_age"] = self.updates - batch.born.float().mean()
+        return metrics
+
+    @torch.no_grad()
+    def target(self, batch: Transition, generator: torch.Generator | None = None) -> Tensor:
+        """y (B,)."""
+        features = self._features(self.target_policy, next_step(batch), batch.next_state)
+        action = self._smoothed(self.target_policy.head.act(features), generator)
+        values = self.target_critic(batch.next_observation, action, batch.next_return_to_go)
+        return one_step_target(batch.reward, batch.terminated, values.amin(0), self.options.discount)
+
+    def actor_loss(self, batch: Transition) -> tuple[Tensor, Tensor]:
+        """What the actor minimises, and the mean value of its actions."""
+        features = self._features(self.policy, this_step(batch), batch.state)
+        action = self.policy.head.act(features)
+        values = self.critic(batch.observation, action, batch.return_to_go, members=1)[0]
+        loss = -values.mean() / values.detach().abs().mean().clamp(min=1e-6)
+        if self.beginning is not None:
+            loss = loss + self.options.anchor_weight * self._distance(batch, features)
+        return loss, values.detach().mean()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next update depends on, but its batch."""
+        parts = {name: part.state_dict() for name, part in self._parts().items()}
+        return parts | {"updates": self.updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on exactly where `state_dict` was taken."""
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+        self.updates = state["updates"]
+        self.stored = stored_state(self.policy)
+
+    def _parts(self) -> dict[str, Any]:
+        parts = {
+            "policy": self.policy,
+            "critic": self.critic,
+            "target_policy": self.target_policy,
+            "target_critic": self.target_critic,
+            "actor_optimiser": self.actor_optimiser,
+            "critic_optimiser": self.critic_optimiser,
+        }
+        return parts if self.beginning is None else parts | {"beginning": self.beginning}
+
+    def _update_critic(
+        self, batch: Transition, generator: torch.Generator | None
+    ) -> dict[str, Tensor]:
+        target = self.target(batch, generator)
+        values = self.critic(batch.observation, batch.action, batch.return_to_go)  # (E, B)
+        loss = (values - target).square().mean(1).sum()
+        norm = self._step(self.critic_optimiser, loss)
+        return {"critic_loss": loss.detach(), "critic_gradient_norm": norm, "value": target.mean()}
+
+    def _update_actor(self, batch: Transition) -> dict[str, Tensor]:
+        loss, value = self.actor_loss(batch)
+        norm = self._step(self.actor_optimiser, loss)
+        return {"actor_loss": loss.detach(), "actor_gradient_norm": norm, "actor_value": value}
+
+    def _step(self, optimiser: torch.optim.Optimizer, loss: Tensor) -> Tensor:
+        parameters = list(itertools.chain(*(group["params"] for group in optimiser.param_groups)))
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        norm = nn.utils.clip_grad_norm_(parameters, self.options.gradient_clip or torch.inf)
+        optimiser.step()
+        return norm
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        torch._foreach_lerp_(*self._followed, self.options.target_rate)
+
+    def _features(self, policy: SequencePolicy, step: TimeStep, stored: Stored) -> Tensor:
+        return self.stored.step(policy, step, stored)
+
+    def _distance(self, batch: Transition, features: Tensor) -> Tensor:
+        with torch.no_grad():
+            old = self._features(self.beginning, this_step(batch), batch.state)
+            action = self.beginning.head.act(old)
+        return self.policy.head.loss(features, action).mean()
+
+    def _smoothed(self, action: Tensor, generator: torch.Generator | None) -> Tensor:
+        sigma = self.options.target_noise
+        if not sigma:
+            return action
+        noise = torch.randn(action.shape, generator=generator) * sigma
+        return disturbed(self.policy.action_space, action, noise.clamp(-2.5 * sigma, 2.5 * sigma))
+
+
+def this_step(batch: Transition) -> TimeStep:
+    """What the actor saw."""
+    never = torch.zeros_like(batch.start)
+    return TimeStep(
+        batch.observation,
+        batch.previous_action,
+        batch.reward,
+        batch.return_to_go,
+        batch.start,
+        never,
+        never,
+    )
+
+
+def next_step(batch: Transition) -> TimeStep:
+    """What the actor saw, or would have seen, after it."""
+    never = torch.zeros_like(batch.start)
+    return TimeStep(
+        batch.next_observation,
+        batch.action,
+        batch.reward,
+        batch.next_return_to_go,
+        never,
+        batch.terminated,
+        never,
+    )
+
+
+def disturbed(space: spaces.Box, action: Tensor, noise: Tensor) -> Tensor:
+    """Actions (B, …) plus noise in units of half the action range (1 where unbounded), clipped."""
+    low, high = torch.as_tensor(space.low), torch.as_tensor(space.high)
+    bounded = torch.isfinite(low) & torch.isfinite(high)
+    reach = torch.where(bounded, (high - low) / 2, 1.0)
+    return (action + reach * noise).clamp(low, high).to(action.dtype)
+
+
+def freeze(policy: SequencePolicy, what: str) -> SequencePolicy:
+    """Fix the recurrence: all of it ("memory"), all but the read-outs C ("core"), or nothing."""
+    recurrence = policy.backbone.recurrence_parameters()
+    readers = {id(c) for c in _read_out_weights(policy)}
+    for parameter in recurrence:
+        fixed = what == "memory" or (what == "core" and id(parameter) not in readers)
+        parameter.requires_grad_(not fixed)
+    return policy
+
+
+def _read_out_weights(policy: SequencePolicy) -> list[nn.Parameter]:
+    mixers = [block.mixer for block in policy.backbone.blocks]
+    return [mixer.c for mixer in mixers if isinstance(getattr(mixer, "c", None), nn.Parameter)]
+
+
+def _check_continuous(space: spaces.Space) -> None:
+    if not isinstance(space, spaces.Box):
+        raise UserError(f"ds4-online needs a Box action space, not {space}; take --algo ppo")
+
+
+def _adam(module: nn.Module, rate: float) -> torch.optim.Adam:
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return torch.optim.Adam(trained, lr=rate, fused=True)
+
+

@@ -1,0 +1,264 @@
+"""Runs of ds4-online: what they begin from, their rounds of acting and learning, their checkpoints.
+
+A checkpoint holds weights, optimisers, targets, replay, counters and generators, and what is
+learned from the same replay goes on bit for bit. The environments' states are in none: on
+resuming, new episodes begin where some were under way.
+"""
+
+import functools
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import torch
+import tyro
+from torch import Tensor
+
+from decision_s4.agents import checkpoint, saved
+from decision_s4.agents.actor import Actor
+from decision_s4.agents.distributed import ALONE
+from decision_s4.agents.ds4_online import DS4OnlineLearner, DS4OnlineOptions
+from decision_s4.agents.explorer import ExplorationOptions, Explorer
+from decision_s4.agents.options import RunOptions
+from decision_s4.agents.policy import PolicyOptions, SequencePolicy, parameter_count
+from decision_s4.agents.replay import Replay
+from decision_s4.agents.rng import rng_state, seed_everything, set_rng_state
+from decision_s4.agents.run import Row
+from decision_s4.agents.training import part
+from decision_s4.envs.errors import UserError
+from decision_s4.envs.make import make
+from decision_s4.envs.rows import make_rows
+from decision_s4.envs.scores import reference_scores
+from decision_s4.envs.task import Task, check_environment, with_environment
+
+EXPLODED = 10.0
+"""Values this many times beyond what the largest reward, for ever, adds up to are no values."""
+
+
+@dataclass(frozen=True)
+class DS4OnlineConfig(ExplorationOptions, DS4OnlineOptions, PolicyOptions, RunOptions):
+    """Train a policy in an environment by Decision S4's recurrent actor-critic."""
+
+    fixed: ClassVar[frozenset[str]] = frozenset(
+        {"from_run", "freeze", "critics", "critic_width", "critic_layers", "critic_norm"}
+        | {"critic_return", "replay_size", "env"}
+    )
+
+    from_run: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    """Folder of the run whose best policy, sizes included, training begins with; none: an untrained
+    one."""
+    target_returns: tuple[float, ...] = ()
+    """The return to ask for at first; none: that of the run begun from, or 0."""
+    environments: int = 8
+    """Environments that are acted in at a time."""
+    workers: int = 1
+    """Processes that step them; 1: this one."""
+    round_steps: int = 128
+    """Environment steps between two times of learning and renewing the policy that acts."""
+    updates_per_step: float = 0.25
+    """Updates for each environment step."""
+    batch_size: int = 256
+    """Transitions an update learns from."""
+    replay_size: int = 200000
+    """Transitions that are kept."""
+
+
+class OnlineTraining:
+    """A run of ds4-online."""
+
+    rate_tag = "time/env_steps_per_s"
+    world = ALONE
+
+    def __init__(
+        self, config: DS4OnlineConfig, policy: SequencePolicy, task: Task, device: torch.device
+    ):
+        if device.type != "cpu":
+            raise UserError(f"--device {device}: ds4-online trains on the CPU; use --device cpu")
+        self.config, self.task = config, task
+        self.step, self.best = 0, float("-inf")
+        options = part(config, DS4OnlineOptions)
+        self.learner = DS4OnlineLearner(policy, options, anchored=config.from_run is not None)
+        self.replay = Replay(config.replay_size)
+        self.generator = torch.Generator().manual_seed(config.seed)
+        make_env = functools.partial(make, task.env_id, **task.env_kwargs)
+        rows = make_rows(make_env, config.environments, config.workers)
+        exploration = part(config, ExplorationOptions)
+        target, seed = task.target_returns[0], 10**6 * (config.seed + 1)
+        self.explorer = Explorer(rows, config.environments, exploration, target, seed)
+        self.largest_reward, self.due = 0.0, 0.0
+
+    @classmethod
+    def begin(cls, config: DS4OnlineConfig, device: torch.device) -> "OnlineTraining":
+        """A run at its first step. Raises UserError for what cannot be trained."""
+        seed_everything(config.seed)
+        return cls(config, *beginning(config), device)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all environment steps are done."""
+        return self.step >= self.config.steps
+
+    @property
+    def learning_rate(self) -> float:
+        """The actor's."""
+        return self.learner.learning_rate
+
+    def introduction(self) -> list[str]:
+        """What learns, where, and from what."""
+        policy, source = self.learner.policy, self.config.from_run or "an untrained policy"
+        return [
+            f"policy  {policy.options.backbone}, {parameter_count(policy):,} parameters, "
+            f"from {source}",
+            f"critic  {parameter_count(self.learner.critic):,} parameters",
+            f"task    {self.task.summary()}",
+            f"score   {self.task.scale()}",
+        ]
+
+    def update(self) -> tuple[dict[str, Tensor], int]:
+        """A round: act, then learn from the replay."""
+        config, before = self.config, self.step
+        self.explorer.act_as(self.learner.policy, self.learner.stored)
+        returns = self._act(max(1, config.round_steps // config.environments))
+        self.step = self.explorer.steps
+        metrics = self._learn(self.step - before)
+        self._check(metrics)
+        return metrics | self._books(returns), self.step - before
+
+    def evaluate(self) -> list[Row]:
+        """A row of eval.csv for the smoothed policy, asked for the return that is aimed at now."""
+        actor = Actor(self.learner.averaged_policy)
+        rows = self._task().evaluate(actor, self.config.eval_episodes, self.config.seed)
+        return [row | {"target_return": None} for row in rows]
+
+    def save(self, run_dir: Path, score: float | None = None) -> None:
+        """Write a checkpoint; the best is that of the highest evaluation."""
+        best = self.best == float("-inf") if score is None else score > self.best
+        self.best = self.best if score is None else max(self.best, score)
+        policy = self.learner.averaged_policy
+        metadata = {"algo": self.config.algo, "task": self._task().describe()}
+        metadata |= saved.describe(policy)
+        state = self.state_dict()
+        checkpoint.save(run_dir, self.step, policy.state_dict(), state, metadata, best)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that goes on."""
+        return {
+            "learner": self.learner.state_dict(),
+            "replay": self.replay.state_dict(),
+            "explorer": self.explorer.state_dict(),
+            "generator": self.generator.get_state(),
+            "random": rng_state(),
+            "best": self.best,
+            "largest_reward": self.largest_reward,
+            "due": self.due,
+        }
+
+    def restore(self, run_dir: Path) -> None:
+        """Go on where the last checkpoint stands. Raises UserError for a foreign one."""
+        if not (run_dir / "checkpoints").is_dir():
+            return
+        found = checkpoint.load(run_dir)
+        try:
+            self._load(found.trainer)
+            self.step = found.step
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise UserError(
+                f"{found.path}: is no checkpoint of this ds4-online run ({reason}); resume with "
+                "the settings that it was trained with"
+            ) from error
+
+    def draw(self, logger: Any, run_dir: Path) -> None:
+        """A video of the smoothed policy."""
+        from decision_s4.agents.pictures import film_into
+
+        actor = Actor(self.learner.averaged_policy)
+        film_into(logger, run_dir, actor, self._task(), self.config.seed, self.step)
+
+    def _task(self) -> Task:
+        return replace(self.task, target_returns=(self.explorer.target,))
+
+    def _load(self, state: dict[str, Any]) -> None:
+        for name in ("learner", "replay", "explorer"):
+            getattr(self, name).load_state_dict(state[name])
+        self.generator.set_state(state["generator"])
+        set_rng_state(state["random"])
+        self.best, self.due = float(state["best"]), float(state["due"])
+        self.largest_reward = float(state["largest_reward"])
+
+    def _act(self, times: int) -> list[float]:
+        try:
+            ended = [self.explorer.step(self.replay, self.learner.updates) for _ in range(times)]
+        except UserError:
+            raise
+        except RuntimeError as error:  # an environment, or a process that steps some
+            raise UserError(
+                f"{error}; at environment step {self.explorer.steps}: what was learned up to the "
+                "last checkpoint is kept, go on with --resume and the run's folder"
+            ) from error
+        return [value for returns in ended for value in returns]
+
+    def _learn(self, steps: int) -> dict[str, Tensor]:
+        self.due += steps * self.config.updates_per_step
+        count, metrics = int(self.due), {}
+        self.due -= count
+        trains_actor = self.step > self.config.critic_warmup
+        for _ in range(count):
+            batch = self.replay.sample(self.config.batch_size, self.generator)
+            metrics |= self.learner.update(batch, trains_actor, self.generator)
+        return metrics
+
+    def _books(self, returns: list[float]) -> dict[str, Tensor]:
+        explorer = self.explorer
+        books = {"target_return": explorer.target, "noise": explorer.noise}
+        if returns:
+            books["ep_rew_mean"] = sum(returns) / len(returns)
+        return {f"rollout/{name}": torch.tensor(value) for name, value in books.items()}
+
+    def _check(self, metrics: dict[str, Tensor]) -> None:
+        """Stop before a checkpoint of a run that diverged."""
+        newest = self.replay.recent(self.config.round_steps).reward
+        self.largest_reward = max(self.largest_reward, float(newest.abs().max()))
+        bound = EXPLODED * self.largest_reward / max(1e-9, 1 - self.learner.options.discount)
+        for name, value in metrics.items():
+            wrong = not math.isfinite(value)
+            if wrong or (name in ("value", "actor_value") and abs(value) > bound):
+                raise UserError(
+                    f"training diverged: {name} is {float(value):g} at environment step "
+                    f"{self.step}, rewards were {self.largest_reward:g} at most; the last "
+                    "checkpoint is from before; lower --critic-learning-rate "
+                    f"{self.config.critic_learning_rate:g} or --discount {self.config.discount:g}"
+                )
+
+
+def beginning(config: DS4OnlineConfig) -> tuple[SequencePolicy, Task]:
+    """The policy to begin with and its task.
+
+    Raises UserError for a folder that is no run, a policy that is not recurrent, or an environment
+    whose spaces are not the policy's.
+    """
+    if config.from_run is None:
+        return _untrained(config)
+    found = checkpoint.load(config.from_run, "best")
+    policy = saved.rebuild(found)
+    if type(policy) is not SequencePolicy:
+        raise UserError(
+            f"--from {config.from_run}: a policy of tokens '{policy.options.tokens}' and "
+            f"context_mode '{policy.options.context_mode}' has no recurrent state to store; give a "
+            "run of --algo decision-s4"
+        )
+    task = with_environment(saved.task(found), config.env, config.target_returns[:1])
+    spaces = policy.observation_space, policy.action_space
+    check_environment(task.env_id, task.env_kwargs, *spaces, f"the policy of {config.from_run}")
+    return policy, task
+
+
+def _untrained(config: DS4OnlineConfig) -> tuple[SequencePolicy, Task]:
+    if config.env in (None, "none"):
+        raise UserError("ds4-online learns in an environment; give --env, or --from and a run")
+    env = make(config.env)
+    policy = SequencePolicy(env.observation_space, env.action_space, part(config, PolicyOptions))
+    env.close()
+    targets = config.target_returns[:1] or (0.0,)
+    return policy, Task(config.env, targets, {}, reference_scores(config.env))
