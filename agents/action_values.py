@@ -6,6 +6,7 @@ Shapes: E members, B rows, W hidden width.
 """
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -59,9 +60,7 @@ class ActionValues(nn.Module):
         self.return_scale = policy.options.return_scale if sees_return else None
         inputs = self.observation_features.width + self.action_features.width + sees_return
         sizes = [inputs] + [width] * layers
-        self.hidden = nn.ModuleList(
-            Affine(members, *pair) for pair in zip(sizes, sizes[1:], strict=False)
-        )
+        self.hidden = nn.ModuleList(Affine(members, *pair) for pair in pairwise(sizes))
         self.out = Affine(members, sizes[-1], 1)
 
     def forward(

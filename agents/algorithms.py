@@ -41,6 +41,12 @@ def _ppo() -> Algorithm:
     return Algorithm(PPOConfig, PPOTraining.begin)
 
 
+def _ds4_online() -> Algorithm:
+    from decision_s4.agents.online_training import DS4OnlineConfig, OnlineTraining
+
+    return Algorithm(DS4OnlineConfig, OnlineTraining.begin)
+
+
 ALGORITHMS: dict[str, Callable[[], Algorithm]] = {
     "decision-s4": _sequences,
     "decision-transformer": _sequences,
@@ -50,6 +56,7 @@ ALGORITHMS: dict[str, Callable[[], Algorithm]] = {
     "td3-bc": _td3_bc,
     "iql": _iql,
     "ppo": _ppo,
+    "ds4-online": _ds4_online,
 }
 """By the name that --algo takes, imported when asked for; configs/<name>.yaml holds what each
 changes of the defaults."""

@@ -1,4 +1,4 @@
-"""Decision S4 on-policy: a recurrent actor-critic whose updates are single steps from stored states.
+"""Decision S4 on-policy: a recurrent actor-critic, updated by single steps from stored states.
 
     y = r + γ (1 − terminated) min_i Q'_i(s', π'(s', a, R'; h'), R')
     critic: minimise  mean (Q_i(s, a, R) − y)²
@@ -40,7 +40,7 @@ class DS4OnlineOptions:
     critic_learning_rate: float = 5e-4
     """Of the critics, constant."""
     gradient_clip: float = 0.5
-    """Largest norm of the actor's gradients, and of the critics'; 0 clips nothing."""
+    """Largest norm of the actor's gradients, and of the critics."""
     discount: float = 0.99
     """γ, by which each later reward counts for less."""
     critic_warmup: int = 10000
@@ -127,7 +127,9 @@ class DS4OnlineLearner:
         features = self._features(self.target_policy, next_step(batch), batch.next_state)
         action = self._smoothed(self.target_policy.head.act(features), generator)
         values = self.target_critic(batch.next_observation, action, batch.next_return_to_go)
-        return one_step_target(batch.reward, batch.terminated, values.amin(0), self.options.discount)
+        return one_step_target(
+            batch.reward, batch.terminated, values.amin(0), self.options.discount
+        )
 
     def actor_loss(self, batch: Transition) -> tuple[Tensor, Tensor]:
         """What the actor minimises, and the mean value of its actions."""
@@ -169,7 +171,7 @@ class DS4OnlineLearner:
         values = self.critic(batch.observation, batch.action, batch.return_to_go)  # (E, B)
         loss = (values - target).square().mean(1).sum()
         norm = self._step(self.critic_optimiser, loss)
-        return {"critic_loss": loss.detach(), "critic_gradient_norm": norm, "value": target.mean()}
+        return {"loss": loss.detach(), "critic_gradient_norm": norm, "value": target.mean()}
 
     def _update_actor(self, batch: Transition) -> dict[str, Tensor]:
         loss, value = self.actor_loss(batch)
@@ -181,7 +183,7 @@ class DS4OnlineLearner:
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
-        norm = nn.utils.clip_grad_norm_(parameters, self.options.gradient_clip or torch.inf)
+        norm = nn.utils.clip_grad_norm_(parameters, self.options.gradient_clip)
         optimiser.step()
         return norm
 
@@ -265,5 +267,3 @@ def _check_continuous(space: spaces.Space) -> None:
 def _adam(module: nn.Module, rate: float) -> torch.optim.Adam:
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     return torch.optim.Adam(trained, lr=rate, fused=True)
-
-

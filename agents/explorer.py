@@ -138,7 +138,8 @@ class Explorer:
                 replay.relabel(torch.stack(self.positions[row]), residual)
             self.positions[row] = []
         self.best = max(self.best, *returns)
-        table.restart(ended, self.rows.reset(self._seeds(len(ended)), ended), self.target)
+        table.target[ended] = self.target
+        table.renew(ended, self.rows.reset(self._seeds(len(ended)), ended))
         return returns
 
 

@@ -5,7 +5,6 @@ learned from the same replay goes on bit for bit. The environments' states are i
 resuming, new episodes begin where some were under way.
 """
 
-import functools
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +27,7 @@ from decision_s4.agents.run import Row
 from decision_s4.agents.training import part
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.make import make
-from decision_s4.envs.rows import make_rows
+from decision_s4.envs.rollout import open_rows
 from decision_s4.envs.scores import reference_scores
 from decision_s4.envs.task import Task, check_environment, with_environment
 
@@ -45,6 +44,12 @@ class DS4OnlineConfig(ExplorationOptions, DS4OnlineOptions, PolicyOptions, RunOp
         | {"critic_return", "replay_size", "env"}
     )
 
+    steps: int = 200_000
+    """Environment steps, those of all environments together."""
+    eval_every: int = 20_000
+    """Environment steps between evaluations; each also writes a checkpoint."""
+    log_every: int = 1000
+    """Environment steps between two points of a curve, a round's at least."""
     from_run: Annotated[Path | None, tyro.conf.arg(name="from")] = None
     """Folder of the run whose best policy, sizes included, training begins with; none: an untrained
     one."""
@@ -57,7 +62,7 @@ class DS4OnlineConfig(ExplorationOptions, DS4OnlineOptions, PolicyOptions, RunOp
     round_steps: int = 128
     """Environment steps between two times of learning and renewing the policy that acts."""
     updates_per_step: float = 0.25
-    """Updates for each environment step."""
+    """Updates for each environment step; a round has at least one."""
     batch_size: int = 256
     """Transitions an update learns from."""
     replay_size: int = 200000
@@ -67,7 +72,7 @@ class DS4OnlineConfig(ExplorationOptions, DS4OnlineOptions, PolicyOptions, RunOp
 class OnlineTraining:
     """A run of ds4-online."""
 
-    rate_tag = "time/env_steps_per_s"
+    rate_tag = "time/fps"
     world = ALONE
 
     def __init__(
@@ -81,8 +86,7 @@ class OnlineTraining:
         self.learner = DS4OnlineLearner(policy, options, anchored=config.from_run is not None)
         self.replay = Replay(config.replay_size)
         self.generator = torch.Generator().manual_seed(config.seed)
-        make_env = functools.partial(make, task.env_id, **task.env_kwargs)
-        rows = make_rows(make_env, config.environments, config.workers)
+        rows = open_rows(task.env_id, config.environments, task.env_kwargs, config.workers)
         exploration = part(config, ExplorationOptions)
         target, seed = task.target_returns[0], 10**6 * (config.seed + 1)
         self.explorer = Explorer(rows, config.environments, exploration, target, seed)
@@ -201,8 +205,8 @@ class OnlineTraining:
 
     def _learn(self, steps: int) -> dict[str, Tensor]:
         self.due += steps * self.config.updates_per_step
-        count, metrics = int(self.due), {}
-        self.due -= count
+        count, metrics = max(1, int(self.due)), {}
+        self.due = max(0.0, self.due - count)
         trains_actor = self.step > self.config.critic_warmup
         for _ in range(count):
             batch = self.replay.sample(self.config.batch_size, self.generator)

@@ -83,15 +83,6 @@ class EpisodeTable:
         self.terminated[rows] = outcome.terminated
         self.truncated[rows] = outcome.truncated
 
-    def restart(self, rows: np.ndarray, observation: Tree, target: float) -> None:
-        """Enter that new episodes begin in the given rows."""
-        map_tree(lambda ours, new: _assign(ours, rows, new), self.observation, observation)
-        map_tree(lambda ours: _assign(ours, rows, 0), self.previous_action)
-        self.target[rows] = target
-        for books in (self.previous_reward, self.returns, self.lengths):
-            books[rows] = 0
-        self.terminated[rows] = self.truncated[rows] = False
-
 
 def as_tensor(array: np.ndarray) -> torch.Tensor:
     """A copy as a tensor; floating point becomes float32."""

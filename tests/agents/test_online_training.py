@@ -1,0 +1,128 @@
+"""Runs of ds4-online by the command line: from scratch, from a run, resumed, and what is refused."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from decision_s4.agents import checkpoint
+from decision_s4.agents.ds4_online import this_step
+from decision_s4.agents.online_training import DS4OnlineConfig, OnlineTraining
+from decision_s4.envs.errors import UserError
+from decision_s4.train import main
+
+SIZES = {"d_model": 8, "n_layers": 1, "d_embed": 4, "critic_width": 8}
+SHORT = {"steps": 512, "eval_every": 256, "eval_episodes": 2, "critic_warmup": 128}
+CPU = torch.device("cpu")
+
+
+def settings(**options):
+    values = {"algo": "ds4-online", "env": "Pendulum-v1", "batch_size": 16, "replay_size": 400}
+    return DS4OnlineConfig(**values | SIZES | SHORT | options)
+
+
+def flags(**options):
+    values = vars(settings(**options))
+    known = {f.name: f.default for f in dataclasses.fields(DS4OnlineConfig)}
+    changed = {n: v for n, v in values.items() if v != known[n]}
+    return [f"--{n.replace('_', '-')}={v}" for n, v in changed.items()] + ["--no-video"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("online") / "run"
+    assert main(flags(run_dir=folder)) == 0
+    return folder
+
+
+def test_a_run_from_scratch_leaves_what_every_run_leaves(run):
+    assert {"config.yaml", "eval.csv", "checkpoints"} <= {path.name for path in run.iterdir()}
+    assert checkpoint.load(run).step == 512
+
+
+def test_a_run_goes_on_from_anothers_best_policy(run):
+    begun = OnlineTraining.begin(settings(from_run=run, env=None), CPU)
+    saved = checkpoint.load(run, "best").weights
+    for name, value in begun.learner.policy.state_dict().items():
+        assert torch.equal(value, saved[name])
+    assert begun.task.env_id == "Pendulum-v1"
+
+
+def test_a_checkpoint_goes_on_bit_for_bit_but_for_the_environments(run, tmp_path):
+    """From the same replay the same updates follow; the episodes are new ones, of later seeds."""
+    first = OnlineTraining.begin(settings(), CPU)
+    for _ in range(3):
+        first.update()
+    first.save(tmp_path)
+    second = OnlineTraining.begin(settings(), CPU)
+    second.restore(tmp_path)
+    assert (second.step, second.explorer.target) == (first.step, first.explorer.target)
+    kept = first.replay.state_dict()["store"], second.replay.state_dict()["store"]
+    assert all(torch.equal(kept[0][name], kept[1][name]) for name in kept[0])
+    learned = [each._learn(64)["loss"] for each in (first, second)]
+    assert torch.equal(*learned)
+    weights = [each.learner.policy.state_dict() for each in (first, second)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert second.explorer.table is None and second.explorer.episodes == first.explorer.episodes
+
+
+def test_an_episodes_stored_states_are_those_that_its_replay_recomputes():
+    begun = OnlineTraining.begin(settings(environments=1, round_steps=50, noise=0.3), CPU)
+    begun.explorer.act_as(begun.learner.policy, begun.learner.stored)
+    with torch.no_grad():
+        for block in begun.learner.policy.backbone.blocks:
+            block.mixer.c.normal_()
+    begun.learner.stored = type(begun.learner.stored)(begun.learner.policy)
+    begun.explorer.table = None
+    begun.explorer.act_as(begun.learner.policy, begun.learner.stored)
+    for _ in range(50):
+        begun.explorer.step(begun.replay, 0)
+    stored, policy = begun.replay.store, begun.learner.policy
+    steps = this_step(stored)
+    state = policy.initial_state(1)
+    for t in range(50):
+        kept = begun.learner.stored.keep(state)
+        assert_close(stored.state[t : t + 1], kept, rtol=1e-3, atol=1e-4)
+        step = type(steps)(*(leaf[t : t + 1] for leaf in steps))
+        with torch.no_grad():
+            _, state = policy.step(step, state)
+    assert stored.state[:50].abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"env": None}, "give --env, or --from"),
+        ({"env": "CartPole-v1"}, "needs a Box action space"),
+        ({"from_run": Path("nowhere")}, "holds no checkpoints"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        OnlineTraining.begin(settings(**options), CPU)
+
+
+def test_an_environment_of_other_spaces_is_refused(run):
+    with pytest.raises(UserError, match=r"'Hopper-v5' has observations Box\(11,\), the policy of"):
+        OnlineTraining.begin(settings(from_run=run, env="Hopper-v5"), CPU)
+
+
+@pytest.mark.parametrize("value", [np.nan, 1e9])
+def test_a_run_that_diverges_stops(value):
+    begun = OnlineTraining.begin(settings(), CPU)
+    begun.update()
+    begun.learner.target_critic.out.bias.fill_(value)
+    with pytest.raises(UserError, match="training diverged: (loss|value) is"):
+        begun.update()
+
+
+def test_an_environment_that_dies_stops_the_run_in_one_line(monkeypatch):
+    begun = OnlineTraining.begin(settings(workers=2), CPU)
+    begun.update()
+    begun.explorer.rows.processes[0].kill()
+    with pytest.raises(UserError, match="worker process died.*--resume"):
+        begun.update()
+    begun.explorer.rows.close()
