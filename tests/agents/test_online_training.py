@@ -1,4 +1,4 @@
-"""Runs of ds4-online by the command line: from scratch, from a run, resumed, and what is refused."""
+"""Runs of ds4-online: from scratch, from another run, resumed, and what is refused."""
 
 import dataclasses
 from pathlib import Path
@@ -115,7 +115,7 @@ def test_a_run_that_diverges_stops(value):
     begun = OnlineTraining.begin(settings(), CPU)
     begun.update()
     begun.learner.target_critic.out.bias.fill_(value)
-    with pytest.raises(UserError, match="training diverged: (loss|value) is"):
+    with pytest.raises(UserError, match=r"training diverged: (loss|value) is"):
         begun.update()
 
 
@@ -123,6 +123,6 @@ def test_an_environment_that_dies_stops_the_run_in_one_line(monkeypatch):
     begun = OnlineTraining.begin(settings(workers=2), CPU)
     begun.update()
     begun.explorer.rows.processes[0].kill()
-    with pytest.raises(UserError, match="worker process died.*--resume"):
+    with pytest.raises(UserError, match=r"worker process died.*--resume"):
         begun.update()
     begun.explorer.rows.close()
