@@ -143,7 +143,7 @@ def _form(config_class: type, values: Mapping[str, Any]) -> type:
 
 def _converted(config_class: type, values: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """YAML values as the fields' types, by way of the command line's own parser."""
-    hints = get_type_hints(config_class, include_extras=True)
+    hints = get_type_hints(config_class)  # a YAML key is the field, whatever its flag is called
     form = dataclasses.make_dataclass("Settings", [(name, hints[name]) for name in values])
     args = [f"--{hyphened(name)}={_text(value)}" for name, value in values.items()]
     try:

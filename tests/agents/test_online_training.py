@@ -51,6 +51,14 @@ def test_a_run_goes_on_from_anothers_best_policy(run):
     assert begun.task.env_id == "Pendulum-v1"
 
 
+def test_a_run_is_resumed_by_the_command_line(run, tmp_path):
+    folder = tmp_path / "run"
+    begun = ["--from", str(run)]
+    assert main([*flags(run_dir=folder, steps=256), *begun]) == 0
+    assert main(["--resume", str(folder), "--steps", "384"]) == 0
+    assert checkpoint.load(folder).step == 384
+
+
 def test_a_checkpoint_goes_on_bit_for_bit_but_for_the_environments(run, tmp_path):
     """From the same replay the same updates follow; the episodes are new ones, of later seeds."""
     first = OnlineTraining.begin(settings(), CPU)
