@@ -30,7 +30,7 @@ from decision_s4.agents.policy import PolicyOptions
 from decision_s4.agents.program import exit_code
 from decision_s4.agents.run import Row, Run
 from decision_s4.agents.run_dir import create_run_dir, default_run_dir
-from decision_s4.envs.errors import UserError
+from decision_s4.envs.errors import SimulatorError, UserError
 
 CONFIG_FILE = "config.yaml"
 RETURN_TAG = "rollout/ep_rew_mean"
@@ -110,13 +110,22 @@ def _record(run: Run, run_dir: Path, notes: Sequence[str] = ()) -> None:
         for line in [*_introduction(run, run_dir), *notes]:
             logger.message(line)
         with Interrupt() as interrupt:
-            _loop(run, logger, run_dir, interrupt)
+            try:
+                _loop(run, logger, run_dir, interrupt)
+            except SimulatorError as error:
+                raise SimulatorError(f"{error}; {_what_is_kept(run_dir)}") from error
         if interrupt.asked:
             if not run.finished:
                 logger.message(f"stopped at step {run.step}; go on with --resume {run_dir}")
             raise KeyboardInterrupt
         if config.video:
             run.draw(logger, run_dir)
+
+
+def _what_is_kept(run_dir: Path) -> str:
+    if not any((run_dir / "checkpoints").glob("[0-9]*")):
+        return "no checkpoint had been written"
+    return f"go on from the last checkpoint with --resume {run_dir}"
 
 
 def _loop(run: Run, logger: Any, run_dir: Path, interrupt: Interrupt) -> None:

@@ -135,6 +135,9 @@ class OnlineTraining:
         rows = self._task().evaluate(actor, self.config.eval_episodes, self.config.seed)
         return [row | {"target_return": None} for row in rows]
 
+    def explain(self, logger: Any) -> None:
+        """Nothing: probes look at logged data, which this run has not."""
+
     def save(self, run_dir: Path, score: float | None = None) -> None:
         """Write a checkpoint; the best is that of the highest evaluation."""
         best = self.best == float("-inf") if score is None else score > self.best
@@ -192,15 +195,7 @@ class OnlineTraining:
         self.largest_reward = float(state["largest_reward"])
 
     def _act(self, times: int) -> list[float]:
-        try:
-            ended = [self.explorer.step(self.replay, self.learner.updates) for _ in range(times)]
-        except UserError:
-            raise
-        except RuntimeError as error:  # an environment, or a process that steps some
-            raise UserError(
-                f"{error}; at environment step {self.explorer.steps}: what was learned up to the "
-                "last checkpoint is kept, go on with --resume and the run's folder"
-            ) from error
+        ended = [self.explorer.step(self.replay, self.learner.updates) for _ in range(times)]
         return [value for returns in ended for value in returns]
 
     def _learn(self, steps: int) -> dict[str, Tensor]:

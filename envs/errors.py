@@ -9,11 +9,17 @@ class UserError(ValueError):
     """Bad input. Its message is one line that names the thing, the value and the fix."""
 
 
+class SimulatorError(RuntimeError):
+    """An environment raised an error, or the process that steps it died; one line says which."""
+
+
 def explanation(error: BaseException) -> str | None:
     """The line to print of an error that is no fault of the program; None of any other."""
     text = " ".join(str(error).split())
     if isinstance(error, UserError):
         return str(error)
+    if isinstance(error, SimulatorError):
+        return text
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"no space is left on the disk ({text}); free some, or write elsewhere"
     lacks = ("out of memory", "can't allocate memory", "not enough memory")

@@ -71,7 +71,7 @@ def rollout(
     neither on the other rows nor on `workers`, the number of processes that step environments
     (None: by rows and cores; 1: this process). `max_steps` cuts episodes short, as truncated.
     A target of None counts as 0, for agents that have none. Raises UserError for an unknown
-    environment or a non-finite action, RuntimeError where an environment fails.
+    environment or a non-finite action, SimulatorError where one fails.
     """
     _check(target_returns, seeds, max_steps, workers)
     rows = open_rows(env_id, len(seeds), env_kwargs, workers)

@@ -14,7 +14,7 @@ import numpy as np
 from gymnasium import spaces
 
 from decision_s4.envs.actions import space_value
-from decision_s4.envs.errors import UserError
+from decision_s4.envs.errors import SimulatorError, UserError
 from decision_s4.envs.spaces import Tree, map_tree, space_tree
 
 MakeEnv = Callable[[], gym.Env]
@@ -52,7 +52,7 @@ class Rows(Protocol):
 class LocalRows:
     """Rows stepped one after another in this process.
 
-    Raises RuntimeError naming the environment and the row where one fails. `numbers` are the
+    Raises SimulatorError naming the environment and the row where one fails. `numbers` are the
     rows' names in such messages.
     """
 
@@ -93,7 +93,7 @@ class LocalRows:
             return getattr(env, method)(*args, **kwargs)
         except Exception as error:
             name = env.spec.id if env.spec else type(env.unwrapped).__name__
-            raise RuntimeError(
+            raise SimulatorError(
                 f"environment '{name}' failed in {method} of row {self.numbers[row]}: {error}"
             ) from error
 
@@ -166,7 +166,7 @@ class WorkerRows:
         try:
             answer = pipe.recv()
         except (EOFError, ConnectionResetError) as error:
-            raise RuntimeError(
+            raise SimulatorError(
                 "an environment worker process died; run with workers=1 to see why"
             ) from error
         if isinstance(answer, Exception):
@@ -191,9 +191,9 @@ def _work(pipe: Connection, make_env: MakeEnv, numbers: range) -> None:
             method, arguments = pipe.recv()
             pipe.send(getattr(rows, method)(*arguments))
     except Exception as error:
-        # Only these two kinds travel: another's constructor may not survive the pipe.
-        kind = UserError if isinstance(error, UserError) else RuntimeError
-        answer = kind(str(error))
+        # Only these kinds travel: another's constructor may not survive the pipe.
+        travels = isinstance(error, UserError | SimulatorError)
+        answer = (type(error) if travels else RuntimeError)(str(error))
         answer.add_note(traceback.format_exc())
         pipe.send(answer)
 

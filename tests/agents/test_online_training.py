@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from decision_s4 import evaluate
 from decision_s4.agents import checkpoint
 from decision_s4.agents.ds4_online import this_step
 from decision_s4.agents.online_training import DS4OnlineConfig, OnlineTraining
 from decision_s4.envs.errors import UserError
+from decision_s4.envs.rows import WorkerRows
 from decision_s4.train import main
 
 SIZES = {"d_model": 8, "n_layers": 1, "d_embed": 4, "critic_width": 8}
@@ -41,6 +43,11 @@ def run(tmp_path_factory) -> Path:
 def test_a_run_from_scratch_leaves_what_every_run_leaves(run):
     assert {"config.yaml", "eval.csv", "checkpoints"} <= {path.name for path in run.iterdir()}
     assert checkpoint.load(run).step == 512
+
+
+def test_a_run_can_be_evaluated(run, capsys):
+    assert evaluate.main([str(run), "--episodes", "2"]) == 0
+    assert "step 512" in capsys.readouterr().out
 
 
 def test_a_run_goes_on_from_anothers_best_policy(run):
@@ -127,10 +134,23 @@ def test_a_run_that_diverges_stops(value):
         begun.update()
 
 
-def test_an_environment_that_dies_stops_the_run_in_one_line(monkeypatch):
-    begun = OnlineTraining.begin(settings(workers=2), CPU)
-    begun.update()
-    begun.explorer.rows.processes[0].kill()
-    with pytest.raises(UserError, match=r"worker process died.*--resume"):
-        begun.update()
-    begun.explorer.rows.close()
+@pytest.mark.parametrize("algo", ["ds4-online", "ppo"])
+def test_a_worker_that_dies_stops_the_run_in_one_line(algo, tmp_path, monkeypatch, capsys):
+    step, calls = WorkerRows.step, []
+
+    def dying_step(rows, *arguments):
+        calls.append(rows)
+        if len(calls) == 40:
+            rows.processes[0].kill()
+        return step(rows, *arguments)
+
+    monkeypatch.setattr(WorkerRows, "step", dying_step)
+    common = f"--algo {algo} --env Pendulum-v1 --workers 2 --eval-every 64 --steps 512"
+    sizes = "--eval-episodes 1 --no-video --device cpu --d-model 8 --n-layers 1"
+    own = {"ds4-online": "--round-steps 64", "ppo": "--rollout-steps 16 --rows 4"}[algo]
+    folder = tmp_path / "run"
+    assert main([*f"{common} {sizes} {own} --run-dir {folder}".split()]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "worker process died" in error and f"--resume {folder}" in error
+    calls[0].close()

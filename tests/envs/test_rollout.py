@@ -8,7 +8,7 @@ from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decision_s4.envs.errors import UserError
+from decision_s4.envs.errors import SimulatorError, UserError
 from decision_s4.envs.rollout import evaluate, rollout
 from decision_s4.envs.scores import ReferenceScores
 
@@ -244,7 +244,7 @@ def test_a_failing_environment_is_named_with_its_row(workers):
             return action, state
 
     message = r"environment 'RolloutCount-v0' failed in step of row 2: action 2.0 at step 1"
-    with pytest.raises(RuntimeError, match=message):
+    with pytest.raises(SimulatorError, match=message):
         rollout(Wrong(), COUNT, [0.0] * 3, seeds=[4, 4, 4], workers=workers)
 
 
