@@ -16,6 +16,7 @@ from torch import Tensor
 from decision_s4.agents.heads import BoxHead, DiscreteHead
 from decision_s4.agents.policy import Policy
 from decision_s4.envs.errors import UserError, nearest
+from decision_s4.envs.task import Task
 
 if TYPE_CHECKING:
     from decision_s4.agents.probes.context import Context
@@ -149,8 +150,8 @@ class PolicyProbe(Probe):
     """Examines the policy as a whole, over the contexts of several queries."""
 
     @abstractmethod
-    def examine(self, contexts: "Sequence[Context]") -> Findings:
-        """What it found."""
+    def examine(self, contexts: "Sequence[Context]", task: Task | None = None) -> Findings:
+        """What it found; without a `task` to play, by the recorded episodes alone."""
 
 
 PROBES: dict[str, str] = {
@@ -168,6 +169,8 @@ PROBES: dict[str, str] = {
     "lrp-selection": "layer_probes:SelectionLRP",
     "horizon": "horizon_probe:Horizon",
     "linear-probe": "linear:LinearProbe",
+    "patching": "patching:Patching",
+    "sae": "sae:SparseAutoencoderProbe",
 }
 """module:class below this package, by the name a person gives; imported when asked for."""
 

@@ -78,7 +78,7 @@ def explain(plan: Plan, policy: Policy, task: Task, about: str, seed: int, say: 
     contexts = spread_queries(policy, recordings, targets, EVIDENCE)
     say("evidence …")
     evidence = faithfulness(probes, contexts, seed) if probes else None
-    found = _findings(plan, contexts, say)
+    found = _findings(plan, contexts, task, say)
     if probes:
         say("the closed loop …")
         found.append(_closed_loop(policy, task, recordings, seed))
@@ -98,12 +98,12 @@ def _closed_loop(
     return Findings("What each input is worth in the loop", [worth.table()], notes=[note])
 
 
-def _findings(plan: Plan, contexts: Sequence[Context], say: Say) -> list[Findings]:
+def _findings(plan: Plan, contexts: Sequence[Context], task: Task, say: Say) -> list[Findings]:
     found = []
     for probe in plan.probes:
         if isinstance(probe, PolicyProbe):
             say(f"{probe.name} …")
-            found.append(probe.examine(contexts))
+            found.append(probe.examine(contexts, task))
     return found
 
 

@@ -15,6 +15,7 @@ from decision_s4.agents.probes.base import Curves, Findings, PolicyProbe, Table
 from decision_s4.agents.probes.context import Context
 from decision_s4.agents.probes.horizon import EPSILON, LayerHorizon, gradient_field, layer_horizon
 from decision_s4.agents.probes.layer_probes import check_layers
+from decision_s4.envs.task import Task
 
 COLUMNS = (
     "layer",
@@ -35,7 +36,7 @@ class Horizon(PolicyProbe):
     def check(self, policy: Policy) -> None:
         check_layers(self.name, policy)
 
-    def examine(self, contexts: Sequence[Context]) -> Findings:
+    def examine(self, contexts: Sequence[Context], task: Task | None = None) -> Findings:
         """Over the contexts' last steps."""
         layers = [_horizons(context) for context in contexts]
         each = [_mean(found) for found in zip(*layers, strict=True)]

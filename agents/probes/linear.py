@@ -6,6 +6,8 @@ what the step's number alone, the present input alone, and shuffled labels tell
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -14,11 +16,13 @@ from decision_s4.agents.policy import Policy
 from decision_s4.agents.probes.base import Findings, PolicyProbe, Table
 from decision_s4.agents.probes.context import Context
 from decision_s4.agents.probes.recordings import Recording
+from decision_s4.envs.task import Task
 
 RIDGE = 1e-2
 """Penalty, in units of the standardised regressors' mean square."""
 LEAST_EPISODES = 3
 LAGS = (1, 4, 16)
+PROGRESS_LABELS = ("progress through the episode", "return still to come")
 
 
 class LinearProbe(PolicyProbe):
@@ -27,10 +31,10 @@ class LinearProbe(PolicyProbe):
     name = "linear-probe"
     question = "what does the memory know that the present input does not tell?"
 
-    def examine(self, contexts: Sequence[Context]) -> Findings:
+    def examine(self, contexts: Sequence[Context], task: Task | None = None) -> Findings:
         """Half of the episodes to fit, the others to judge."""
         policy = contexts[0].policy
-        recordings = list({id(c.recording): c.recording for c in contexts}.values())
+        recordings = recordings_of(contexts)
         if len(recordings) < LEAST_EPISODES:
             note = f"{len(recordings)} episodes do not suffice; {LEAST_EPISODES} do"
             return Findings(self.name, notes=[note])
@@ -39,7 +43,7 @@ class LinearProbe(PolicyProbe):
         time = [_clock(recording.steps) for recording in recordings]
         both = [np.concatenate(pair, 1) for pair in zip(hidden, present, strict=True)]
         rows, scalars = [], {}
-        for name, labels in _labels(recordings).items():
+        for name, labels in labels_of(recordings).items():
             scores = [r_squared(x, labels) for x in (hidden, both, present, time)]
             chance = r_squared(hidden, _shuffled(labels))
             rows.append([name, *scores, chance])
@@ -59,10 +63,23 @@ class LinearProbe(PolicyProbe):
         )
 
 
+def recordings_of(contexts: Sequence[Context]) -> list[Recording]:
+    """The episodes that the contexts are of, each once."""
+    return list({id(c.recording): c.recording for c in contexts}.values())
+
+
 @torch.no_grad()
 def _hidden(policy: Policy, recording: Recording) -> np.ndarray:
     """(T, D) what the head reads."""
     return policy(recording.batch(0, recording.steps))[0][0].double().numpy()
+
+
+def read_directions(policy: Policy, recordings: Sequence[Recording]) -> dict[str, np.ndarray]:
+    """(D,) of what the head reads: along which each of PROGRESS_LABELS rises, by its read-out."""
+    hidden = np.concatenate([_hidden(policy, recording) for recording in recordings])
+    labels = labels_of(recordings)
+    fits = {name: Readout.fit(hidden, np.concatenate(labels[name])) for name in PROGRESS_LABELS}
+    return {name: fit.weight / fit.std for name, fit in fits.items()}
 
 
 def _clock(steps: int) -> np.ndarray:
@@ -71,12 +88,10 @@ def _clock(steps: int) -> np.ndarray:
     return np.concatenate([time, time**2, time**3, np.sqrt(time)], 1)
 
 
-def _labels(recordings: Sequence[Recording]) -> dict[str, list[np.ndarray]]:
+def labels_of(recordings: Sequence[Recording]) -> dict[str, list[np.ndarray]]:
     """By what is asked, one (T,) an episode; past inputs are nan before there are any."""
-    found = {
-        "progress through the episode": [np.arange(r.steps) / r.steps for r in recordings],
-        "return still to come": [_to_come(r) for r in recordings],
-    }
+    progress = [np.arange(r.steps) / r.steps for r in recordings]
+    found = dict(zip(PROGRESS_LABELS, (progress, [_to_come(r) for r in recordings]), strict=True))
     for lag in LAGS:
         found[f"first observation, {lag} steps ago"] = [_ago(r, lag) for r in recordings]
     return found
@@ -104,8 +119,32 @@ def r_squared(inputs: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> flo
     (x, y), (x_other, y_other) = ((x[~np.isnan(y)], y[~np.isnan(y)]) for x, y in parts)
     if min(len(y), len(y_other)) < 2 or y_other.std() == 0:
         return float("nan")
-    mean, std = x.mean(0), x.std(0) + 1e-8
-    x, x_other = (x - mean) / std, (x_other - mean) / std
-    gram = x.T @ x + RIDGE * len(x) * np.eye(x.shape[1])
-    predicted = x_other @ np.linalg.solve(gram, x.T @ (y - y.mean())) + y.mean()
+    predicted = Readout.fit(x, y).read(x_other)
     return float(1 - np.square(y_other - predicted).mean() / y_other.var())
+
+
+@dataclass(frozen=True)
+class Readout:
+    """Ridge regression of a label y on standardised inputs: ŷ = weight · (x − mean) / std + y̅."""
+
+    mean: np.ndarray
+    """(D,), as std and weight."""
+    std: np.ndarray
+    weight: np.ndarray
+    label_mean: float
+    label_std: float
+
+    @classmethod
+    def fit(cls, x: np.ndarray, y: np.ndarray) -> Self:
+        """From x (S, D) and y (S,)."""
+        mean, std = x.mean(0), x.std(0) + 1e-8
+        z, penalty = (x - mean) / std, RIDGE * len(x)
+        if x.shape[1] <= len(x):
+            weight = np.linalg.solve(z.T @ z + penalty * np.eye(x.shape[1]), z.T @ (y - y.mean()))
+        else:  # the same, from the smaller of the two systems
+            weight = z.T @ np.linalg.solve(z @ z.T + penalty * np.eye(len(x)), y - y.mean())
+        return cls(mean, std, weight, float(y.mean()), float(y.std()))
+
+    def read(self, x: np.ndarray) -> np.ndarray:
+        """(S,) labels of x (S, D)."""
+        return (x - self.mean) / self.std @ self.weight + self.label_mean

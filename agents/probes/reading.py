@@ -4,7 +4,7 @@ Shapes: B rows, T steps, F features of a modality. Inputs are features: scaled r
 standardised observations, previous actions, and the position's embedding where there is one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,3 +77,23 @@ def action_at(step: int, dimension: int = 0) -> Answer:
         return out[:, dimension]
 
     return answer
+
+
+def values_at(run: Callable[[], object], places: Sequence[str]) -> dict[str, Tensor]:
+    """What is tapped at `places`, such as "blocks.0.input", while `run()` runs a policy."""
+    found: dict[str, Tensor] = {}
+
+    def keep(place: str) -> ops.Handler:
+        def handle(x: Tensor) -> None:
+            found[place] = x
+
+        return handle
+
+    with torch.no_grad(), ops.taps({place: keep(place) for place in places}):
+        run()
+    return found
+
+
+def residual_places(policy: Policy) -> list[str]:
+    """The taps of what enters each layer, and of what the head reads."""
+    return [*(f"blocks.{i}.input" for i in range(len(policy.backbone.blocks))), "features"]

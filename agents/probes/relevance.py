@@ -12,7 +12,7 @@ Known blind spot: where coefficients are held, what acts by selection alone gets
 a return-to-go may be such; see the rules "selection", and occlusion.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from decision_s4.agents.backbones import State, ops
 from decision_s4.agents.policy import Policy
-from decision_s4.agents.probes.reading import POSITION, Answer, read
+from decision_s4.agents.probes.reading import POSITION, Answer, read, values_at
 
 
 @dataclass(frozen=True)
@@ -101,32 +101,27 @@ def relevance_patching(
     Returns:
         (B, T) by place: the answer's estimated change, T the place's steps (tokens).
     """
-    with torch.no_grad():
-        there = _values_at(policy, corrupt, places)
-    with ops.rules(rules), torch.enable_grad():
-        here: dict[str, Tensor] = {}
-        with ops.taps({place: _leaf(here, place) for place in places}):
-            features, _ = policy(clean)
-        total = answer(policy, features).sum()
+    return estimated_effects(
+        lambda: answer(policy, policy(clean)[0]), lambda: policy(corrupt), places, rules
+    )
+
+
+def estimated_effects(
+    clean: Callable[[], Tensor],
+    corrupt: Callable[[], object],
+    places: Sequence[str],
+    rules: str | ops.Rules = "lrp",
+) -> dict[str, Tensor]:
+    """`relevance_patching` of two runs: `clean()` runs the policy and answers (B,)."""
+    there = values_at(corrupt, places)
+    here: dict[str, Tensor] = {}
+    with ops.rules(rules), ops.taps({p: _leaf(here, p) for p in places}), torch.enable_grad():
+        total = clean().sum()
     gradients = torch.autograd.grad(total, list(here.values()), allow_unused=True)
     return {
         place: ((there[place] - x) * (0 if gradient is None else gradient)).detach().sum(-1)
         for (place, x), gradient in zip(here.items(), gradients, strict=True)
     }
-
-
-def _values_at(policy: Policy, batch: Any, places: Sequence[str]) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
-    with ops.taps({place: _keep(found, place) for place in places}):
-        policy(batch)
-    return found
-
-
-def _keep(found: dict[str, Tensor], place: str) -> ops.Handler:
-    def handle(x: Tensor) -> None:
-        found[place] = x
-
-    return handle
 
 
 def _leaf(found: dict[str, Tensor], place: str) -> ops.Handler:

@@ -1,45 +1,29 @@
 """A feature masked in the loop: nothing masked is the plain policy, row by row."""
 
-import pytest
-import torch
-
 from decision_s4.agents.actor import Actor
-from decision_s4.agents.policies import make_policy
-from decision_s4.agents.policy import PolicyOptions
 from decision_s4.agents.probes.closed_loop import worth_of_inputs
 from decision_s4.agents.probes.recordings import play
-from decision_s4.envs.make import make
 from decision_s4.envs.rollout import rollout
 from decision_s4.envs.task import Task
 
 NAMES = [f"f{i}" for i in range(1 + 4 + 2)]
 
 
-@pytest.fixture(scope="module")
-def policy():
-    torch.manual_seed(0)
-    env = make("CartPole-v1")
-    options = PolicyOptions(d_model=8, n_layers=1, d_embed=8)
-    made = make_policy(env.observation_space, env.action_space, options).eval()
-    env.close()
-    return made
-
-
-def test_nothing_masked_is_the_plain_policy(policy):
+def test_nothing_masked_is_the_plain_policy(cartpole):
     task = Task("CartPole-v1", (100.0,))
-    recordings = play(policy, task, 2, 0, 50)
-    found = worth_of_inputs(policy, task, recordings, NAMES, 2, 5, 50, workers=1)
-    plain = rollout(Actor(policy), "CartPole-v1", [100.0] * 2, [5, 6], max_steps=50, workers=1)
+    recordings = play(cartpole, task, 2, 0, 50)
+    found = worth_of_inputs(cartpole, task, recordings, NAMES, 2, 5, 50, workers=1)
+    plain = rollout(Actor(cartpole), "CartPole-v1", [100.0] * 2, [5, 6], max_steps=50, workers=1)
     assert found.returns.shape == (8, 2)
     assert found.returns[0].tolist() == plain.returns.tolist()
     assert found.table().rows[0][0] == "nothing"
 
 
-def test_a_policy_that_reads_one_feature_loses_by_that_alone(policy):
+def test_a_policy_that_reads_one_feature_loses_by_that_alone(cartpole):
     """Pushing to where the pole leans keeps it up a while; nothing else is read."""
-    leaning = Leaning(policy)
+    leaning = Leaning(cartpole)
     task = Task("CartPole-v1", (100.0,))
-    recordings = play(policy, task, 2, 0, 50)
+    recordings = play(cartpole, task, 2, 0, 50)
     found = worth_of_inputs(leaning, task, recordings, NAMES, 3, 5, 60, workers=1)
     assert found.losses[3] > 3
     assert [loss for i, loss in enumerate(found.losses) if i != 3] == [0.0] * 6

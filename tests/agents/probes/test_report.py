@@ -33,7 +33,7 @@ def page(run, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for name, small in {"QUERIES": 3, "EVIDENCE": 3, "LOOP_EPISODES": 1}.items():
             patch.setattr(explain, name, small)
-        flags = ["--episodes", "1", "--probe", "gradient-x-input,occlusion"]
+        flags = ["--episodes", "1", "--probe", "gradient-x-input,occlusion,patching,sae"]
         assert evaluate.main([run, *flags, "--report", str(path)]) == 0
     return path
 
@@ -60,6 +60,7 @@ def test_the_page_holds_names_maps_and_evidence(page):
     assert found["baseline"] == "the same time step of other episodes"
     names = [row[0] for row in data["faithfulness"]["table"]["rows"]]
     assert {"random order", "plain gradient", "occlusion"} <= set(names)
+    assert [found["method"] for found in data["findings"][:2]] == ["patching", "sae"]
     assert data["findings"][-1]["tables"][0]["rows"][0][0] == "nothing"
 
 
