@@ -169,6 +169,7 @@ PROBES: dict[str, str] = {
     "lrp-selection": "layer_probes:SelectionLRP",
     "horizon": "horizon_probe:Horizon",
     "linear-probe": "linear:LinearProbe",
+    "steering": "steering:Steering",
     "patching": "patching:Patching",
     "sae": "sae:SparseAutoencoderProbe",
 }

@@ -5,7 +5,7 @@ acts on a plausible past that is not its own. All features and seeds play in one
 Shapes: B rows, F features, K recorded episodes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from decision_s4.agents.actor import Actor
 from decision_s4.agents.backbones import State, ops
 from decision_s4.agents.policy import Policy
 from decision_s4.agents.probes.base import Table
@@ -22,6 +23,8 @@ from decision_s4.envs.rollout import rollout
 from decision_s4.envs.statistics import bootstrap_interval
 from decision_s4.envs.task import Task
 from decision_s4.envs.timestep import TimeStep
+
+TAPPED_EPISODES, TAPPED_SEED = 4, 500
 
 
 class MaskedState(NamedTuple):
@@ -122,3 +125,20 @@ def worth_of_inputs(
     targets = [task.target_returns[0]] * len(seeds)
     played = rollout(agent, task.env_id, targets, seeds, task.env_kwargs, max_steps, **options)
     return Worth(["nothing", *names], played.returns.reshape(1 + width, episodes))
+
+
+def tapped_returns(
+    policy: Policy, task: Task, taps: Mapping[str, Mapping[str, ops.Handler]], max_steps: int = 1000
+) -> Table:
+    """Returns with each of `taps` (by name, handlers by place) open in all steps of the loop."""
+    seeds = [TAPPED_SEED + i for i in range(TAPPED_EPISODES)]
+    targets = [task.target_returns[0]] * TAPPED_EPISODES
+    rows, actor = [], Actor(policy)
+    for name, handlers in taps.items():
+        with ops.taps(handlers):
+            played = rollout(actor, task.env_id, targets, seeds, task.env_kwargs, max_steps)
+        values, lengths = played.returns, played.lengths
+        cell = interval((values.mean(), *bootstrap_interval(values)), digits=0)
+        rows.append([name, cell, f"{lengths.mean():.0f}"])
+    title = f"Asked for {targets[0]:g}, {TAPPED_EPISODES} episodes each on the same seeds"
+    return Table(title, ["changed in the activations", "return", "steps"], rows)

@@ -148,3 +148,12 @@ class Readout:
     def read(self, x: np.ndarray) -> np.ndarray:
         """(S,) labels of x (S, D)."""
         return (x - self.mean) / self.std @ self.weight + self.label_mean
+
+    def push(self, direction: np.ndarray | None = None) -> np.ndarray:
+        """(D,) what to add to x so that it reads one standard deviation of the label more; along
+        another `direction` (D,), as far, lengths in standard deviations of each input."""
+        size = np.linalg.norm(self.weight)
+        if size == 0:  # nothing is known of the label
+            return np.zeros_like(self.weight)
+        direction = self.weight if direction is None else direction
+        return self.label_std / size * direction / np.linalg.norm(direction) * self.std

@@ -96,7 +96,7 @@ def effects(context: Context, places: Sequence[str]) -> Effects:
 
 @torch.no_grad()
 def _patched(context: Context, place: str, there: Tensor, group: tuple[int, int]) -> float:
-    first, end = group
+    (first, end), plain = group, context.prediction
 
     def patch(x: Tensor) -> Tensor:
         here, other = (y.unflatten(1, (len(context.features), -1)) for y in (x, there))
@@ -104,7 +104,7 @@ def _patched(context: Context, place: str, there: Tensor, group: tuple[int, int]
         return torch.cat(parts, 1).flatten(1, 2)  # a step may have several tokens
 
     with ops.taps({place: patch}):
-        return context.answer(context.features[None]).item() - context.prediction
+        return context.answer(context.features[None]).item() - plain
 
 
 def _over(tokens: Tensor, group: tuple[int, int], steps: int) -> float:

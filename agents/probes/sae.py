@@ -4,17 +4,16 @@ The reconstruction is put in the activation's place at every step of the loop: l
 what they remember, are made of it. Beside it the mean activation, which tells nothing.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from decision_s4.agents.actor import Actor
 from decision_s4.agents.backbones import ops
 from decision_s4.agents.policy import Policy
 from decision_s4.agents.probes.base import Findings, PolicyProbe, Table
+from decision_s4.agents.probes.closed_loop import tapped_returns
 from decision_s4.agents.probes.context import Context
-from decision_s4.agents.probes.faithfulness import interval
 from decision_s4.agents.probes.layer_probes import check_layers
 from decision_s4.agents.probes.linear import recordings_of
 from decision_s4.agents.probes.reading import residual_places, values_at
@@ -26,12 +25,9 @@ from decision_s4.agents.probes.sparse import (
     fit,
     principal_reconstruction,
 )
-from decision_s4.envs.rollout import rollout
-from decision_s4.envs.statistics import bootstrap_interval
 from decision_s4.envs.task import Task
 
 LEAST_EPISODES = 2
-LOOP_EPISODES, FIRST_SEED = 4, 500
 COLUMNS = (
     "place",
     "explained variance",
@@ -68,7 +64,7 @@ class SparseAutoencoderProbe(PolicyProbe):
         count = f"{len(model.decoder)} atoms, {ACTIVE} at most at a step"
         tables = [Table(f"Sparse autoencoders of {count}; judged on other episodes", COLUMNS, rows)]
         if task is not None:
-            tables.append(spliced_returns(policy, task, splices))
+            tables.append(tapped_returns(policy, task, splices))
         return Findings(self.name, tables, scalars=scalars)
 
 
@@ -93,22 +89,3 @@ def _figures(model: SparseAutoencoder, fitted: Tensor, judged: Tensor) -> list[f
 
 def _constant(mean: Tensor) -> ops.Handler:
     return lambda x: mean.to(x.dtype).expand_as(x)
-
-
-def spliced_returns(
-    policy: Policy,
-    task: Task,
-    splices: dict[str, dict[str, Callable[[Tensor], Tensor]]],
-    max_steps: int = 1000,
-) -> Table:
-    """Returns with each of `splices` open in all steps of the loop, on the same seeds."""
-    seeds = [FIRST_SEED + i for i in range(LOOP_EPISODES)]
-    targets = [task.target_returns[0]] * LOOP_EPISODES
-    rows, actor = [], Actor(policy)
-    for name, handlers in splices.items():
-        with ops.taps(handlers):
-            played = rollout(actor, task.env_id, targets, seeds, task.env_kwargs, max_steps)
-        returns = played.returns
-        rows.append([name, interval((returns.mean(), *bootstrap_interval(returns)), digits=0)])
-    title = f"Return asked for {targets[0]:g}, {LOOP_EPISODES} episodes each on the same seeds"
-    return Table(title, ["put in place of the activation", "return"], rows)

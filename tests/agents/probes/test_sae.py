@@ -6,8 +6,9 @@ from planted import new_policy
 from test_layer_probes import STEP, episode
 
 from decision_s4.agents.probes.base import Target, make_probe
+from decision_s4.agents.probes.closed_loop import tapped_returns
 from decision_s4.agents.probes.context import make_context
-from decision_s4.agents.probes.sae import _constant, spliced_returns
+from decision_s4.agents.probes.sae import _constant
 from decision_s4.agents.probes.sparse import explained_variance, fit, principal_reconstruction
 from decision_s4.envs.task import Task
 
@@ -55,7 +56,8 @@ def test_an_exact_reconstruction_costs_no_return(cartpole):
     task = Task("CartPole-v1", (100.0,))
     blind = {"features": _constant(torch.zeros(cartpole.options.d_model))}
     splices = {"nothing": {}, "itself": {"features": lambda x: x.clone()}, "zero": blind}
-    rows = dict(spliced_returns(cartpole, task, splices, max_steps=60).rows)
+    found = tapped_returns(cartpole, task, splices, max_steps=60).rows
+    rows = {name: cells for name, *cells in found}
     assert rows["nothing"] == rows["itself"] != rows["zero"]
 
 
