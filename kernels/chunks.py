@@ -4,6 +4,7 @@ Shapes: B rows, T steps, M chunks of L steps. No chunk holds two episodes (see p
 resets need no mask; the padding of an episode's last chunk reads as zero.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -44,14 +45,19 @@ def from_chunks(chunks: Tensor, layout: ChunkLayout, rows: int) -> Tensor:
 
 
 def pass_on(
-    gain: Tensor, decay: Tensor, state: Tensor, layout: ChunkLayout
+    gain: Tensor,
+    decay: Tensor,
+    state: Tensor,
+    layout: ChunkLayout,
+    product: Callable[[Tensor, Tensor], Tensor] = torch.mul,
 ) -> tuple[Tensor, Tensor]:
-    """S ← decay ⊙ S + gain, from each chunk of an episode to its next.
+    """S ← decay · S + gain, from each chunk of an episode to its next.
 
     Args:
         gain: (M, …) what each chunk adds to the state.
-        decay: (M, …) what it leaves of the state before, broadcast to `gain`.
+        decay: (M, …) what it leaves of the state before.
         state: (B, …) carried in.
+        product: of decay and state; `torch.matmul` where the decay is a matrix.
 
     Returns:
         (state before each chunk (M, …), final state (B, …)).
@@ -62,12 +68,12 @@ def pass_on(
     for kept, gained in zip(decay.split(layout.counts), gain.split(layout.counts), strict=True):
         s = s if len(s) == len(gained) else s[: len(gained)]  # shorter episodes have ended
         before.append(s)
-        s = kept * s + gained
+        s = product(kept, s) + gained
     before, last = torch.cat(before), layout.final_chunks
-    final = decay[last] * before[last] + gain[last]
+    final = product(decay[last], before[last]) + gain[last]
     return before, state.index_copy(0, layout.final_rows, final)
 
 
 def chunk_for(steps: int, chunk: int) -> int:
-    """No longer than the row needs, a power of two."""
+    """No longer than so many steps in a row need, a power of two."""
     return min(chunk, 1 << (steps - 1).bit_length())

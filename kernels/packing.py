@@ -75,6 +75,12 @@ class Packing:
         return index, episode, position, first, ends[: len(first)] - first
 
     @cached_property
+    def longest(self) -> int:
+        """Steps of the longest episode, at least 1."""
+        lengths = self._episodes[-1]
+        return int(lengths.max()) if len(lengths) else 1
+
+    @cached_property
     def marks(self) -> Tensor:
         """(B, T) uint8: 0 for a step of no episode, 2 for the first of one, 1 for the others."""
         marks = self.start.to(torch.uint8) + 1

@@ -59,7 +59,7 @@ class GatedLinearAttention(Mixer):
         if heads < 1:
             raise UserError(f"n_heads {heads} must be at least 1")
         key, value = (
-            _head_width(name, getattr(options, name), d_model, heads)
+            head_width(name, getattr(options, name), d_model, heads)
             for name in ("expand_k", "expand_v")
         )
         self.shape = (heads, key, value)
@@ -214,7 +214,7 @@ def _mark(q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor) -> tuple[Tensor, ..
     return q, k, ops.value(v, 3), ops.coefficient("log gate", log_gate)
 
 
-def _head_width(name: str, expand: float, d_model: int, heads: int) -> int:
+def head_width(name: str, expand: float, d_model: int, heads: int) -> int:
     """Width of one head where all of them are expand · d_model wide."""
     width = expand * d_model / heads
     if not (math.isfinite(width) and width >= 1 and width == int(width)):

@@ -39,7 +39,7 @@ def scan(
     chunk: int = CHUNK,
 ) -> tuple[Tensor, Tensor]:
     """See `gated_linear`."""
-    layout = packing.chunks(chunk_for(q.shape[1], chunk))
+    layout = packing.chunks(chunk_for(packing.longest, chunk))
     if not layout.counts:
         return torch.zeros_like(v), state
     q, k, v, log_gate = (to_chunks(each, layout).transpose(1, 2) for each in (q, k, v, log_gate))
