@@ -184,11 +184,12 @@ def in_parallel(backbone, x, start, state):
 
 
 def gradients(run, backbone, dtype):
-    """Of a loss on outputs and final state, in the input, the initial state, every parameter."""
-    x, start = data(70)
-    state = tree_map(lambda leaf: torch.randn_like(leaf).to(dtype), backbone.initial_state(3))
+    """Of a loss on outputs and final state, in the input, the state before, every parameter."""
+    x, start = data(75)
+    _, state = stepped(backbone, x[:, :5], start[:, :5])
+    x, start = x[:, 5:], start[:, 5:]
     backbone = copy.deepcopy(backbone).to(dtype)
-    state = tree_map(torch.Tensor.requires_grad_, state)
+    state = tree_map(lambda leaf: leaf.detach().to(dtype).requires_grad_(), state)
     inputs = [x.to(dtype).requires_grad_(), *tree_leaves(state), *backbone.parameters()]
     y, final = run(backbone, inputs[0], start, state)
     loss = y.sin().sum() + sum(leaf.cos().sum() for leaf in tree_leaves(final))
