@@ -10,7 +10,7 @@ same function. Shapes: B rows, T steps, D model width, E embedding width.
 import math
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from gymnasium import spaces
@@ -22,6 +22,9 @@ from decision_s4.agents.encoders import make_features, set_statistics
 from decision_s4.agents.heads import make_head
 from decision_s4.envs.spaces import Tree
 from decision_s4.envs.timestep import TimeStep
+
+if TYPE_CHECKING:
+    from decision_s4.agents.probes.base import Probe
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,21 @@ class Policy(nn.Module):
         self.options = options
         self.observation_features = make_features(observation_space)
         self.action_features = make_features(action_space)
+        self.probes: list[Probe] = []  # by attach
+
+    def attach(self, *probes: "str | Probe") -> "list[Probe]":
+        """Add probes, by name or made, for evaluations of a training from data to log; returns them.
+
+        They change nothing of what the policy computes. The setting `probes` does the same.
+
+        Raises:
+            UserError: for an unknown name, or a probe that cannot serve this policy.
+        """
+        from decision_s4.agents.probes.base import make_probes
+
+        added = make_probes(probes, self)
+        self.probes += added
+        return added
 
     def add_backbone_and_head(self) -> None:
         """The second half of the construction, once a subclass has made its embeddings."""

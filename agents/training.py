@@ -57,7 +57,7 @@ class Training:
             torch.manual_seed(config.seed + world.rank)  # dropout and noise of its own
         self.batches = self.new_batches()
         self.step, self.best = 0, float("-inf")
-        self.probes = self.new_probes()
+        self.attach_probes()
 
     @classmethod
     def begin(cls, config: TrainConfig, device: torch.device) -> Self:
@@ -161,21 +161,21 @@ class Training:
         actor = Actor(self.learner.averaged_policy)
         return self.task.evaluate(actor, self.config.eval_episodes, self.config.seed)
 
-    def new_probes(self) -> list[Any]:
-        """Those asked for. Raises UserError for one that is unknown or cannot serve the policy."""
-        if not self.config.probes:
-            return []
-        from decision_s4.agents.probes.during_training import training_probes
+    def attach_probes(self) -> None:
+        """Those asked for. Raises UserError for one that is unknown, slow or cannot serve."""
+        if self.config.probes:
+            from decision_s4.agents.probes.during_training import training_probes
 
-        return training_probes(self.config.probes, self.learner.policy)
+            policy = self.learner.policy
+            policy.attach(*training_probes(self.config.probes, policy))
 
     def explain(self, logger: Any) -> None:
-        """Log what the probes tell of the averaged policy."""
-        if self.probes:
+        """Log what the policy's probes tell of its average."""
+        probes, policy = self.learner.policy.probes, self.learner.averaged_policy
+        if probes:
             from decision_s4.agents.probes.during_training import log_probes
 
-            policy, env_id = self.learner.averaged_policy, self.task.env_id
-            log_probes(self.probes, policy, self.trajectories, env_id, logger, self.step)
+            log_probes(probes, policy, self.trajectories, self.task.env_id, logger, self.step)
 
     def save(self, run_dir: Path, score: float | None = None) -> None:
         """Write a checkpoint. `best` is that of the highest score, or the newest before any."""

@@ -184,9 +184,10 @@ def make_probe(name: str) -> Probe:
     return getattr(importlib.import_module(f"{__package__}.{module}"), kind)()
 
 
-def make_probes(names: Sequence[str], policy: Policy) -> list[Probe]:
-    """Probes by name, each able to serve the policy. Raises UserError before any work."""
-    probes = [make_probe(name) for name in dict.fromkeys(names)]
+def make_probes(names: Sequence[str | Probe], policy: Policy) -> list[Probe]:
+    """Probes by name or made already, each able to serve the policy. Raises UserError before any
+    work."""
+    probes = [make_probe(x) if isinstance(x, str) else x for x in dict.fromkeys(names)]
     for probe in probes:
         probe.check(policy)
     return probes

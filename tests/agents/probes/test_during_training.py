@@ -3,14 +3,20 @@
 from pathlib import Path
 
 import pytest
+import torch
+from planted import new_policy
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from decision_s4 import train
+from decision_s4.agents.probes.gradients import GradientTimesInput
+from decision_s4.agents.training import TrainConfig, Training
+from decision_s4.envs.errors import UserError
 
 TINY = (
     "--steps 4 --eval-every 2 --eval-episodes 1 --batch-steps 50 --no-video --d-model 8 "
     "--d-embed 8 --n-layers 1 --backbone-options d_state=4 --threads 1 --device cpu --dropout .1"
 )
+SMALL = {"batch_steps": 50, "d_model": 8, "d_embed": 8, "n_layers": 1, "device": "cpu"}
 
 
 @pytest.fixture(autouse=True)
@@ -46,3 +52,44 @@ def test_bad_probes_end_before_training(name, message, tmp_path, capsys):
     assert train.main([*TINY.split(), "--probes", name, "--run-dir", str(run_dir)]) == 2
     assert message in capsys.readouterr().err
     assert not run_dir.exists()
+
+
+def test_attached_probes_are_logged_and_change_nothing(tmp_path):
+    config = TrainConfig(**SMALL)
+    training, other = (Training.begin(config, torch.device("cpu")) for _ in range(2))
+    lrp, made = training.learner.policy.attach("lrp", GradientTimesInput())
+    assert training.learner.policy.probes == [lrp, made]
+    for each in (training, other):
+        each.update()
+    states = [each.learner.policy.state_dict() for each in (training, other)]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    logged = Logged()
+    other.explain(logged)
+    assert logged.names == set()
+    training.explain(logged)
+    assert {"probe/lrp", "probe/gradient-x-input", "probe/lrp/deletion"} <= logged.names
+
+
+class Logged:
+    """A logger that keeps what it was given names for."""
+
+    def __init__(self):
+        self.names = set()
+
+    def log(self, step, scalars):
+        self.names |= set(scalars)
+
+    def figure(self, name, figure, step):
+        self.names.add(name)
+
+
+def test_a_probe_that_cannot_serve_is_not_attached():
+    policy = new_policy("s4", tokens="observation")
+    for name, message in {
+        "rollout": "probe 'rollout' reads layers",
+        "lpr": "'lpr' is unknown",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            policy.attach(name)
+    assert policy.probes == []
