@@ -102,7 +102,7 @@ class Policy(nn.Module):
         self.probes: list[Probe] = []  # by attach
 
     def attach(self, *probes: "str | Probe") -> "list[Probe]":
-        """Add probes, by name or made, for evaluations of a training from data to log; returns them.
+        """Add probes, by name or made, that evaluations of a training log; returns them.
 
         They change nothing of what the policy computes. The setting `probes` does the same.
 
