@@ -15,7 +15,6 @@ import tyro
 from rich.console import Console
 
 from decision_s4.agents import checkpoint, saved
-from decision_s4.agents.actor import Actor
 from decision_s4.agents.config import parse
 from decision_s4.agents.eval_table import checked_row, print_table, write_rows
 from decision_s4.agents.options import check_ranges
@@ -24,6 +23,7 @@ from decision_s4.agents.program import exit_code
 from decision_s4.envs import datasets
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.task import Task, check_environment, with_environment
+from decision_s4.envs.timestep import Agent
 from decision_s4.envs.trajectories import Trajectories
 
 
@@ -81,7 +81,7 @@ def evaluate(config: EvaluateConfig) -> None:
     _say(console, f"policy  {config.run}, step {found.step}")
     _say(console, f"task    {task.summary()}")
     _say(console, f"score   {task.scale()}")
-    actor = Actor(policy)
+    actor = saved.agent_of(policy)
     rows = [checked_row(found.step, row) for row in play(actor, task, config, console)]
     print_table(console, rows)
     write_rows(output, rows)
@@ -113,7 +113,7 @@ def _estimate(policy: Policy, targets: Sequence[float], config: EvaluateConfig) 
     print(f"data    {data.summary()}")
     print(f"value   discounted by {FQEOptions.discount} a step, from the logged first observations")
     for target in targets or (0.0,):
-        value = fitted_q_value(Actor(policy), data, target, seed=config.seed)
+        value = fitted_q_value(saved.agent_of(policy), data, target, seed=config.seed)
         print(f"asked for {target:g}: {value:.2f}", flush=True)
 
 
@@ -138,7 +138,7 @@ def _say(console: Console, line: str) -> None:
 
 
 def play(
-    actor: Actor, task: Task, config: EvaluateConfig, console: Console
+    actor: Agent, task: Task, config: EvaluateConfig, console: Console
 ) -> list[dict[str, float | None]]:
     """The evaluation, with its progress on a terminal."""
     total = config.episodes * len(task.target_returns)

@@ -167,10 +167,9 @@ def _log(
     }
     values["train/learning_rate"] = run.learning_rate
     logger.log(run.step, values | {run.rate_tag: rate})
-    shown = {"loss": values["train/loss"], "timesteps/s": round(rate)}
-    if RETURN_TAG in values:
-        shown["return"] = values[RETURN_TAG]
-    return shown
+    shown = {"loss": values.get("train/loss"), "timesteps/s": round(rate)}
+    shown["return"] = values.get(RETURN_TAG)
+    return {name: value for name, value in shown.items() if value is not None}
 
 
 def _check_finite(run: Run, metrics: Mapping[str, torch.Tensor]) -> None:

@@ -47,6 +47,24 @@ def _ds4_online() -> Algorithm:
     return Algorithm(DS4OnlineConfig, OnlineTraining.begin)
 
 
+def _baseline() -> Algorithm:
+    from decision_s4.agents.baselines import BaselineConfig, BaselineTraining
+
+    return Algorithm(BaselineConfig, BaselineTraining.begin)
+
+
+def _td3() -> Algorithm:
+    from decision_s4.agents.baselines import BaselineTraining, TD3Config
+
+    return Algorithm(TD3Config, BaselineTraining.begin)
+
+
+def _recurrent_ppo() -> Algorithm:
+    from decision_s4.agents.baselines import BaselineTraining, RecurrentPPOConfig
+
+    return Algorithm(RecurrentPPOConfig, BaselineTraining.begin)
+
+
 ALGORITHMS: dict[str, Callable[[], Algorithm]] = {
     "decision-s4": _sequences,
     "decision-transformer": _sequences,
@@ -57,6 +75,10 @@ ALGORITHMS: dict[str, Callable[[], Algorithm]] = {
     "iql": _iql,
     "ppo": _ppo,
     "ds4-online": _ds4_online,
+    "sac": _baseline,
+    "td3": _td3,
+    "sb3-ppo": _baseline,
+    "recurrent-ppo": _recurrent_ppo,
 }
 """By the name that --algo takes, imported when asked for; configs/<name>.yaml holds what each
 changes of the defaults."""

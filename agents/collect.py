@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from decision_s4.agents import checkpoint, saved
-from decision_s4.agents.actor import Actor
 from decision_s4.agents.config import parse
 from decision_s4.agents.data_maker import Curve, DataMaker, MakerOptions, RandomAgent
 from decision_s4.agents.options import check_ranges
@@ -95,7 +94,7 @@ def _record_run(config: CollectConfig) -> None:
         scale,
     )
     episodes = sample_episodes(
-        Actor(policy),
+        saved.agent_of(policy),
         task.env_id,
         config.steps,
         config.seed,

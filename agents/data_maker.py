@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from gymnasium import spaces
 from stable_baselines3 import DQN, SAC
 from stable_baselines3.common.callbacks import BaseCallback
@@ -19,15 +18,14 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from decision_s4.agents import checkpoint
 from decision_s4.agents.checkpoint import load_weights_into
-from decision_s4.agents.encoders import is_image
+from decision_s4.agents.model_agent import ModelAgent, restore_trainer, trainer_state
+from decision_s4.agents.models import networks_name
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.make import make
 from decision_s4.envs.rollout import rollout
-from decision_s4.envs.spaces import leaf_spaces, leaves, map_tree
+from decision_s4.envs.spaces import leaf_spaces, map_tree
 from decision_s4.envs.timestep import State, TimeStep
 from decision_s4.envs.trajectories import Episode
-
-ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 
 
 @dataclass(frozen=True)
@@ -42,22 +40,6 @@ class MakerOptions:
     """Episodes of an evaluation, acting deterministically."""
     save_every: int = 50_000
     """Environment steps between states from which an interrupted training goes on."""
-
-
-class ModelAgent:
-    """A stable-baselines3 policy as an Agent without memory."""
-
-    def __init__(self, policy: Any):
-        self.policy = policy
-
-    def initial_state(self, batch_size: int) -> State:
-        """Nothing."""
-        return ()
-
-    def act(self, step: TimeStep, state: State, deterministic: bool = False) -> tuple[Any, State]:
-        """Actions (B, …) in the action space's units."""
-        seen = map_tree(lambda leaf: leaf.numpy(), step.observation)
-        return self.policy.predict(seen, deterministic=deterministic)[0], state
 
 
 class RandomAgent:
@@ -156,35 +138,17 @@ class DataMaker:
 
     def save(self) -> None:
         """Write the state to go on from."""
-        buffer, filled = self.model.replay_buffer, self.model.replay_buffer.size()
-        arrays = {
-            name: map_tree(lambda leaf: torch.from_numpy(leaf[:filled]), getattr(buffer, name))
-            for name in ARRAYS
-        }
-        own = self.model.get_parameters()
-        trainer = {"parameters": own, "buffer": arrays, "curve": vars(self.curve)}
-        if self.kind is SAC:
-            trainer["log_ent_coef"] = self.model.log_ent_coef.detach()
+        trainer = {"model": trainer_state(self.model), "curve": vars(self.curve)}
         weights = self.model.policy.state_dict()
         # Within a callback the newest step is counted, but not in the buffer yet.
+        filled = self.model.replay_buffer.size()
         checkpoint.save(self.folder, filled, weights, trainer, {"env_id": self.env_id}, True)
 
     def _restore(self) -> None:
         found = checkpoint.load(self.folder)
         if found.metadata.get("env_id") != self.env_id:
             raise UserError(f"{self.folder}: made for {found.metadata}; choose another --work-dir")
-        self.model.set_parameters(found.trainer["parameters"])
-        if self.kind is SAC:
-            self.model.log_ent_coef.data.copy_(found.trainer["log_ent_coef"])
-        buffer = self.model.replay_buffer
-        arrays = found.trainer["buffer"]
-        for name in ARRAYS:
-            map_tree(_refill, getattr(buffer, name), arrays[name])
-        buffer.pos = found.step % buffer.buffer_size
-        buffer.full = found.step >= buffer.buffer_size
-        if not buffer.dones[found.step - 1]:  # the episode that was running is cut there
-            buffer.dones[found.step - 1] = buffer.timeouts[found.step - 1] = 1
-        self.model.num_timesteps = found.step
+        restore_trainer(self.model, found.trainer["model"], found.step)
         self.curve = Curve(**found.trainer["curve"])
 
     def _keep_policy(self) -> None:
@@ -197,19 +161,12 @@ def _kinds(
     env_id: str, observed: spaces.Space, done: spaces.Space
 ) -> tuple[type[OffPolicyAlgorithm], str]:
     """The algorithm and the policy that fit an environment's spaces."""
-    parts = [part for _, part in leaves(leaf_spaces(observed))]
-    fits = not isinstance(observed, spaces.Tuple) and not any(map(is_image, parts))
-    if not fits or not isinstance(done, spaces.Box | spaces.Discrete):
+    if not isinstance(done, spaces.Box | spaces.Discrete):
         raise UserError(
-            f"{env_id} observes {observed} and takes {done}; a training here needs Box or Discrete "
-            "actions, no Tuple and no images; record a run of yours with --run"
+            f"{env_id} takes {done}; a training here needs Box or Discrete actions; record a run "
+            "of yours with --run"
         )
-    policy = "MultiInputPolicy" if isinstance(observed, spaces.Dict) else "MlpPolicy"
-    return SAC if isinstance(done, spaces.Box) else DQN, policy
-
-
-def _refill(array: np.ndarray, values: torch.Tensor) -> None:
-    array[: len(values)] = values.numpy()
+    return SAC if isinstance(done, spaces.Box) else DQN, networks_name(env_id, observed)
 
 
 class _Evaluations(BaseCallback):

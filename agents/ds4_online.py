@@ -62,6 +62,8 @@ class DS4OnlineOptions:
     anchor_weight: float = 1.0
     """w, weight of the squared distance to the actions of the policy at the beginning, in units of
     half the action range; 0 lets go of it."""
+    anchor_final: float = 1.0
+    """What it falls to, linearly, from the end of the warm-up to that of the run."""
     target_noise: float = 0.1
     """Standard deviation of the noise on the target's action, cut at 2.5 of them; in units of half
     the action range."""
@@ -78,7 +80,7 @@ class DS4OnlineLearner:
 
     def __init__(self, policy: SequencePolicy, options: DS4OnlineOptions, anchored: bool):
         _check_continuous(policy.action_space)
-        self.options, self.updates = options, 0
+        self.options, self.updates, self.anchor = options, 0, options.anchor_weight
         self.policy = freeze(policy.eval(), options.freeze)
         self.stored = stored_state(policy)
         self.beginning = target_of(policy) if anchored and options.anchor_weight else None
@@ -107,6 +109,12 @@ class DS4OnlineLearner:
     def learning_rate(self) -> float:
         """The actor's."""
         return self.options.actor_learning_rate
+
+    def set_progress(self, progress: float) -> None:
+        """How much of the training after the warm-up is done, 0 to 1: sets the anchor's weight."""
+        options = self.options
+        change = options.anchor_final - options.anchor_weight
+        self.anchor = options.anchor_weight + progress * change
 
     def update(
         self, batch: Transition, trains_actor: bool, generator: torch.Generator | None = None
@@ -138,7 +146,7 @@ class DS4OnlineLearner:
         values = self.critic(batch.observation, action, batch.return_to_go, members=1)[0]
         loss = -values.mean() / values.detach().abs().mean().clamp(min=1e-6)
         if self.beginning is not None:
-            loss = loss + self.options.anchor_weight * self._distance(batch, features)
+            loss = loss + self.anchor * self._distance(batch, features)
         return loss, values.detach().mean()
 
     def state_dict(self) -> dict[str, Any]:

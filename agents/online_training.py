@@ -203,10 +203,16 @@ class OnlineTraining:
         count, metrics = max(1, int(self.due)), {}
         self.due = max(0.0, self.due - count)
         trains_actor = self.step > self.config.critic_warmup
+        self.learner.set_progress(self._progress())
         for _ in range(count):
             batch = self.replay.sample(self.config.batch_size, self.generator)
             metrics |= self.learner.update(batch, trains_actor, self.generator)
         return metrics
+
+    def _progress(self) -> float:
+        config = self.config
+        after_warmup = max(1, config.steps - config.critic_warmup)
+        return min(1.0, max(0.0, (self.step - config.critic_warmup) / after_warmup))
 
     def _books(self, returns: list[float]) -> dict[str, Tensor]:
         explorer = self.explorer

@@ -45,13 +45,16 @@ RANGES = {
     **dict.fromkeys(("value_discount", "discount"), Range(0, 1, "0 to 1")),
     **dict.fromkeys(("critic_target_rate", "target_rate"), Range(1e-9, 1, "above 0, 1 at most")),
     **dict.fromkeys(("rows", "workers", "rollout_steps", "epochs", "minibatches"), COUNT),
+    "lstm_width": WIDTH,
     **dict.fromkeys(("trace", "clip"), Range(0, 1, "0 to 1")),
     **dict.fromkeys(("value_coefficient", "entropy_coefficient", "target_kl"), NOT_NEGATIVE),
     **dict.fromkeys(("actor_learning_rate",), POSITIVE),
     **dict.fromkeys(("environments", "round_steps", "batch_size", "replay_size"), COUNT),
     **dict.fromkeys(("critics", "critic_layers", "actor_every", "target_every"), COUNT),
     **dict.fromkeys(("noise", "noise_final", "noise_steps", "target_noise"), NOT_NEGATIVE),
-    **dict.fromkeys(("critic_warmup", "anchor_weight", "updates_per_step"), NOT_NEGATIVE),
+    **dict.fromkeys(
+        ("critic_warmup", "updates_per_step", "anchor_weight", "anchor_final"), NOT_NEGATIVE
+    ),
     "target_raise": NOT_NEGATIVE,
     "seed": Range(0, 2**32 - 1, "0 to 4294967295"),
     "threads": Range(0, 1024, "0 to 1024; 0 takes all cores"),
@@ -67,8 +70,9 @@ class RunOptions:
 
     algo: str = "decision-s4"
     """From logged data: decision-s4, decision-transformer, decision-mamba, bc (behaviour cloning),
-    10%-bc, td3-bc or iql. In an environment: ppo or ds4-online. The settings of
-    configs/<algo>.yaml become the defaults; --algo NAME --help shows those of one."""
+    10%-bc, td3-bc or iql. In an environment: ppo or ds4-online; to compare with,
+    stable-baselines3's sac, td3, sb3-ppo and recurrent-ppo. The settings of configs/<algo>.yaml
+    become the defaults; --algo NAME --help shows those of one."""
     env: str | None = None
     """Gymnasium id to evaluate in; default: the dataset's own. 'none' evaluates nowhere."""
     run_dir: Path | None = None

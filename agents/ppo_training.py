@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map
 from decision_s4.agents import checkpoint, saved
 from decision_s4.agents.actor import Actor
 from decision_s4.agents.actor_critic import ActorCritic, ActorCriticOptions
+from decision_s4.agents.backbones.base import parse_options
 from decision_s4.agents.distributed import ALONE
 from decision_s4.agents.moments import Moments, moments_of
 from decision_s4.agents.options import RunOptions
@@ -26,10 +27,9 @@ from decision_s4.agents.run import Row
 from decision_s4.agents.training import part
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.rollout import open_rows
-from decision_s4.envs.scores import reference_scores
 from decision_s4.envs.spaces import leaf_spaces, map_tree
 from decision_s4.envs.stream import Stream
-from decision_s4.envs.task import Task
+from decision_s4.envs.task import environment_task
 
 RECENT = 100  # episodes in the curves of a rollout, as stable-baselines3 counts them
 
@@ -79,7 +79,7 @@ class PPOTraining:
 
     def __init__(self, config: PPOConfig, device: torch.device):
         self.config, self.device = config, device
-        self.task = _task(config)
+        self.task = environment_task(config.env, parse_options(config.env_options))
         seed_everything(config.seed)
         rows = open_rows(config.env, config.rows, self.task.env_kwargs, config.workers)
         self.stream = Stream(rows, config.rows, config.seed)
@@ -239,15 +239,3 @@ class PPOTraining:
 
         agent = Actor(self.policy.eval())
         film_into(logger, run_dir, agent, self.task, self.config.seed, self.step)
-
-
-def _task(config: PPOConfig) -> Task:
-    """The environment as a task without targets. Raises UserError where it cannot be made."""
-    from decision_s4.agents.backbones.base import parse_options
-    from decision_s4.envs.make import make
-
-    if config.env in (None, "none"):
-        raise UserError("--env is none; name an environment to learn in, as CartPoleNoVel-v1")
-    kwargs = parse_options(config.env_options)
-    make(config.env, **kwargs).close()
-    return Task(config.env, (None,), kwargs, reference_scores(config.env))

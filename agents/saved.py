@@ -3,29 +3,55 @@
 import dataclasses
 from typing import Any
 
+from gymnasium import Space
 from minari.serialization import deserialize_space, serialize_space
 
+from decision_s4.agents.actor import Actor
 from decision_s4.agents.actor_critic import ActorCritic, ActorCriticOptions
 from decision_s4.agents.checkpoint import Checkpoint, load_weights_into
 from decision_s4.agents.policies import make_policy
 from decision_s4.agents.policy import Policy, PolicyOptions
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.task import Task
+from decision_s4.envs.timestep import Agent
 
-KINDS = {"policy": (make_policy, PolicyOptions), "actor-critic": (ActorCritic, ActorCriticOptions)}
+Saved = Policy | ActorCritic | Any
+"""A policy of ours, or a ModelAgent, whose library is imported where one is rebuilt."""
 
 
-def describe(policy: Policy | ActorCritic) -> dict[str, Any]:
+def _sequence_policy(observed: Space, done: Space, options: dict[str, Any]) -> Policy:
+    return make_policy(observed, done, _with_options(PolicyOptions, options))
+
+
+def _actor_critic(observed: Space, done: Space, options: dict[str, Any]) -> ActorCritic:
+    return ActorCritic(observed, done, _with_options(ActorCriticOptions, options))
+
+
+def _model_agent(observed: Space, done: Space, options: dict[str, Any]) -> Any:
+    from decision_s4.agents.models import ModelOptions, make_agent
+
+    return make_agent(observed, done, ModelOptions(**options))
+
+
+KINDS = {"policy": _sequence_policy, "actor-critic": _actor_critic, "model": _model_agent}
+
+
+def agent_of(policy: Saved) -> Agent:
+    """The policy, ready to act."""
+    return policy if _kind(policy) == "model" else Actor(policy)
+
+
+def describe(policy: Saved) -> dict[str, Any]:
     """The options and spaces of a policy, for a checkpoint's metadata."""
     return {
-        "kind": "actor-critic" if isinstance(policy, ActorCritic) else "policy",
+        "kind": _kind(policy),
         "policy": dataclasses.asdict(policy.options),
         "observation_space": serialize_space(policy.observation_space),
         "action_space": serialize_space(policy.action_space),
     }
 
 
-def rebuild(checkpoint: Checkpoint) -> Policy | ActorCritic:
+def rebuild(checkpoint: Checkpoint) -> Saved:
     """The policy of a checkpoint, in evaluation mode.
 
     Raises:
@@ -51,15 +77,22 @@ def task(checkpoint: Checkpoint) -> Task:
         raise _foreign(checkpoint, "task", error) from error
 
 
-def _policy(metadata: dict[str, Any]) -> Policy | ActorCritic:
-    options = dict(metadata["policy"])
-    options["backbone_options"] = tuple(options["backbone_options"])
-    make, options_class = KINDS[metadata.get("kind", "policy")]
-    return make(
+def _policy(metadata: dict[str, Any]) -> Saved:
+    return KINDS[metadata.get("kind", "policy")](
         deserialize_space(metadata["observation_space"]),
         deserialize_space(metadata["action_space"]),
-        options_class(**options),
+        dict(metadata["policy"]),
     )
+
+
+def _with_options(form: type, options: dict[str, Any]) -> Any:
+    return form(**options | {"backbone_options": tuple(options["backbone_options"])})
+
+
+def _kind(policy: Saved) -> str:
+    if isinstance(policy, ActorCritic):
+        return "actor-critic"
+    return "policy" if isinstance(policy, Policy) else "model"
 
 
 def _foreign(checkpoint: Checkpoint, what: str, error: Exception) -> UserError:

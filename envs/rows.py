@@ -1,5 +1,6 @@
 """Many environments of one kind, one a row, stepped here or by worker processes."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -146,7 +147,9 @@ class WorkerRows:
         busy = np.unique(owner)
         for worker in busy:
             mine = owner == worker
-            self.pipes[worker].send((method, arguments(mine, rows[mine] // self.workers)))
+            # Where one is dead, receiving says so.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                self.pipes[worker].send((method, arguments(mine, rows[mine] // self.workers)))
         parts = [self._receive(self.pipes[worker]) for worker in busy]
         place = np.searchsorted(busy, owner)
         if method == "reset":

@@ -78,6 +78,14 @@ class Task:
         )
 
 
+def environment_task(env_id: str | None, env_kwargs: dict[str, Any]) -> Task:
+    """An environment to learn in, without targets. Raises UserError where it cannot be made."""
+    if env_id in (None, "none"):
+        raise UserError("--env is none; name an environment to learn in, as CartPoleNoVel-v1")
+    make(env_id, **env_kwargs).close()
+    return Task(env_id, (None,), env_kwargs, reference_scores(env_id))
+
+
 def task_of(
     trajectories: Trajectories,
     env_id: str | None = None,

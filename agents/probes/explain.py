@@ -58,6 +58,11 @@ def plan(names: Sequence[str], report: Path, policy: Policy) -> Plan:
         UserError: for an unknown probe, one that cannot serve the policy, or a report that cannot
             be written.
     """
+    if not hasattr(policy, "backbone"):
+        raise UserError(
+            f"--probe: probes read this project's policies, not one of {policy.options.algo}; "
+            "leave out --probe and --report"
+        )
     probes = make_probes(names or DEFAULT_PROBES, policy)
     folder = report.absolute().parent
     if report.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):

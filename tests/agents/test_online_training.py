@@ -134,7 +134,7 @@ def test_a_run_that_diverges_stops(value):
         begun.update()
 
 
-@pytest.mark.parametrize("algo", ["ds4-online", "ppo"])
+@pytest.mark.parametrize("algo", ["ds4-online", "ppo", "sb3-ppo"])
 def test_a_worker_that_dies_stops_the_run_in_one_line(algo, tmp_path, monkeypatch, capsys):
     step, calls = WorkerRows.step, []
 
@@ -142,14 +142,20 @@ def test_a_worker_that_dies_stops_the_run_in_one_line(algo, tmp_path, monkeypatc
         calls.append(rows)
         if len(calls) == 40:
             rows.processes[0].kill()
+            rows.processes[0].join()
         return step(rows, *arguments)
 
     monkeypatch.setattr(WorkerRows, "step", dying_step)
     common = f"--algo {algo} --env Pendulum-v1 --workers 2 --eval-every 64 --steps 512"
-    sizes = "--eval-episodes 1 --no-video --device cpu --d-model 8 --n-layers 1"
-    own = {"ds4-online": "--round-steps 64", "ppo": "--rollout-steps 16 --rows 4"}[algo]
+    sizes = "--d-model 8 --n-layers 1"
+    own = {
+        "ds4-online": f"--round-steps 64 {sizes}",
+        "ppo": f"--rollout-steps 16 --rows 4 {sizes}",
+        "sb3-ppo": "--environments 4 --agent-options n_steps=16",
+    }[algo]
     folder = tmp_path / "run"
-    assert main([*f"{common} {sizes} {own} --run-dir {folder}".split()]) == 2
+    shown = f"--eval-episodes 1 --no-video --device cpu --run-dir {folder}"
+    assert main(f"{common} {own} {shown}".split()) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "worker process died" in error and f"--resume {folder}" in error
