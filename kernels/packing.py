@@ -81,6 +81,13 @@ class Packing:
         return int(lengths.max()) if len(lengths) else 1
 
     @cached_property
+    def twice(self) -> "Packing":
+        """The same episodes with each step in two halves, one after the other."""
+        start = torch.stack([self.start, torch.zeros_like(self.start)], 2).flatten(1)
+        valid = None if self.valid is None else self.valid.repeat_interleave(2, 1)
+        return Packing(start, valid)
+
+    @cached_property
     def marks(self) -> Tensor:
         """(B, T) uint8: 0 for a step of no episode, 2 for the first of one, 1 for the others."""
         marks = self.start.to(torch.uint8) + 1

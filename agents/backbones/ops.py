@@ -164,7 +164,7 @@ def _hold(context: _Context, name: str | None, compute: Callable[[], Tensor]) ->
         return next(context.replay)
     value = compute().detach()
     if context.record is not None:
-        context.record.add(name, value)
+        context.record.add(name if name is None else context.scope + name, value)
     return value
 
 

@@ -28,6 +28,14 @@ def unpack(
     return padded[layout.target].unflatten(0, (-1, steps)), final
 
 
+def shrink(part: Tensor, count: int, ended: list[Tensor]) -> Tensor:
+    """The first `count` episodes go on; the others, the shorter ones, have ended."""
+    if len(part) > count:
+        ended.append(part[count:])
+        part = part[:count]
+    return part
+
+
 def _last_episodes(layout: ChunkLayout) -> Tensor:
     """(F,) place, longest first, of the episode in which each of `final_rows` ends."""
     counts = torch.tensor(layout.counts, device=layout.source.device)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from decision_s4.kernels.gated_scan.order import pack, unpack
+from decision_s4.kernels.gated_scan.order import pack, shrink, unpack
 from decision_s4.kernels.packing import Packing
 
 
@@ -38,7 +38,7 @@ class GRURanks(torch.autograd.Function):
         width, turned = weight.shape[1], weight.T.contiguous()
         before, kept, ended = [], [], []
         for gate in gates.split(counts):
-            h = _shrink(h, len(gate), ended)
+            h = shrink(h, len(gate), ended)
             before.append(h)
             recurrent = torch.addmm(bias, h, turned)
             rz = torch.add(gate[:, : 2 * width], recurrent[:, : 2 * width]).sigmoid_()
@@ -83,7 +83,7 @@ class LSTMRanks(torch.autograd.Function):
         width, turned = weight.shape[1], weight.T.contiguous()
         kept, ended_h, ended_c = [], [], []
         for gate in (gates + bias).split(counts):
-            h, c = _shrink(h, len(gate), ended_h), _shrink(c, len(gate), ended_c)
+            h, c = shrink(h, len(gate), ended_h), shrink(c, len(gate), ended_c)
             gate = torch.addmm(gate, h, turned)
             g = gate[:, 2 * width : 3 * width].tanh()
             i, f, _, o = gate.sigmoid_().split(width, dim=1)
@@ -114,14 +114,6 @@ class LSTMRanks(torch.autograd.Function):
             d_h, d_c = d_gate @ weight, d_c * keep
         d_gates = torch.cat(d_gates[::-1])
         return None, d_gates, d_gates.T @ before, d_gates.sum(0), d_h, d_c
-
-
-def _shrink(part: Tensor, count: int, ended: list[Tensor]) -> Tensor:
-    """The first `count` episodes go on; the others, the shorter ones, have ended."""
-    if len(part) > count:
-        ended.append(part[count:])
-        part = part[:count]
-    return part
 
 
 def _grow(part: Tensor, final: Tensor, count: int) -> Tensor:

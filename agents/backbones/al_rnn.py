@@ -1,0 +1,106 @@
+"""Almost-linear recurrent network: few units are nonlinear, so that its dynamics can be read.
+
+    z_t = A z_{t−1} + (1 − A) W Φ(z_{t−1}) + C x_t + h,   out = W_o z_t
+
+Φ is the identity on the first units and ReLU on the last P. Brenner et al., "Almost-Linear RNNs
+Yield Highly Interpretable Symbolic Codes in Dynamical Systems Reconstruction", arXiv 2410.14240.
+There A (diagonal) and W are free, and chaos is wanted. A memory must not explode over an episode:
+here 0 < A < 1 and no row of W sums to more than 1 in absolute value, so that the largest difference
+between two states never grows. Shapes: M units, E episodes.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from decision_s4.agents.backbones import ops
+from decision_s4.agents.backbones.base import Mixer, State, register
+from decision_s4.envs.errors import UserError
+from decision_s4.kernels.gated_scan.order import pack, shrink, unpack
+from decision_s4.kernels.packing import Packing
+
+
+@dataclass(frozen=True)
+class AlmostLinearOptions:
+    """Options of `al-rnn`."""
+
+    d_state: int = 64
+    """Units M."""
+    n_relu: int = 16
+    """Nonlinear units P."""
+    decay_min: float = 0.5
+    decay_max: float = 0.999
+    """A begins with 1 / (1 − A), the horizon in steps, log-uniform between those of these two."""
+
+
+@register("al-rnn")
+class AlmostLinearRNN(Mixer):
+    """The state is z (B, M)."""
+
+    Options = AlmostLinearOptions
+    recurrence_parameters = ("log_rate", "weight")
+
+    def __init__(self, d_model: int, options: AlmostLinearOptions):
+        super().__init__()
+        _check(options)
+        size, self.n_relu = options.d_state, options.n_relu
+        slow, fast = (
+            -torch.log(torch.tensor(decay)) for decay in (options.decay_max, options.decay_min)
+        )
+        self.log_rate = nn.Parameter(torch.lerp(slow.log(), fast.log(), torch.rand(size)))
+        self.weight = nn.Parameter(torch.randn(size, size) / (2 * size))
+        self.read_in = nn.Linear(d_model, size)
+        self.read_out = nn.Linear(size, d_model)
+
+    def initial_state(self, batch_size: int, device: torch.device | None = None) -> State:
+        shape = (batch_size, len(self.log_rate))
+        return torch.zeros(shape, dtype=self.log_rate.dtype, device=device)
+
+    def constants(self) -> tuple[Tensor, Tensor]:
+        """A (M,) and (1 − A) W (M, M), transposed."""
+        rate = self.log_rate.exp()
+        weight = self.weight / self.weight.abs().sum(1, keepdim=True).clamp(min=1)
+        return torch.exp(-rate), (-torch.expm1(-rate)[:, None] * weight).T
+
+    def forward(self, x: Tensor, state: State, packing: Packing) -> tuple[Tensor, State]:
+        layout, constants = packing.chunks(1), self.constants()
+        u = self.read_in(x).to(state.dtype)
+        if not layout.counts:
+            return self.read_out(torch.zeros_like(u)), state
+        with torch.autocast(x.device.type, enabled=False):
+            inputs, before = pack(u, state[:, None], layout)
+            z, units, ended = before[:, 0], [], []
+            for u_t in inputs.split(layout.counts):  # k-th steps of all episodes at once
+                z = self._advance(u_t, shrink(z, len(u_t), ended), constants)
+                units.append(z)
+            after = torch.cat([z, *reversed(ended)])[:, None]
+            z, after = unpack(torch.cat(units), after, state[:, None], layout, x.shape[1])
+        return self.read_out(z), after[:, 0]
+
+    def log_decays(self, coefficients: ops.Coefficients) -> Tensor:
+        """Of A alone: what W adds depends on which units are open."""
+        return -self.log_rate.exp()
+
+    def step(self, x: Tensor, state: State, constants: Any) -> tuple[Tensor, State]:
+        with torch.autocast(x.device.type, enabled=False):
+            u = self.read_in(x.to(state.dtype))
+            state = self._advance(u, state, constants)
+        return self.read_out(state), state
+
+    def _advance(self, u: Tensor, z: Tensor, constants: tuple[Tensor, Tensor]) -> Tensor:
+        decay, weight = constants
+        linear, bent = z.tensor_split([z.shape[1] - self.n_relu], dim=1)
+        opened = torch.cat([linear, ops.act(bent, "relu")], dim=1)
+        return torch.addcmul(torch.addmm(u, opened, weight), decay, z)
+
+
+def _check(options: AlmostLinearOptions) -> None:
+    size, low, high = options.d_state, options.decay_min, options.decay_max
+    if size < 1:
+        raise UserError(f"d_state {size} must be at least 1")
+    if not 0 <= options.n_relu <= size:
+        raise UserError(f"n_relu {options.n_relu} must be between 0 and d_state {size}")
+    if not 0 < low <= high < 1:
+        raise UserError(f"decay_min {low} and decay_max {high} need 0 < decay_min <= decay_max < 1")
