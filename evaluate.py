@@ -17,6 +17,7 @@ from rich.console import Console
 from decision_s4.agents import checkpoint, saved
 from decision_s4.agents.config import parse
 from decision_s4.agents.eval_table import checked_row, print_table, write_rows
+from decision_s4.agents.long_context import long_context_agent
 from decision_s4.agents.options import check_ranges
 from decision_s4.agents.policy import Policy
 from decision_s4.agents.program import exit_code
@@ -52,6 +53,10 @@ class EvaluateConfig:
     """Explain the policy's actions by these probes, such as occlusion,lrp; see docs/probes.md."""
     report: Path | None = None
     """HTML file of the explanation; default: RUN/report.html."""
+    chunk_steps: int = 0
+    """Read episodes in chunks of so many steps, the surest chunk speaks; 0: as one (see docs)."""
+    keep_steps: int = 0
+    """Leave all but so many steps of a mamba or mamba2 policy's context out; 0: none."""
     output: Path | None = None
     """CSV file to write; default: RUN/evaluation.csv."""
     seed: int = 1000
@@ -75,13 +80,13 @@ def evaluate(config: EvaluateConfig) -> None:
     spaces = policy.observation_space, policy.action_space
     check_environment(task.env_id, task.env_kwargs, *spaces, "the policy")
     _check_writable(output)
+    actor = long_context_agent(policy, config.chunk_steps, config.keep_steps)
     explanation = _planned_explanation(policy, config)
 
     console = Console()
     _say(console, f"policy  {config.run}, step {found.step}")
     _say(console, f"task    {task.summary()}")
     _say(console, f"score   {task.scale()}")
-    actor = saved.agent_of(policy)
     rows = [checked_row(found.step, row) for row in play(actor, task, config, console)]
     print_table(console, rows)
     write_rows(output, rows)

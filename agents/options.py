@@ -57,6 +57,7 @@ RANGES = {
     ),
     "target_raise": NOT_NEGATIVE,
     "seed": Range(0, 2**32 - 1, "0 to 4294967295"),
+    **dict.fromkeys(("chunk_steps", "keep_steps"), Range(0, 10**8, "0 to 100000000; 0 for none")),
     "threads": Range(0, 1024, "0 to 1024; 0 takes all cores"),
 }
 

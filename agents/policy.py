@@ -223,8 +223,11 @@ class SequencePolicy(Policy):
 
     def step(self, step: TimeStep, state: State, constants: Any = None) -> tuple[Tensor, State]:
         """Features (B, D) of one step, and the new state. Differentiable."""
-        x = self.embed(step.return_to_go, step.observation, step.previous_action, step.start)
-        return self.backbone.step(x, state, step.start, constants)
+        return self.backbone.step(self.token(step), state, step.start, constants)
+
+    def token(self, step: TimeStep) -> Tensor:
+        """(B, D): what the backbone reads of one step."""
+        return self.embed(step.return_to_go, step.observation, step.previous_action, step.start)
 
 
 @torch.no_grad()

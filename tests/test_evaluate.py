@@ -65,6 +65,15 @@ def test_other_targets_checkpoint_seed_and_file(run, tmp_path):
     assert rows("--threads", "0").splitlines()[1].startswith("4,100.0,2,")
 
 
+def test_an_episode_within_one_chunk_is_evaluated_as_ever(run, tmp_path):
+    tables = []
+    for flags in ([], ["--chunk-steps", "1000"], ["--chunk-steps", "5"]):
+        output = tmp_path / "table.csv"
+        assert evaluate.main([run, "--episodes", "1", "--output", str(output), *flags]) == 0
+        tables.append(output.read_text())
+    assert tables[0] == tables[1] != tables[2]
+
+
 def test_training_and_evaluation_agree(run, tmp_path):
     """The same episodes, so the same row: the saved policy is the one that was evaluated."""
     output = tmp_path / "table.csv"
@@ -110,6 +119,8 @@ BAD = {
     "RUN --env none": "this run names no environment",
     "RUN 3": "unexpected '3'",
     "RUN --stepz 3": "unknown flag --stepz",
+    "RUN --chunk-steps -1": "--chunk-steps is -1; use 0 to 100000000; 0 for none",
+    "RUN --keep-steps 9": "--keep-steps keeps what selective layers open for, and backbone 's4'",
     "RUN --output RUN": "cannot be written; give a file in a writable folder",
     "RUN --output RUN/config.yaml/x.csv": "cannot be written; give a file in a writable folder",
     "nowhere": "nowhere: holds no checkpoints; give a run's folder that does",

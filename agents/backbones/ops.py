@@ -73,6 +73,12 @@ class Coefficients:
         found = self._named.get(name, [None])
         return found[0] if len(found) == 1 else torch.stack(found, 1)
 
+    def replaced(self, name: str, value: Tensor) -> "Coefficients":
+        """As this, with `value` for what was marked by that name, once."""
+        (old,), changed = self._named[name], Coefficients()
+        changed.values = [value if x is old else x for x in self.values]
+        return changed
+
 
 @dataclass(frozen=True)
 class _Context:

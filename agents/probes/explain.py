@@ -58,9 +58,10 @@ def plan(names: Sequence[str], report: Path, policy: Policy) -> Plan:
         UserError: for an unknown probe, one that cannot serve the policy, or a report that cannot
             be written.
     """
-    if not hasattr(policy, "backbone"):
+    if not isinstance(policy, Policy):
+        name = getattr(policy.options, "algo", "ppo")
         raise UserError(
-            f"--probe: probes read this project's policies, not one of {policy.options.algo}; "
+            f"--probe: probes read policies that aim at a return, not one of {name}; "
             "leave out --probe and --report"
         )
     probes = make_probes(names or DEFAULT_PROBES, policy)
