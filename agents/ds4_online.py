@@ -20,6 +20,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from decision_s4.agents.action_values import ActionValues
+from decision_s4.agents.backbones.s4 import LinearStateSpace
 from decision_s4.agents.critics import one_step_target, target_of
 from decision_s4.agents.policy import SequencePolicy
 from decision_s4.agents.replay import Transition
@@ -32,10 +33,11 @@ from decision_s4.envs.timestep import TimeStep
 class DS4OnlineOptions:
     """How a DS4OnlineLearner updates."""
 
-    freeze: Literal["memory", "core", "nothing"] = "memory"
-    """What of each state space stands still: all of it, all but its read-out C, or nothing. With
-    another backbone, "memory" and "core" both freeze its recurrence parameters."""
-    actor_learning_rate: float = 3e-5
+    freeze: Literal["states", "memory", "core", "nothing"] = "states"
+    """What stands still: all that feeds a state, so that stored ones stay exact; each state space;
+    each but its read-out C; or nothing. With another backbone, "memory" and "core" both freeze its
+    recurrence parameters."""
+    actor_learning_rate: float = 3e-4
     """Of the actor, constant."""
     critic_learning_rate: float = 5e-4
     """Of the critics, constant."""
@@ -45,7 +47,7 @@ class DS4OnlineOptions:
     """γ, by which each later reward counts for less."""
     critic_warmup: int = 10000
     """Environment steps in which the critics learn alone and the actor stands still."""
-    target_rate: float = 0.005
+    target_rate: float = 0.01
     """How far target networks move towards the trained ones at a time; 1 copies them."""
     target_every: int = 1
     """Updates of the critics between two moves of the target networks."""
@@ -59,10 +61,10 @@ class DS4OnlineOptions:
     """LayerNorm before each activation of the critics."""
     critic_return: bool = False
     """Whether the critics see the return-to-go."""
-    anchor_weight: float = 1.0
+    anchor_weight: float = 0.3
     """w, weight of the squared distance to the actions of the policy at the beginning, in units of
     half the action range; 0 lets go of it."""
-    anchor_final: float = 1.0
+    anchor_final: float = 0.3
     """What it falls to, linearly, from the end of the warm-up to that of the run."""
     target_noise: float = 0.1
     """Standard deviation of the noise on the target's action, cut at 2.5 of them; in units of half
@@ -253,12 +255,26 @@ def disturbed(space: spaces.Box, action: Tensor, noise: Tensor) -> Tensor:
 
 
 def freeze(policy: SequencePolicy, what: str) -> SequencePolicy:
-    """Fix the recurrence: all of it ("memory"), all but the read-outs C ("core"), or nothing."""
+    """Fix all that feeds a state ("states"), the recurrence ("memory"), all of it but the read-outs
+    C ("core"), or nothing."""
+    if what == "states":
+        return _freeze_what_feeds_states(policy)
     recurrence = policy.backbone.recurrence_parameters()
     readers = {id(c) for c in _read_out_weights(policy)}
     for parameter in recurrence:
         fixed = what == "memory" or (what == "core" and id(parameter) not in readers)
         parameter.requires_grad_(not fixed)
+    return policy
+
+
+def _freeze_what_feeds_states(policy: SequencePolicy) -> SequencePolicy:
+    policy.requires_grad_(False)
+    last = policy.backbone.blocks[-1]
+    free = [policy.head, policy.backbone.norm, *([last.mlp] if last.mlp else [])]
+    if isinstance(last.mixer, LinearStateSpace):
+        free.append(last.mixer.out)  # mixes channels after the memory was read
+    for module in free:
+        module.requires_grad_(True)
     return policy
 
 

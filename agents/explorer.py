@@ -34,10 +34,10 @@ class ExplorationOptions:
     """What it decays to, linearly."""
     noise_steps: int = 100000
     """Environment steps that the decay takes; 0 decays nothing."""
-    target_raise: float = 0.1
-    """The return asked for is the best so far and this share of it more; the one given before it
-    is surpassed. 0 asks for that one for good."""
-    hindsight: bool = True
+    target_raise: float = 0.0
+    """The return asked for is the best so far and this share of it more, and the one given until
+    that is surpassed. 0 asks for that one for good; the paper's is 0.1."""
+    hindsight: bool = False
     """Whether an episode's returns-to-go are relabelled at its end by what it did return."""
 
 

@@ -16,20 +16,24 @@ from torch import Tensor
 
 from decision_s4.agents import checkpoint, saved
 from decision_s4.agents.actor import Actor
+from decision_s4.agents.config import read_setting
 from decision_s4.agents.distributed import ALONE
 from decision_s4.agents.ds4_online import DS4OnlineLearner, DS4OnlineOptions
 from decision_s4.agents.explorer import ExplorationOptions, Explorer
+from decision_s4.agents.logged_replay import remember
 from decision_s4.agents.options import RunOptions
 from decision_s4.agents.policy import PolicyOptions, SequencePolicy, parameter_count
 from decision_s4.agents.replay import Replay
 from decision_s4.agents.rng import rng_state, seed_everything, set_rng_state
 from decision_s4.agents.run import Row
 from decision_s4.agents.training import part
+from decision_s4.envs import datasets
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.make import make
 from decision_s4.envs.rollout import open_rows
 from decision_s4.envs.scores import reference_scores
 from decision_s4.envs.task import Task, check_environment, with_environment
+from decision_s4.envs.trajectories import Trajectories
 
 EXPLODED = 10.0
 """Values this many times beyond what the largest reward, for ever, adds up to are no values."""
@@ -40,7 +44,7 @@ class DS4OnlineConfig(ExplorationOptions, DS4OnlineOptions, PolicyOptions, RunOp
     """Train a policy in an environment by Decision S4's recurrent actor-critic."""
 
     fixed: ClassVar[frozenset[str]] = frozenset(
-        {"from_run", "freeze", "critics", "critic_width", "critic_layers", "critic_norm"}
+        {"from_run", "dataset", "freeze", "critics", "critic_width", "critic_layers", "critic_norm"}
         | {"critic_return", "replay_size", "env"}
     )
 
@@ -55,6 +59,9 @@ class DS4OnlineConfig(ExplorationOptions, DS4OnlineOptions, PolicyOptions, RunOp
     one."""
     target_returns: tuple[float, ...] = ()
     """The return to ask for at first; none: that of the run begun from, or 0."""
+    dataset: str | None = None
+    """Logged trajectories that fill the replay at first: Minari id or folder, D4RL id or HDF5 file;
+    default: those that the run begun from has learned from. 'none' begins with an empty replay."""
     environments: int = 8
     """Environments that are acted in at a time."""
     workers: int = 1
@@ -67,6 +74,8 @@ class DS4OnlineConfig(ExplorationOptions, DS4OnlineOptions, PolicyOptions, RunOp
     """Transitions an update learns from."""
     replay_size: int = 200000
     """Transitions that are kept."""
+    warmup_updates: int = 10000
+    """Updates of the critics alone at the end of their warm-up, beside those of its steps."""
 
 
 class OnlineTraining:
@@ -115,6 +124,7 @@ class OnlineTraining:
             f"policy  {policy.options.backbone}, {parameter_count(policy):,} parameters, "
             f"from {source}",
             f"critic  {parameter_count(self.learner.critic):,} parameters",
+            f"data    {logged_dataset(self.config) or 'none: the replay begins empty'}",
             f"task    {self.task.summary()}",
             f"score   {self.task.scale()}",
         ]
@@ -122,6 +132,8 @@ class OnlineTraining:
     def update(self) -> tuple[dict[str, Tensor], int]:
         """A round: act, then learn from the replay."""
         config, before = self.config, self.step
+        if not len(self.replay):
+            self._remember()
         self.explorer.act_as(self.learner.policy, self.learner.stored)
         returns = self._act(max(1, config.round_steps // config.environments))
         self.step = self.explorer.steps
@@ -194,6 +206,21 @@ class OnlineTraining:
         self.best, self.due = float(state["best"]), float(state["due"])
         self.largest_reward = float(state["largest_reward"])
 
+    def _remember(self) -> None:
+        """Fill the replay with logged steps. Raises UserError for data of other spaces."""
+        name = logged_dataset(self.config)
+        if name is None:
+            return
+        data, policy = _loaded(name), self.learner.policy
+        for name in ("observation_space", "action_space"):
+            ours, theirs = getattr(policy, name), getattr(data, name)
+            if ours != theirs:
+                raise UserError(
+                    f"--dataset {data.name}: its {name} is {theirs}, the policy's {ours}; give "
+                    "another, or none"
+                )
+        remember(self.replay, data, policy, self.learner.stored, self.explorer.target)
+
     def _act(self, times: int) -> list[float]:
         ended = [self.explorer.step(self.replay, self.learner.updates) for _ in range(times)]
         return [value for returns in ended for value in returns]
@@ -203,11 +230,18 @@ class OnlineTraining:
         count, metrics = max(1, int(self.due)), {}
         self.due = max(0.0, self.due - count)
         trains_actor = self.step > self.config.critic_warmup
+        if trains_actor and self.step - steps <= self.config.critic_warmup:
+            self._evaluate_critics(self.config.warmup_updates)
         self.learner.set_progress(self._progress())
         for _ in range(count):
             batch = self.replay.sample(self.config.batch_size, self.generator)
             metrics |= self.learner.update(batch, trains_actor, self.generator)
         return metrics
+
+    def _evaluate_critics(self, count: int) -> None:
+        for _ in range(count):
+            batch = self.replay.sample(self.config.batch_size, self.generator)
+            self.learner.update(batch, False, self.generator)
 
     def _progress(self) -> float:
         config = self.config
@@ -235,6 +269,21 @@ class OnlineTraining:
                     "checkpoint is from before; lower --critic-learning-rate "
                     f"{self.config.critic_learning_rate:g} or --discount {self.config.discount:g}"
                 )
+
+
+def logged_dataset(config: DS4OnlineConfig) -> str | None:
+    """The dataset that fills the replay; None where there is none."""
+    if config.dataset is not None:
+        return None if config.dataset == "none" else config.dataset
+    path = config.from_run and config.from_run / "config.yaml"
+    return read_setting(path, "dataset") if path and path.is_file() else None
+
+
+def _loaded(name: str) -> Trajectories:
+    try:
+        return datasets.load(name)
+    except UserError as error:
+        raise UserError(f"{error}; --dataset none begins with an empty replay") from error
 
 
 def beginning(config: DS4OnlineConfig) -> tuple[SequencePolicy, Task]:

@@ -55,6 +55,7 @@ RANGES = {
     **dict.fromkeys(
         ("critic_warmup", "updates_per_step", "anchor_weight", "anchor_final"), NOT_NEGATIVE
     ),
+    **dict.fromkeys(("warmup_updates",), NOT_NEGATIVE),
     "target_raise": NOT_NEGATIVE,
     "seed": Range(0, 2**32 - 1, "0 to 4294967295"),
     **dict.fromkeys(("chunk_steps", "keep_steps"), Range(0, 10**8, "0 to 100000000; 0 for none")),

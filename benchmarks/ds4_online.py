@@ -21,26 +21,37 @@ EVERY = 10_000
 BASE = f"--eval-every {EVERY} --critic-warmup 10240 --no-video --device cpu --threads 1"
 ABLATIONS = {
     "all parts": "",
-    "recurrence trained": "--freeze nothing",
+    "below the memory trained": "--freeze memory",
     "only A, B, dt frozen": "--freeze core",
-    "no warm-up": "--critic-warmup 0",
+    "recurrence trained": "--freeze nothing",
+    "no logged steps": "--dataset none",
+    "no warm-up": "--critic-warmup 0 --warmup-updates 0",
+    "no warm-up's updates": "--warmup-updates 0",
     "no target networks": "--target-rate 1",
     "hard copies": "--target-rate 1 --target-every 200",
     "actor rate 1e-3": "--actor-learning-rate 1e-3",
+    "actor rate 1e-4": "--actor-learning-rate 1e-4",
     "actor rate 1e-5": "--actor-learning-rate 1e-5",
+    "0.5 updates a step": "--updates-per-step 0.5",
+    "wide critics": "--critic-width 256",
+    "four critics": "--critics 4",
+    "discount 0.98": "--discount 0.98",
     "no gradient clip": "--gradient-clip 1e9",
     "constant noise": "--noise-final 0.1",
-    "target not raised": "--target-raise 0",
-    "no hindsight": "--no-hindsight",
-    "no hindsight, not raised": "--no-hindsight --target-raise 0",
+    "target raised": "--target-raise 0.1",
+    "hindsight": "--hindsight",
+    "target raised, hindsight": "--target-raise 0.1 --hindsight",
     "one critic": "--critics 1",
     "no layer norm": "--no-critic-norm",
-    "no anchor": "--anchor-weight 0",
-    "weak anchor": "--anchor-weight 0.1",
+    "no anchor": "--anchor-weight 0 --anchor-final 0",
+    "weak anchor": "--anchor-weight 0.1 --anchor-final 0.1",
+    "strong anchor": "--anchor-weight 1 --anchor-final 1",
+    "fading anchor": "--anchor-final 0.03",
     "no target noise": "--target-noise 0",
     "critic sees R": "--critic-return",
-    "the paper's parts alone": "--critics 1 --no-critic-norm --anchor-weight 0 --target-noise 0 "
-    "--critic-return --actor-every 1 --actor-learning-rate 1e-5",
+    "the paper's parts alone": "--freeze memory --dataset none --critics 1 --no-critic-norm "
+    "--anchor-weight 0 --anchor-final 0 --target-noise 0 --target-raise 0.1 --hindsight "
+    "--critic-return --actor-every 1 --actor-learning-rate 1e-5 --warmup-updates 0",
 }
 
 

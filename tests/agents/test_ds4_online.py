@@ -36,6 +36,7 @@ def make_policy(backbone="s4", **options):
 
 
 def make_learner(anchored=False, policy=None, **options):
+    options = {"freeze": "memory", "anchor_weight": 1.0} | options
     return DS4OnlineLearner(policy or make_policy(), DS4OnlineOptions(**options), anchored)
 
 
@@ -304,3 +305,33 @@ def test_frozen_memory_is_kept_as_read_outs_alone():
     assert isinstance(stored_state(policy), WholeState)  # C is trained
     learner = make_learner(policy=policy)
     assert learner.stored.keep(policy.initial_state(3)).shape == (3, 2, 8)
+
+
+@pytest.mark.parametrize("backbone", ["s4", "gru"])
+def test_states_stay_exact_where_all_that_feeds_them_stands_still(backbone):
+    learner = make_learner(
+        policy=make_policy(backbone, mlp_ratio=2), freeze="states", actor_learning_rate=0.1
+    )
+    policy, episode = learner.policy, list(steps(4))
+    before, state = [], policy.initial_state(4)
+    with torch.no_grad():
+        for step in episode:
+            features, state = policy.step(step, state)
+            before.append((features, state))
+    for _ in range(4):
+        learner.update(make_batch(learner), True)
+    state = policy.initial_state(4)
+    with torch.no_grad():
+        for step, (old, kept) in zip(episode, before, strict=True):
+            features, state = policy.step(step, state)
+            assert_close(state, kept, rtol=0, atol=0)
+            assert (features - old).abs().max() > 1e-2
+
+
+def test_the_anchor_is_let_go_of_by_and_by():
+    learner = make_learner(anchored=True, anchor_weight=0.5, anchor_final=0.1)
+    found = []
+    for progress in (0.0, 0.5, 1.0):
+        learner.set_progress(progress)
+        found.append(learner.anchor)
+    assert found == pytest.approx([0.5, 0.3, 0.1])

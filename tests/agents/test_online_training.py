@@ -18,6 +18,7 @@ from decision_s4.train import main
 
 SIZES = {"d_model": 8, "n_layers": 1, "d_embed": 4, "critic_width": 8}
 SHORT = {"steps": 512, "eval_every": 256, "eval_episodes": 2, "critic_warmup": 128}
+SHORT |= {"warmup_updates": 8}
 CPU = torch.device("cpu")
 
 
@@ -123,6 +124,13 @@ def test_what_cannot_be_trained_is_refused(options, message):
 def test_an_environment_of_other_spaces_is_refused(run):
     with pytest.raises(UserError, match=r"'Hopper-v5' has observations Box\(11,\), the policy of"):
         OnlineTraining.begin(settings(from_run=run, env="Hopper-v5"), CPU)
+
+
+def test_logged_steps_of_other_spaces_are_refused(run):
+    begun = OnlineTraining.begin(settings(from_run=run, env=None), CPU)
+    begun.config = dataclasses.replace(begun.config, dataset="hopper-mixed")
+    with pytest.raises(UserError, match=r"--dataset hopper-mixed: its observation_space is Box"):
+        begun.update()
 
 
 @pytest.mark.parametrize("value", [np.nan, 1e9])
