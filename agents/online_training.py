@@ -74,6 +74,9 @@ class DS4OnlineConfig(ExplorationOptions, DS4OnlineOptions, PolicyOptions, RunOp
     """Transitions an update learns from."""
     replay_size: int = 200000
     """Transitions that are kept."""
+    save_replay: bool = True
+    """Whether checkpoints hold the replay, some 300 MB when full; without it, a resumed run begins
+    with the logged steps alone."""
     warmup_updates: int = 10000
     """Updates of the critics alone at the end of their warm-up, beside those of its steps."""
 
@@ -164,7 +167,7 @@ class OnlineTraining:
         """All that goes on."""
         return {
             "learner": self.learner.state_dict(),
-            "replay": self.replay.state_dict(),
+            "replay": self.replay.state_dict() if self.config.save_replay else None,
             "explorer": self.explorer.state_dict(),
             "generator": self.generator.get_state(),
             "random": rng_state(),
@@ -200,7 +203,8 @@ class OnlineTraining:
 
     def _load(self, state: dict[str, Any]) -> None:
         for name in ("learner", "replay", "explorer"):
-            getattr(self, name).load_state_dict(state[name])
+            if state[name] is not None:
+                getattr(self, name).load_state_dict(state[name])
         self.generator.set_state(state["generator"])
         set_rng_state(state["random"])
         self.best, self.due = float(state["best"]), float(state["due"])

@@ -85,6 +85,17 @@ def test_a_checkpoint_goes_on_bit_for_bit_but_for_the_environments(run, tmp_path
     assert second.explorer.table is None and second.explorer.episodes == first.explorer.episodes
 
 
+def test_a_checkpoint_without_the_replay_goes_on_with_an_empty_one(tmp_path):
+    first = OnlineTraining.begin(settings(save_replay=False), CPU)
+    first.update()
+    first.save(tmp_path)
+    second = OnlineTraining.begin(settings(save_replay=False), CPU)
+    second.restore(tmp_path)
+    assert (second.step, len(second.replay)) == (128, 0)
+    second.update()
+    assert len(second.replay) == 128
+
+
 def test_an_episodes_stored_states_are_those_that_its_replay_recomputes():
     begun = OnlineTraining.begin(settings(environments=1, round_steps=50, noise=0.3), CPU)
     begun.explorer.act_as(begun.learner.policy, begun.learner.stored)
