@@ -18,7 +18,10 @@ from pathlib import Path
 import numpy as np
 
 EVERY = 10_000
-BASE = f"--eval-every {EVERY} --critic-warmup 10240 --no-save-replay --no-video --device cpu --threads 1"
+BASE = (
+    f"--eval-every {EVERY} --critic-warmup 10240 --no-save-replay --no-video --device cpu "
+    "--threads 1"
+)
 ABLATIONS = {
     "all parts": "",
     "below the memory trained": "--freeze memory",
