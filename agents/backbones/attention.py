@@ -7,7 +7,8 @@ A chunk attends to itself and to the P = W − 1 steps before it, so T steps cos
 step is the same with L = 1. Shapes: M chunks, H heads, d head width, P past steps, R rows.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from decision_s4.agents.backbones import ops
 from decision_s4.kernels.packing import ChunkLayout
 
 ROTARY_BASE = 10_000.0
+Weigh: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Ring(NamedTuple):
@@ -63,22 +65,31 @@ def band(queries: int, seen: Ring, window: int) -> Tensor:
     return ((age >= 0) & (age < window) & (seen.present > 0.5)[:, None])[:, None]
 
 
-def attend(q: Tensor, seen: Ring, mask: Tensor, dropout: float = 0.0) -> Tensor:
-    """q (R, L, H, d), seen (R, P + L, …), mask as `band` makes it -> (R, L, H · d)."""
+def attend(
+    q: Tensor, seen: Ring, mask: Tensor, dropout: float = 0.0, weigh: Weigh | None = None
+) -> Tensor:
+    """q (R, L, H, d), seen (R, P + L, …), mask as `band` makes it -> (R, L, H · d).
+
+    `weigh` makes (R, H, L, P + L) weights of queries, keys (R, H, …, d) and mask; None is softmax.
+    """
     q, k, v = (part.to(q.dtype).transpose(1, 2) for part in (q, seen.keys, seen.values))
-    if ops.is_open():
-        return _attend_marked(q, k, v, mask, dropout)
-    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    if weigh is None and not ops.is_open():
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    else:
+        q, k = ops.coefficient("query", q, factors=2), ops.coefficient("key", k, factors=2)
+        weights = F.dropout((weigh or softmax)(q, k, mask), dropout)
+        y = ops.coefficient("attention", weights, factors=2) @ ops.value(v, 2)
     return y.transpose(1, 2).flatten(2)
 
 
-def _attend_marked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float) -> Tensor:
-    """`attend`, for probes: q, k, v (R, H, …, d), the weights apart."""
-    q, k = ops.coefficient("query", q, factors=2), ops.coefficient("key", k, factors=2)
-    scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
-    weights = torch.softmax(scores.masked_fill(~mask, float("-inf")), -1)
-    weights = ops.coefficient("attention", F.dropout(weights, dropout), factors=2)
-    return (weights @ ops.value(v, 2)).transpose(1, 2).flatten(2)
+def scores(q: Tensor, k: Tensor) -> Tensor:
+    """q · k / √d."""
+    return (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
+
+
+def softmax(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
+    """The usual weights, for `attend`."""
+    return torch.softmax(scores(q, k).masked_fill(~mask, float("-inf")), -1)
 
 
 def past_of_chunks(keys: Tensor, values: Tensor, state: Ring, layout: ChunkLayout) -> Ring:

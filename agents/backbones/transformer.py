@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from decision_s4.agents.backbones import ops, rows
 from decision_s4.agents.backbones.attention import (
     Ring,
+    Weigh,
     after_chunks,
     attend,
     band,
@@ -49,6 +50,8 @@ class Transformer(Mixer):
 
     Options = TransformerOptions
     mixing: ClassVar = {"layer": "heads"}
+    weigh: Weigh | None = None
+    """How queries and keys make weights, for `attend`; None is softmax."""
 
     def __init__(self, d_model: int, options: TransformerOptions):
         super().__init__()
@@ -66,9 +69,15 @@ class Transformer(Mixer):
         return empty_ring(batch_size, self.context - 1, self.heads, self.width, like)
 
     def forward(self, x: Tensor, state: Ring, packing: Packing) -> tuple[Tensor, Ring]:
-        layout = packing.chunks(min(self.context, packing.steps))
         q, k, v = self._project(x)
-        v = ops.tap("layer.values", v)
+        y, after = self._over_window(q, k, ops.tap("layer.values", v), state, packing)
+        return self.out(ops.tap("layer.mixed", y).flatten(2)), after
+
+    def _over_window(
+        self, q: Tensor, k: Tensor, v: Tensor, state: Ring, packing: Packing
+    ) -> tuple[Tensor, Ring]:
+        """Each (B, T, H, d) -> (y (B, T, H, d), ring after the last step)."""
+        layout = packing.chunks(min(self.context, packing.steps))
         q, k, v = (to_chunks(part, layout) for part in (q, k, v))
         past = past_of_chunks(k, v, state, layout)
         seen = past.then(k, v)
@@ -76,8 +85,7 @@ class Transformer(Mixer):
         if not has_past(layout):  # as in a batch of windows: do not look for keys in vain
             seen = Ring(*(part[:, self.context - 1 :] for part in seen))
         y = self._attend(q, seen, self._turns(seen.keys.shape[1], q))
-        y = from_chunks(y, layout, packing.rows).unflatten(-1, v.shape[-2:])
-        return self.out(ops.tap("layer.mixed", y).flatten(2)), after
+        return from_chunks(y, layout, packing.rows).unflatten(-1, v.shape[-2:]), after
 
     @torch.no_grad()
     def closed_rows(
@@ -91,10 +99,15 @@ class Transformer(Mixer):
         return self._turns(self.context, self.out.weight)
 
     def step(self, x: Tensor, state: Ring, constants: Any) -> tuple[Tensor, Ring]:
-        q, k, v = self._project(x[:, None])
+        y, state = self._over_ring(*self._project(x[:, None]), state, constants)
+        return self.out(y[:, 0]), state
+
+    def _over_ring(
+        self, q: Tensor, k: Tensor, v: Tensor, state: Ring, constants: Any
+    ) -> tuple[Tensor, Ring]:
+        """One step, each (B, 1, H, d) -> (y (B, 1, H · d), ring after it)."""
         seen = state.then(k, v)
-        y = self._attend(q, seen, constants)
-        return self.out(y[:, 0]), Ring(*(part[:, 1:] for part in seen))
+        return self._attend(q, seen, constants), Ring(*(part[:, 1:] for part in seen))
 
     def _project(self, x: Tensor) -> Tensor:
         """Queries, keys, values of x (…, D): (3, …, H, d)."""
@@ -109,7 +122,8 @@ class Transformer(Mixer):
         if turns is not None:
             q = rotate(q, *(part[-q.shape[1] :] for part in turns)).to(q.dtype)
             seen = seen._replace(keys=rotate(seen.keys, *turns))
-        return attend(q, seen, mask, self.options.attention_dropout if self.training else 0.0)
+        dropout = self.options.attention_dropout if self.training else 0.0
+        return attend(q, seen, mask, dropout, self.weigh)
 
 
 def _check(d_model: int, options: TransformerOptions) -> None:
