@@ -80,6 +80,11 @@ class DS4OnlineConfig(ExplorationOptions, DS4OnlineOptions, PolicyOptions, RunOp
     warmup_updates: int = 10000
     """Updates of the critics alone at the end of their warm-up, beside those of its steps."""
 
+    @property
+    def subject(self) -> str:
+        """Where it learns, or else what the run that it goes on from learned from."""
+        return self.env or logged_dataset(self) or "none"
+
 
 class OnlineTraining:
     """A run of ds4-online."""

@@ -45,7 +45,7 @@ RANGES = {
     **dict.fromkeys(("value_discount", "discount"), Range(0, 1, "0 to 1")),
     **dict.fromkeys(("critic_target_rate", "target_rate"), Range(1e-9, 1, "above 0, 1 at most")),
     **dict.fromkeys(("rows", "workers", "rollout_steps", "epochs", "minibatches"), COUNT),
-    "lstm_width": WIDTH,
+    **dict.fromkeys(("lstm_width", "hidden"), WIDTH),
     **dict.fromkeys(("trace", "clip"), Range(0, 1, "0 to 1")),
     **dict.fromkeys(("value_coefficient", "entropy_coefficient", "target_kl"), NOT_NEGATIVE),
     **dict.fromkeys(("actor_learning_rate",), POSITIVE),
@@ -56,7 +56,9 @@ RANGES = {
         ("critic_warmup", "updates_per_step", "anchor_weight", "anchor_final"), NOT_NEGATIVE
     ),
     **dict.fromkeys(("warmup_updates",), NOT_NEGATIVE),
-    "target_raise": NOT_NEGATIVE,
+    **dict.fromkeys(("target_raise", "target_noise_limit", "temperature"), NOT_NEGATIVE),
+    "policy_delay": COUNT,
+    "expectile": FRACTION,
     "seed": Range(0, 2**32 - 1, "0 to 4294967295"),
     **dict.fromkeys(("chunk_steps", "keep_steps"), Range(0, 10**8, "0 to 100000000; 0 for none")),
     "threads": Range(0, 1024, "0 to 1024; 0 takes all cores"),
@@ -133,8 +135,9 @@ def check_ranges(config: Any) -> None:
     """Raise UserError for the first number among a program's settings that makes no sense."""
     for name in [name for name in vars(config) if name in RANGES]:
         value, (lowest, highest, words) = getattr(config, name), RANGES[name]
-        if not lowest <= value <= highest:
-            raise UserError(f"--{name.replace('_', '-')} is {value}; use {words}")
+        for each in value if isinstance(value, tuple) else (value,):
+            if not lowest <= each <= highest:
+                raise UserError(f"--{name.replace('_', '-')} is {each}; use {words}")
     for target in getattr(config, "target_returns", ()):
         if not math.isfinite(target):
             raise UserError(f"--target-returns has {target}; use finite numbers, as 3600,1800")

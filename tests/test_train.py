@@ -1,13 +1,14 @@
 """train.py from the outside: what a run leaves and says, for every kind of dataset."""
 
 import csv
+import dataclasses
 import importlib.util
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import gymnasium as gym
 import h5py
@@ -23,7 +24,7 @@ from decision_s4.agents import checkpoint
 from decision_s4.agents.algorithms import ALGORITHMS
 from decision_s4.agents.backbones.base import BACKBONES, MEMORYLESS
 from decision_s4.agents.config import CONFIGS
-from decision_s4.agents.options import choose_device
+from decision_s4.agents.options import RANGES, choose_device
 from decision_s4.agents.training import Training
 from decision_s4.envs.errors import UserError
 
@@ -283,6 +284,14 @@ def test_an_algorithm_of_values_runs_resumes_and_is_evaluated(algo, capsys):
         assert all((resumed[name] == value).all() for name, value in whole.items())
     assert evaluate.main(["whole", "--episodes", "1"]) == 0
     assert f"{algo} on a perceptron" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_every_number_among_the_settings_has_a_range(algo):
+    config = ALGORITHMS[algo]().config
+    kinds = get_type_hints(config)
+    numbers = {f.name for f in dataclasses.fields(config) if kinds[f.name] in (int, float)}
+    assert numbers <= RANGES.keys()
 
 
 def test_every_algorithm_has_its_settings_file_and_the_other_way_round():

@@ -158,6 +158,7 @@ def test_ppo_learns_through_the_adapter():
         ("--algo sb3-ppo --agent-options seed=3", "unknown 'seed' of sb3-ppo"),
         ("--algo sb3-ppo --lstm-width 3", "unknown flag --lstm-width"),
         ("--algo recurrent-ppo --lstm-width 0", "--lstm-width is 0"),
+        ("--algo sac --hidden 64,0", "--hidden is 0; use 1 to 16384"),
         ("--algo sac --env Nowhere-v1", "Nowhere-v1"),
     ],
 )
