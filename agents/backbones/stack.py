@@ -166,7 +166,7 @@ class Backbone(nn.Module):
     def recurrence_parameters(self) -> list[nn.Parameter]:
         """Poles, time steps and their like, which want a smaller rate and no weight decay."""
         return [
-            getattr(mixer, name)
+            mixer.get_parameter(name)
             for mixer in self.modules()
             if isinstance(mixer, Mixer)
             for name in mixer.recurrence_parameters
