@@ -4,7 +4,8 @@ The policy is RecomputedTokenPolicy with a transformer (agents/tokens.py) as con
 decision-transformer.yaml has it, the update DecisionLearner's (agents/decision.py); the same
 numbers come out but for the order of sums. Every operation serves all runs, nothing couples them.
 Observations and actions of all robots are padded with zeros to one width, which leaves every
-gradient as it is; actions lie in [−1, 1]. Shapes: E runs, B windows, K steps, F features, A actions, N steps of data.
+gradient as it is; actions lie in [−1, 1]. Shapes: E runs, B windows, K steps, A actions, N steps of
+data.
 """
 
 import math
