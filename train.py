@@ -59,6 +59,17 @@ def train(config: RunOptions) -> Path | None:
     torch.set_num_threads(config.threads or os.cpu_count() or 1)
     before = load_config(type(config), config.resume / CONFIG_FILE) if config.resume else None
     run = algorithm_of(config.algo).begin(config, device)
+    try:
+        folder = _work(run, before)
+    except KeyboardInterrupt:  # all processes stopped at the same step
+        run.world.leave()
+        raise
+    run.world.leave()
+    return folder
+
+
+def _work(run: Run, before: RunOptions | None) -> Path | None:
+    """What this process does of the run; `before` are the settings of a run to resume."""
     if not run.world.leads:
         return _accompany(run)
     return _begin(run) if before is None else _resume(run, before)

@@ -10,6 +10,7 @@ evaluates, logs and saves. Shapes: S steps of this process's share.
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -51,8 +52,18 @@ class World:
         """The module with its gradients averaged over processes in each backward pass."""
         return module if self.size == 1 else DistributedDataParallel(module)
 
+    def leave(self) -> None:
+        """The end of a process's part, once every process has come to it.
+
+        Whoever ends while gloo's threads still let go of tensors is aborted by the interpreter.
+        """
+        if self.size > 1:
+            dist.barrier()
+            dist.destroy_process_group()
+
 
 ALONE = World()
+PATIENCE = timedelta(hours=12)  # the others wait while the first evaluates
 
 
 def join(device: torch.device) -> World:
@@ -63,7 +74,7 @@ def join(device: torch.device) -> World:
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     return World(dist.get_rank(), size)
 
 

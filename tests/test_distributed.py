@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from decision_s4 import train
 from decision_s4.agents import checkpoint
-from decision_s4.agents.distributed import ALONE
+from decision_s4.agents.distributed import ALONE, World
 
 SMALL = (
     "--steps 6 --eval-every 3 --eval-episodes 1 --no-video --d-model 8 --d-embed 8 --n-layers 1 "
@@ -22,7 +23,7 @@ def together(flags: str) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command += ["--standalone", "-m", "decision_s4.train", *flags.split()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +40,13 @@ def test_two_processes_equal_one_with_the_double_batch_also_after_a_resume():
     for name, value in one.weights.items():
         torch.testing.assert_close(two.weights[name], value, rtol=1e-4, atol=1e-6)
     assert Path("two/eval.csv").read_text().count("\n") == 5  # one process wrote it
+
+
+def test_an_end_leaves_no_process_group():
+    store = dist.HashStore()
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    World(0, 2).leave()
+    assert not dist.is_initialized()
 
 
 def test_alone_a_mean_is_a_mean():
