@@ -20,11 +20,10 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from decision_s4.agents.action_values import ActionValues
-from decision_s4.agents.backbones.s4 import LinearStateSpace
 from decision_s4.agents.critics import one_step_target, target_of
 from decision_s4.agents.policy import SequencePolicy
 from decision_s4.agents.replay import Transition
-from decision_s4.agents.stored_state import Stored, stored_state
+from decision_s4.agents.stored_state import Stored, after_memory, stored_state
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.timestep import TimeStep
 
@@ -76,15 +75,28 @@ class DS4OnlineOptions:
 class DS4OnlineLearner:
     """Actor, critics and their targets; learns from batches of a replay.
 
+    Args:
+        policy: the actor.
+        options: how to update.
+        anchored: whether the policy as it is now is one to stay near.
+        returns_change: whether the replay may relabel returns-to-go.
+
     Raises:
         UserError: for an action space other than a Box, through which no gradient goes.
     """
 
-    def __init__(self, policy: SequencePolicy, options: DS4OnlineOptions, anchored: bool):
+    def __init__(
+        self,
+        policy: SequencePolicy,
+        options: DS4OnlineOptions,
+        anchored: bool,
+        returns_change: bool = False,
+    ):
         _check_continuous(policy.action_space)
         self.options, self.updates, self.anchor = options, 0, options.anchor_weight
         self.policy = freeze(policy.eval(), options.freeze)
-        self.stored = stored_state(policy)
+        self.returns_change = returns_change
+        self.stored = stored_state(policy, returns_change)
         self.beginning = target_of(policy) if anchored and options.anchor_weight else None
         self.critic = ActionValues(
             policy,
@@ -161,7 +173,7 @@ class DS4OnlineLearner:
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
         self.updates = state["updates"]
-        self.stored = stored_state(self.policy)
+        self.stored = stored_state(self.policy, self.returns_change)
 
     def _parts(self) -> dict[str, Any]:
         parts = {
@@ -269,11 +281,7 @@ def freeze(policy: SequencePolicy, what: str) -> SequencePolicy:
 
 def _freeze_what_feeds_states(policy: SequencePolicy) -> SequencePolicy:
     policy.requires_grad_(False)
-    last = policy.backbone.blocks[-1]
-    free = [policy.head, policy.backbone.norm, *([last.mlp] if last.mlp else [])]
-    if isinstance(last.mixer, LinearStateSpace):
-        free.append(last.mixer.out)  # mixes channels after the memory was read
-    for module in free:
+    for module in after_memory(policy):
         module.requires_grad_(True)
     return policy
 

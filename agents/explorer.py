@@ -78,22 +78,21 @@ class Explorer:
     def act_as(self, policy: SequencePolicy, stored: StoredState) -> None:
         """Act with a policy as it is now; episodes under way keep their recurrent state."""
         self.actor, self.stored = Actor(policy), stored
-        self.new = stored.keep(policy.initial_state(len(self.everyone)))
         if self.table is None:
             self._begin()
 
     def step(self, replay: Replay, updates: int) -> list[float]:
         """One step of all environments into the replay; the returns of episodes that ended."""
         seen = self.table.time_step(self.everyone)
-        before = reset(self.kept, seen.start, self.new)
+        before = self._kept_before(seen)
         action, self.state = self.actor.act(seen, self.state)
         taken = self._explore(action)
         outcome = self.rows.step(self.everyone, taken)
-        self.kept = self.stored.keep(self.state)
+        self.table.update(self.everyone, taken, outcome)
+        self.kept = self.stored.keep(self.state, self.table.time_step(self.everyone))
         positions = replay.add(transition(seen, before, taken, outcome, self.kept, updates))
         for positions_of_row, position in zip(self.positions, positions, strict=True):
             positions_of_row.append(position)
-        self.table.update(self.everyone, taken, outcome)
         self.steps += len(self.everyone)
         return self._end(np.flatnonzero(~self.table.running), replay)
 
@@ -113,8 +112,14 @@ class Explorer:
         count = len(self.everyone)
         self.table = EpisodeTable.begin(self.rows, [self.target] * count, self._seeds(count))
         self.state = self.actor.initial_state(count)
-        self.kept = self.new
+        self.kept = self.stored.keep(self.state, self.table.time_step(self.everyone))
         self.positions: list[list[Tensor]] = [[] for _ in self.everyone]
+
+    def _kept_before(self, seen: TimeStep) -> Stored:
+        if not seen.start.any():
+            return self.kept
+        new = self.stored.keep(self.actor.initial_state(len(self.everyone)), seen)
+        return reset(self.kept, seen.start, new)
 
     def _seeds(self, count: int) -> list[int]:
         first = self.seed + self.episodes

@@ -77,14 +77,14 @@ def _read(
     count = len(rows.episodes)
     table = EpisodeTable.begin(rows, [target] * count, [0] * count)
     state = actor.initial_state(count)
-    kept = stored.keep(state)
+    kept = stored.keep(state, table.time_step(np.arange(count)))
     while (running := np.flatnonzero(table.running)).size:  # the first so many: the longest
         count = len(running)
         state, kept = tree_map(lambda leaf, n=count: leaf[:n], (state, kept))
         seen, before = table.time_step(running), kept
         _, state = actor.act(seen, state)
-        kept = stored.keep(state)
         action = rows.actions(running)
         outcome = rows.step(running, action)
-        replay.add(transition(seen, before, action, outcome, kept, updates=0))
         table.update(running, action, outcome)
+        kept = stored.keep(state, table.time_step(running))
+        replay.add(transition(seen, before, action, outcome, kept, updates=0))

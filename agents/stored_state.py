@@ -7,7 +7,7 @@ no gradient goes back through time. Shapes: B rows, L layers, D model width.
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from decision_s4.agents.backbones import State
@@ -21,8 +21,8 @@ Stored = Any  # a tree of tensors, batch first
 class StoredState(Protocol):
     """A way of keeping the states of one kind of policy."""
 
-    def keep(self, state: State) -> Stored:
-        """What to store of the state before a step."""
+    def keep(self, state: State, step: TimeStep) -> Stored:
+        """What to store of the state before a step, and of that step."""
         ...
 
     def step(self, policy: SequencePolicy, step: TimeStep, stored: Stored) -> Tensor:
@@ -33,7 +33,7 @@ class StoredState(Protocol):
 class WholeState:
     """The state as it is: for every backbone, and where the recurrence itself is trained."""
 
-    def keep(self, state: State) -> Stored:
+    def keep(self, state: State, step: TimeStep) -> Stored:
         """The state."""
         return state
 
@@ -50,9 +50,7 @@ class ReadOuts:
     """
 
     def __init__(self, policy: SequencePolicy):
-        with torch.no_grad():
-            constants = policy.backbone.constants()
-        self.constants = tree_map(lambda x: x if x is None else x.clone(), constants)
+        self.constants = fixed_constants(policy)
         self.mixers = [block.mixer for block in policy.backbone.blocks]
 
     @staticmethod
@@ -63,20 +61,71 @@ class ReadOuts:
         return linear and not any(p.requires_grad for p in backbone.recurrence_parameters())
 
     @torch.no_grad()
-    def keep(self, state: State) -> Stored:
+    def keep(self, state: State, step: TimeStep) -> Stored:
         """The read-out of each layer."""
         layers = zip(self.mixers, state, self.constants, strict=True)
         return torch.stack([mixer.read_out(x, constants) for mixer, x, constants in layers], 1)
 
     def step(self, policy: SequencePolicy, step: TimeStep, stored: Stored) -> Tensor:
         """The policy's own step, its skip d trained."""
-        x = policy.embed(step.return_to_go, step.observation, step.previous_action, step.start)
+        x = policy.token(step)
         layers = zip(policy.backbone.blocks, stored.unbind(1), self.constants, strict=True)
         for block, read_out, (system, _) in layers:
             x = block.respond(x, read_out, (system, block.mixer.d))
         return policy.backbone.norm(x)
 
 
-def stored_state(policy: SequencePolicy) -> StoredState:
-    """The smallest way that is exact for this policy."""
-    return ReadOuts(policy) if ReadOuts.fits(policy) else WholeState()
+class LastLayer:
+    """What the last layer takes in and what its memory gives, (B, 2, D).
+
+    Where all that comes before it stands still, no update changes these two, and a step is what
+    is left: the last layer's mixing of channels and MLP, and a norm.
+    """
+
+    def __init__(self, policy: SequencePolicy):
+        self.constants, self.policy = fixed_constants(policy), policy
+
+    @staticmethod
+    def fits(policy: SequencePolicy) -> bool:
+        """Whether nothing is trained but what `after_memory` names, in linear state spaces."""
+        trained = {id(p) for p in policy.parameters() if p.requires_grad}
+        late = {id(p) for module in after_memory(policy) for p in module.parameters()}
+        return ReadOuts.fits(policy) and trained <= late
+
+    @torch.no_grad()
+    def keep(self, state: State, step: TimeStep) -> Stored:
+        """The last layer's input, and its channels' outputs before they are mixed."""
+        x, (*below, last) = self.policy.token(step), self.policy.backbone.blocks
+        for block, memory, constants in zip(below, state[:-1], self.constants[:-1], strict=True):
+            x, _ = block.step(x, memory, constants)
+        y, _ = last.mixer.remember(last.norm(x), state[-1], self.constants[-1])
+        return torch.stack([x, y], 1)
+
+    def step(self, policy: SequencePolicy, step: TimeStep, stored: Stored) -> Tensor:
+        """The policy's own step."""
+        return policy.backbone.norm(policy.backbone.blocks[-1].finish(*stored.unbind(1)))
+
+
+def stored_state(policy: SequencePolicy, returns_change: bool) -> StoredState:
+    """The smallest way that is exact for this policy.
+
+    Args:
+        policy: what of it is trained is what requires a gradient.
+        returns_change: whether a stored step may be given another return-to-go.
+    """
+    if not ReadOuts.fits(policy):
+        return WholeState()
+    return ReadOuts(policy) if returns_change or not LastLayer.fits(policy) else LastLayer(policy)
+
+
+def after_memory(policy: SequencePolicy) -> list[nn.Module]:
+    """What no state depends on: the head, the norm before it, the last layer's MLP and mixing."""
+    last = policy.backbone.blocks[-1]
+    mixing = [last.mixer.out] if isinstance(last.mixer, LinearStateSpace) else []
+    return [policy.head, policy.backbone.norm, *mixing, *([last.mlp] if last.mlp else [])]
+
+
+@torch.no_grad()
+def fixed_constants(policy: SequencePolicy) -> Any:
+    """Each layer's `constants` as they are now."""
+    return tree_map(lambda x: x if x is None else x.clone(), policy.backbone.constants())

@@ -95,7 +95,7 @@ class LinearStateSpace(Mixer):
             u = ops.tap("layer.values", x.to(self.c.dtype))
             y, state = lti_scan(u, self.discretise(), state, packing)
             y = ops.tap("layer.mixed", y) + self.d * u
-        return self._mix_channels(y), state
+        return self.mix_channels(y), state
 
     def kernel(self, steps: int) -> Tensor:
         """(T, D) what an input adds to the output 0, 1, … steps later, the skip left out."""
@@ -115,12 +115,16 @@ class LinearStateSpace(Mixer):
         return torch.linalg.eigvals(transition(self.discretise())).abs().log()
 
     def step(self, x: Tensor, state: State, constants: Any) -> tuple[Tensor, State]:
+        y, state = self.remember(x, state, constants)
+        return self.mix_channels(y), state
+
+    def remember(self, x: Tensor, state: State, constants: Any) -> tuple[Tensor, State]:
+        """`step` before its channels are mixed: each channel's own output (B, D)."""
         system, d = constants
         with torch.autocast(x.device.type, enabled=False):
             u = x.to(self.c.dtype)
             y, state = lti_step(u, system, state)
-            y = y + d * u
-        return self._mix_channels(y), state
+            return y + d * u, state
 
     def read_out(self, state: State, constants: Any) -> Tensor:
         """What the memory (B, D, N/2, 2) alone adds to the output of the step to come: (B, D)."""
@@ -131,9 +135,10 @@ class LinearStateSpace(Mixer):
         """`step`'s output for input x (B, D), given the read-out in place of the state."""
         system, d = constants
         own = 2 * (system.c * system.b).real.sum(-1)  # of an input on the output at once
-        return self._mix_channels(read_out + (own + d) * x)
+        return self.mix_channels(read_out + (own + d) * x)
 
-    def _mix_channels(self, y: Tensor) -> Tensor:
+    def mix_channels(self, y: Tensor) -> Tensor:
+        """The layer's output, from each channel's own (…, D)."""
         return ops.act(self.out(ops.act(y, "gelu")), "gelu")
 
 

@@ -40,6 +40,10 @@ class Block(nn.Module):
         """`step`'s output, from what the mixer's memory adds to it (see backbones/s4.py)."""
         return self._add(x, self.mixer.respond(self.norm(x), read_out, constants))
 
+    def finish(self, x: Tensor, y: Tensor) -> Tensor:
+        """`step`'s output, from its input and what the mixer's channels gave (`remember`)."""
+        return self._add(x, self.mixer.mix_channels(y))
+
     def _add(self, x: Tensor, y: Tensor) -> Tensor:
         x = x + ops.tap("output", self.dropout(y))
         return x if self.mlp is None else x + self.mlp(x)

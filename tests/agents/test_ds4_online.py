@@ -12,11 +12,12 @@ from decision_s4.agents.ds4_online import (
     DS4OnlineLearner,
     DS4OnlineOptions,
     disturbed,
+    next_step,
     this_step,
 )
 from decision_s4.agents.policy import PolicyOptions, SequencePolicy
 from decision_s4.agents.replay import Replay, Transition
-from decision_s4.agents.stored_state import ReadOuts, WholeState, stored_state
+from decision_s4.agents.stored_state import LastLayer, ReadOuts, WholeState, stored_state
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.timestep import TimeStep
 
@@ -71,15 +72,16 @@ def make_batch(learner, count=3, rows=4, **fields):
         seen.previous_action,
         seen.start,
         seen.return_to_go,
-        learner.stored.keep(state),
+        learner.stored.keep(state, seen),
         torch.rand(rows, 2),
         reward,
         torch.tensor([True, False] * (rows // 2)),
         later.observation,
         seen.return_to_go - reward,
-        learner.stored.keep(after),
+        None,
         torch.zeros(rows, dtype=torch.int64),
     )
+    batch = batch._replace(next_state=learner.stored.keep(after, next_step(batch)))
     return batch._replace(**fields)
 
 
@@ -91,7 +93,7 @@ def test_a_step_from_the_stored_state_is_the_policys_own(backbone, kept):
     state = policy.initial_state(4)
     for step in steps(5):
         if not step.start.any():
-            found = stored.step(policy, step, stored.keep(state))
+            found = stored.step(policy, step, stored.keep(state, step))
             expected, _ = policy.step(step, state)
             assert_close(found, expected)
             mine, own = (
@@ -108,7 +110,7 @@ def test_what_the_read_outs_are_of_follows_the_trained_skip_and_nothing_else():
     policy, stored = learner.policy, learner.stored
     (step,) = steps(1)
     state = tuple(torch.randn_like(x) for x in policy.initial_state(4))
-    kept = stored.keep(state)
+    kept = stored.keep(state, step)
     with torch.no_grad():
         for parameter in policy.parameters():
             if parameter.requires_grad:
@@ -300,11 +302,29 @@ def test_actions_that_are_no_box_are_refused():
         DS4OnlineLearner(policy, DS4OnlineOptions(), anchored=False)
 
 
-def test_frozen_memory_is_kept_as_read_outs_alone():
-    policy = make_policy()
-    assert isinstance(stored_state(policy), WholeState)  # C is trained
-    learner = make_learner(policy=policy)
-    assert learner.stored.keep(policy.initial_state(3)).shape == (3, 2, 8)
+@pytest.mark.parametrize(
+    ("freeze", "returns_change", "way", "shape"),
+    [
+        ("states", False, LastLayer, (4, 2, 8)),
+        ("states", True, ReadOuts, (4, 3, 8)),
+        ("memory", False, ReadOuts, (4, 3, 8)),
+    ],
+)
+def test_what_is_kept_is_the_least_that_is_exact(freeze, returns_change, way, shape):
+    """Three layers of width 8; what was kept before the actor moved still gives its own step."""
+    policy = make_policy(n_layers=3, mlp_ratio=2)
+    assert isinstance(stored_state(policy, returns_change), WholeState)  # C is trained
+    options = DS4OnlineOptions(freeze, actor_learning_rate=0.1, actor_every=1)
+    learner = DS4OnlineLearner(policy, options, False, returns_change)
+    assert isinstance(learner.stored, way)
+    state = tuple(torch.randn_like(x) for x in policy.initial_state(4))
+    (step,) = steps(1)
+    step = step._replace(start=torch.zeros_like(step.start))
+    kept, before = learner.stored.keep(state, step), policy.step(step, state)[0]
+    learner.update(make_batch(learner), True)
+    after = policy.step(step, state)[0]
+    assert kept.shape == shape and (after - before).abs().max() > 1e-2
+    assert_close(learner.stored.step(policy, step, kept), after)
 
 
 @pytest.mark.parametrize("backbone", ["s4", "gru"])

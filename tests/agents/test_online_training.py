@@ -12,6 +12,7 @@ from decision_s4 import evaluate
 from decision_s4.agents import checkpoint
 from decision_s4.agents.ds4_online import this_step
 from decision_s4.agents.online_training import DS4OnlineConfig, OnlineTraining
+from decision_s4.agents.stored_state import LastLayer
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.rows import WorkerRows
 from decision_s4.train import main
@@ -102,7 +103,7 @@ def test_an_episodes_stored_states_are_those_that_its_replay_recomputes():
     with torch.no_grad():
         for block in begun.learner.policy.backbone.blocks:
             block.mixer.c.normal_()
-    begun.learner.stored = type(begun.learner.stored)(begun.learner.policy)
+    begun.learner.stored = LastLayer(begun.learner.policy)  # of these weights
     begun.explorer.table = None
     begun.explorer.act_as(begun.learner.policy, begun.learner.stored)
     for _ in range(50):
@@ -111,9 +112,9 @@ def test_an_episodes_stored_states_are_those_that_its_replay_recomputes():
     steps = this_step(stored)
     state = policy.initial_state(1)
     for t in range(50):
-        kept = begun.learner.stored.keep(state)
-        assert_close(stored.state[t : t + 1], kept, rtol=1e-3, atol=1e-4)
         step = type(steps)(*(leaf[t : t + 1] for leaf in steps))
+        kept = begun.learner.stored.keep(state, step)
+        assert_close(stored.state[t : t + 1], kept, rtol=1e-3, atol=1e-4)
         with torch.no_grad():
             _, state = policy.step(step, state)
     assert stored.state[:50].abs().max() > 0
