@@ -275,8 +275,8 @@ class OnlineTraining:
             if wrong or (name in ("value", "actor_value") and abs(value) > bound):
                 raise UserError(
                     f"training diverged: {name} is {float(value):g} at environment step "
-                    f"{self.step}, rewards were {self.largest_reward:g} at most; the last "
-                    "checkpoint is from before; lower --critic-learning-rate "
+                    f"{self.step}, rewards were {self.largest_reward:g} at most; what "
+                    "checkpoints there are hold what was before; lower --critic-learning-rate "
                     f"{self.config.critic_learning_rate:g} or --discount {self.config.discount:g}"
                 )
 
@@ -312,10 +312,22 @@ def beginning(config: DS4OnlineConfig) -> tuple[SequencePolicy, Task]:
             f"context_mode '{policy.options.context_mode}' has no recurrent state to store; give a "
             "run of --algo decision-s4"
         )
+    _check_sizes(config, policy)
     task = with_environment(saved.task(found), config.env, config.target_returns[:1])
     spaces = policy.observation_space, policy.action_space
     check_environment(task.env_id, task.env_kwargs, *spaces, f"the policy of {config.from_run}")
     return policy, task
+
+
+def _check_sizes(config: DS4OnlineConfig, policy: SequencePolicy) -> None:
+    """Raises UserError for a size asked for that the policy begun from hasn't."""
+    asked, usual, has = part(config, PolicyOptions), PolicyOptions(), policy.options
+    for name, value in vars(asked).items():
+        if value not in (getattr(usual, name), getattr(has, name)):
+            raise UserError(
+                f"--{name.replace('_', '-')} {value}: the policy of {config.from_run} has "
+                f"{getattr(has, name)}, which stays; leave it out"
+            )
 
 
 def _untrained(config: DS4OnlineConfig) -> tuple[SequencePolicy, Task]:

@@ -84,14 +84,14 @@ def one_thread() -> dict[str, str]:
     return dict(os.environ) | {"OMP_NUM_THREADS": "1"}
 
 
-def curve(folder: Path) -> np.ndarray:
-    """(evaluations, 2): steps and mean returns; empty before the first."""
+def curve(folder: Path, until: float) -> np.ndarray:
+    """(evaluations, 2): steps up to `until` and mean returns; empty before the first."""
     path = folder / "eval.csv"
     if not path.is_file():
         return np.empty((0, 2))
     with path.open() as file:
         rows = [(float(r["step"]), float(r["return_mean"])) for r in csv.DictReader(file)]
-    return np.array(rows).reshape(-1, 2)
+    return np.array([row for row in rows if row[0] <= until]).reshape(-1, 2)
 
 
 def row(name: str, curves: list[np.ndarray], starts: list[float]) -> str:
@@ -112,17 +112,19 @@ def row(name: str, curves: list[np.ndarray], starts: list[float]) -> str:
     )
 
 
-def table(runs: Path, environments: list[str], names: list[str], seeds: list[int]) -> str:
+def table(
+    runs: Path, environments: list[str], names: list[str], seeds: list[int], until: float
+) -> str:
     """Markdown, a section an environment."""
     lines = []
     for env in environments:
-        base = [curve(runs / env / slug("all parts") / str(seed)) for seed in seeds]
+        base = [curve(runs / env / slug("all parts") / str(seed), until) for seed in seeds]
         first = [float(c[0, 1]) if len(c) else np.nan for c in base]
         starts = [s if np.isfinite(s) else float(np.nanmean(first)) for s in first]
         lines += [f"\n{env}\n", "| | seeds | steps | start | last three | gain | best | lowest |"]
         lines += ["|---|---|---|---|---|---|---|---|"]
         for name in names:
-            curves = [curve(runs / env / slug(name) / str(seed)) for seed in seeds]
+            curves = [curve(runs / env / slug(name) / str(seed), until) for seed in seeds]
             lines.append(row(name, curves, starts))
     return "\n".join(lines) + "\n"
 
@@ -142,6 +144,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=50)
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--minutes", type=float, default=1e6)
+    parser.add_argument("--until", type=float, default=np.inf, help="steps that the table counts")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     sources = dict(source.split("=", 1) for source in args.sources)
@@ -152,7 +155,7 @@ def main() -> None:
             flags = f"{base} --seed {seed} {ABLATIONS[name]}"
             folder = args.runs / env / slug(name) / str(seed)
             pool.submit(train, folder, sources[env], flags, deadline)
-    text = table(args.runs, list(sources), args.ablations, args.seeds)
+    text = table(args.runs, list(sources), args.ablations, args.seeds, args.until)
     print(text)
     if args.output:
         args.output.write_text(text)

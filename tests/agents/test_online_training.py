@@ -138,6 +138,11 @@ def test_an_environment_of_other_spaces_is_refused(run):
         OnlineTraining.begin(settings(from_run=run, env="Hopper-v5"), CPU)
 
 
+def test_another_size_than_that_of_the_run_begun_from_is_refused(run):
+    with pytest.raises(UserError, match=r"--d-model 16: the policy of .* has 8, which stays"):
+        OnlineTraining.begin(settings(from_run=run, env=None, d_model=16), CPU)
+
+
 def test_logged_steps_of_other_spaces_are_refused(run):
     begun = OnlineTraining.begin(settings(from_run=run, env=None), CPU)
     begun.config = dataclasses.replace(begun.config, dataset="hopper-mixed")
