@@ -36,7 +36,7 @@ def write_all(rows: Rows, folder: Path) -> None:
             writer.writeheader()
             writer.writerows(kept)
     text = "\n\n".join(table(runs, which) for which in ("last", "best"))
-    text += f"\n\n{comparison(runs)}\n"
+    text += f"\n\n{comparison(runs)}\n" if len(scores_of(runs, "last")) > 1 else "\n"
     (folder / "table.md").write_text(text)
     print(text)
     draw(runs, folder)

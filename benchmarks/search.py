@@ -29,10 +29,13 @@ def suggest(trial: optuna.Trial, spec: str) -> tuple[str, object]:
     if kind == "choice":
         return name, trial.suggest_categorical(name, bounds.split(","))
     low, _, high = bounds.partition(":")
-    if kind == "int":
-        return name, trial.suggest_int(name, int(low), int(high))
-    if kind in ("float", "log"):
-        return name, trial.suggest_float(name, float(low), float(high), log=kind == "log")
+    try:
+        if kind == "int":
+            return name, trial.suggest_int(name, int(low), int(high))
+        if kind in ("float", "log"):
+            return name, trial.suggest_float(name, float(low), float(high), log=kind == "log")
+    except ValueError:  # no numbers, or in the wrong order
+        pass
     raise SystemExit(f"--space {spec}: write name=int:1:4, float:0:1, log:1e-4:1e-2 or choice:a,b")
 
 

@@ -105,11 +105,12 @@ def _locate_path(name: str) -> Source | None:
     path = _expanded(name)
     if path.is_file():
         return Source(name, path, read_d4rl)
-    if path.is_dir():
-        raise UserError(
-            f"dataset '{name}': the folder holds neither data/{METADATA} nor {METADATA}; "
-            "name a Minari dataset folder or a D4RL .hdf5 file"
-        )
+    for folder in (minari_root() / name, path):
+        if folder.is_dir():
+            raise UserError(
+                f"dataset '{name}': the folder {folder} holds neither data/{METADATA} nor "
+                f"{METADATA}; name a whole Minari dataset or a D4RL .hdf5 file"
+            )
     if path.suffix in (".hdf5", ".h5") or name.startswith((".", "/", "~")):
         raise UserError(f"dataset '{name}': no such file or folder; check the path")
     return None

@@ -116,14 +116,16 @@ def _storage(metadata: dict[str, Any], path: Path, info: DatasetInfo) -> MinariS
 def _episodes(
     storage: MinariStorage, metadata: dict[str, Any], info: DatasetInfo
 ) -> Iterator[Episode]:
-    number, count = 0, metadata.get("total_episodes")
+    number, steps, count = 0, 0, metadata.get("total_episodes")
     try:
         expected = storage.get_episode_metadata(range(count))
         for raw, about in zip(_raw_episodes(storage, count), expected, strict=True):
             if about.get("total_steps") not in (None, len(raw["rewards"])):
                 raise ValueError(f"{len(raw['rewards'])} of {about['total_steps']} steps read")
             yield _episode(raw, info)
-            number += 1
+            number, steps = number + 1, steps + len(raw["rewards"])
+        if metadata.get("total_steps") not in (None, steps):
+            raise ValueError(f"{steps} of {metadata['total_steps']} steps read")
     except UserError:
         raise
     except Exception as error:  # h5py, pyarrow, Pillow and Minari's assertions differ in kind

@@ -23,8 +23,9 @@ def test_a_space_becomes_flags():
         optuna.trial.FixedTrial(values), [*space, "learning_rate=log:1e-4:1e-2"]
     )
     assert " ".join(flags) == "--d-model 64 --n-layers 2 --dropout 0.25 --learning-rate 0.001"
-    with pytest.raises(SystemExit, match="write name=int"):
-        search.flags_of(optuna.trial.FixedTrial({}), ["d_model=around:64"])
+    for wrong in ("d_model=around:64", "d_model=int:a:b", "d_model"):
+        with pytest.raises(SystemExit, match="write name=int"):
+            search.flags_of(optuna.trial.FixedTrial({}), [wrong])
 
 
 def test_a_trial_is_worth_its_last_evaluation_at_the_first_target(tmp_path, monkeypatch):

@@ -130,6 +130,7 @@ def test_a_missing_key_of_a_dict_space(folder, message):
         ({"total_episodes": 3}, "'episode_2' is missing"),
         ({"total_episodes": 0}, "has no episodes"),
         ({"total_episodes": None}, "episode 0 cannot be read"),
+        ({"total_episodes": 1, "total_steps": 6}, "episode 1 cannot be read (3 of 6 steps read)"),
         ({"data_format": "zip"}, "data_format 'zip'"),
         ({"observation_space": '{"type": "Cube"}'}, "observation_space of metadata.json cannot"),
         ({"observation_space": "{"}, "observation_space of metadata.json cannot"),
@@ -141,6 +142,11 @@ def test_a_missing_key_of_a_dict_space(folder, message):
 def test_bad_metadata(folder, message, changes, expected):
     describe(folder, **changes)
     assert expected in message("bad")
+
+
+def test_a_set_under_the_root_without_metadata_is_not_looked_for_elsewhere(tmp_path, message):
+    (tmp_path / "root/test/bad-v0/data").mkdir(parents=True)
+    assert "bad-v0 holds neither data/metadata.json nor metadata.json" in message("test/bad-v0")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]"])
