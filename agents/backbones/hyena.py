@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from decision_s4.agents.backbones import ops
 from decision_s4.agents.backbones.base import Mixer, State, register
+from decision_s4.agents.backbones.modal import ModalFilter, log_rates
 from decision_s4.envs.errors import UserError, nearest
-from decision_s4.kernels.lti_scan import System, lti_scan, lti_step
 from decision_s4.kernels.packing import Packing
 from decision_s4.kernels.short_conv import short_conv, short_conv_step
 
@@ -64,8 +64,7 @@ class Hyena(Mixer):
         bound = options.d_conv**-0.5  # as nn.Conv1d, depthwise
         self.conv_weight = nn.Parameter(torch.empty((options.order + 1) * d_model, options.d_conv))
         nn.init.uniform_(self.conv_weight, -bound, bound)
-        make = ModalFilter if options.filters == "modal" else ImplicitFilter
-        self.filters = nn.ModuleList(make(d_model, options) for _ in range(options.order))
+        self.filters = nn.ModuleList(_filter(d_model, options) for _ in range(options.order))
         self.recurrence_parameters = tuple(
             f"filters.{i}.{name}" for i, each in enumerate(self.filters) for name in each.recurrence
         )
@@ -110,44 +109,15 @@ class Hyena(Mixer):
         return self.out_proj(v), (short, tuple(after))
 
 
-class ModalFilter(nn.Module):
-    """A diagonal system a channel; state (B, D, S, 2)."""
-
-    recurrence = ("log_rate", "frequency")
-
-    def __init__(self, d_model: int, options: HyenaOptions):
-        super().__init__()
-        shape = (d_model, options.d_state)
-        self.log_rate = nn.Parameter(-_log_horizons(options, shape))
-        self.frequency = nn.Parameter(math.pi * torch.rand(shape))
-        self.c = nn.Parameter(torch.randn(*shape, 2) / options.d_state)
-
-    def initial_state(self, batch_size: int, device: torch.device | None = None) -> Tensor:
-        return torch.zeros(batch_size, *self.c.shape, dtype=self.c.dtype, device=device)
-
-    def constants(self) -> System:
-        pole = torch.exp(torch.complex(-self.log_rate.exp(), self.frequency))
-        scale = (-torch.expm1(-2 * self.log_rate.exp())).sqrt()  # as LRU's γ: states of one size
-        return System(
-            pole, torch.complex(scale, torch.zeros_like(scale)), torch.view_as_complex(self.c)
-        )
-
-    def forward(self, v: Tensor, state: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
-        return lti_scan(v, self.constants(), state, packing)
-
-    def step(self, v: Tensor, state: Tensor, constants: System) -> tuple[Tensor, Tensor]:
-        return lti_step(v, constants, state)
-
-
 class ImplicitFilter(nn.Module):
     """A window of l_max inputs; state (B, D, l_max − 1)."""
 
     recurrence = ("log_rate",)
 
-    def __init__(self, d_model: int, options: HyenaOptions):
+    def __init__(self, d_model: int, l_max: int, horizons: tuple[float, float]):
         super().__init__()
-        self.length = options.l_max
-        self.log_rate = nn.Parameter(-_log_horizons(options, (d_model,)))
+        self.length = l_max
+        self.log_rate = nn.Parameter(log_rates((d_model,), horizons))
         self.hidden = nn.Linear(2 * FREQUENCIES, HIDDEN)
         self.out = nn.Linear(HIDDEN, d_model)
 
@@ -170,9 +140,11 @@ class ImplicitFilter(nn.Module):
         return short_conv_step(v, constants, None, state)
 
 
-def _log_horizons(options: HyenaOptions, shape: tuple[int, ...]) -> Tensor:
-    low, high = math.log(options.horizon_min), math.log(options.horizon_max)
-    return low + (high - low) * torch.rand(shape)
+def _filter(d_model: int, options: HyenaOptions) -> nn.Module:
+    horizons = options.horizon_min, options.horizon_max
+    if options.filters == "modal":
+        return ModalFilter(d_model, options.d_state, horizons)
+    return ImplicitFilter(d_model, options.l_max, horizons)
 
 
 def _check(options: HyenaOptions) -> None:
@@ -182,8 +154,3 @@ def _check(options: HyenaOptions) -> None:
     for name in ("order", "d_state", "l_max", "d_conv"):
         if getattr(options, name) < 1:
             raise UserError(f"{name} {getattr(options, name)} must be at least 1")
-    low, high = options.horizon_min, options.horizon_max
-    if not 0 < low <= high < math.inf:
-        raise UserError(
-            f"horizon_min {low} and horizon_max {high} need 0 < horizon_min <= horizon_max < inf"
-        )
