@@ -1,0 +1,184 @@
+"""What each backbone can and cannot do, on five tasks that take seconds (benchmarks/symbols.py).
+
+    python benchmarks/micro_tasks.py --names mamba --seeds 1     five minutes a backbone and seed
+    python benchmarks/micro_tasks.py --names deltanet,beta_max=2 gru
+    python benchmarks/micro_tasks.py --processes 16              all of them
+    python benchmarks/micro_tasks.py --seeds 0                   only the table of what is there
+
+Each run trains two blocks of width 64 with MLPs, one learning rate for all, on STEPS steps, until
+999 of 1000 answers are right or `--updates` are over, and is then asked 256 new rows of that length
+and 256 four times as long. A window covers all of a sequence. Runs in --results are not made again.
+The table, Markdown, has the share of right answers in percent, "at length / four times as long",
+the median over seeds.
+"""
+
+import argparse
+import csv
+import dataclasses
+import math
+import statistics
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from symbols import NONE, TASKS, Task
+from torch import Tensor, nn
+
+from decision_s4.agents.backbones import BACKBONES, make_backbone
+from decision_s4.agents.backbones.base import MEMORYLESS, family_of, parse_options
+from decision_s4.envs.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+TURNING = [f"{name},beta_max=2" for name in ("deltanet", "gated-deltanet", "kda")]
+"""The delta rule with eigenvalues down to −1."""
+NAMES = [*sorted([*BACKBONES, *TURNING]), *sorted(MEMORYLESS)]
+ENOUGH = 0.999
+WIDTH, LAYERS, ROWS, STEPS, LONGER = 64, 2, 32, 48, 4
+FIELDS = ("name", "task", "seed", "updates", "right", "right_longer", "seconds")
+Row = dict[str, str]
+
+
+class Reader(nn.Module):
+    """Symbols (B, T) -> logits of the answers (B, T, A)."""
+
+    def __init__(self, name: str, task: Task):
+        super().__init__()
+        self.embed = nn.Embedding(task.symbols, WIDTH)
+        name, *pairs = name.split(",")
+        chosen = options(name) | parse_options(pairs)
+        self.backbone = make_backbone(name, WIDTH, LAYERS, mlp_ratio=2.0, **chosen)
+        self.read_out = nn.Linear(WIDTH, task.answers)
+
+    def forward(self, symbols: Tensor) -> Tensor:
+        return self.read_out(self.backbone(self.embed(symbols))[0])
+
+
+def options(name: str) -> dict[str, object]:
+    """Those that a backbone is given: windows that cover the longest sequence, trained poles."""
+    wanted = {"window": LONGER * STEPS, "full_window": LONGER * STEPS, "train_ssm": True}
+    fields = {field.name for field in dataclasses.fields(family_of(name).Options)}
+    if name == "hybrid":
+        fields |= {"full_window"}
+    return {key: value for key, value in wanted.items() if key in fields}
+
+
+def run(name: str, task: str, seed: int, updates: int, device: str) -> Row:
+    """Train and ask: a row of the results."""
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    begin, kind = time.perf_counter(), TASKS[task]
+    reader = Reader(name, kind).to(device)
+    optimiser = torch.optim.Adam(reader.parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, updates, pct_start=0.1)
+    done = 0
+    while done < updates and (done % 100 or share_right(reader, kind, STEPS) < ENOUGH):
+        update(reader, optimiser, *kind.draw(ROWS, STEPS))
+        schedule.step()
+        done += 1
+    right = [share_right(reader, kind, STEPS * by) for by in (1, LONGER)]
+    values = (name, task, seed, done, *right, round(time.perf_counter() - begin, 1))
+    return dict(zip(FIELDS, map(str, values), strict=True))
+
+
+def update(reader: Reader, optimiser: torch.optim.Optimizer, x: Tensor, y: Tensor) -> None:
+    device = reader.read_out.weight.device
+    logits = reader(x.to(device))
+    loss = nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten().to(device))
+    optimiser.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
+    optimiser.step()
+
+
+@torch.no_grad()
+def share_right(reader: Reader, task: Task, steps: int, rows: int = 256) -> float:
+    x, y = task.draw(rows, steps)
+    found = reader(x.to(reader.read_out.weight.device)).argmax(-1).cpu()
+    return float((found == y)[y != NONE].float().mean())
+
+
+def finished(path: Path) -> list[Row]:
+    if not path.exists():
+        return []
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def fill(given: argparse.Namespace) -> None:
+    """Make the runs that are missing, the first seed of all before the second."""
+    known = {(row["name"], row["task"], row["seed"]) for row in finished(given.results)}
+    wanted = [(n, t, s) for s in range(given.seeds) for n in given.names for t in given.tasks]
+    wanted = [each for each in wanted if (*each[:2], str(each[2])) not in known]
+    given.results.parent.mkdir(parents=True, exist_ok=True)
+    deadline = math.inf if given.minutes is None else time.time() + 60 * given.minutes
+    with ProcessPoolExecutor(given.processes, get_context("spawn")) as pool:
+        runs = [
+            pool.submit(in_time, deadline, *each, given.updates, given.device) for each in wanted
+        ]
+        for done in as_completed(runs):
+            if done.result() is not None:
+                keep(given.results, done.result())
+
+
+def in_time(deadline: float, *args: object) -> Row | None:
+    """`run`, unless it is too late to begin."""
+    return run(*args) if time.time() < deadline else None
+
+
+def keep(path: Path, row: Row) -> None:
+    """Add a row to the results."""
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def table(rows: list[Row], names: list[str], tasks: list[str]) -> Iterator[str]:
+    """Markdown, a backbone a line."""
+    yield f"| backbone | {' | '.join(tasks)} | seeds |"
+    yield "|---" * (len(tasks) + 2) + "|"
+    for name in names:
+        own = [row for row in rows if row["name"] == name]
+        if own:
+            cells = [cell([row for row in own if row["task"] == task]) for task in tasks]
+            yield f"| {name} | {' | '.join(cells)} | {len({row['seed'] for row in own})} |"
+
+
+def cell(rows: list[Row]) -> str:
+    if not rows:
+        return ""
+    shares = (statistics.median(float(row[key]) for row in rows) for key in FIELDS[4:6])
+    return " / ".join(f"{100 * share:.0f}" for share in shares)
+
+
+def known(name: str) -> str:
+    """For argparse: a backbone, perhaps with options, that can be made."""
+    try:
+        Reader(name, TASKS["parity"])
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return name
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--names", nargs="*", default=NAMES, type=known, help="NAME[,option=value]")
+    parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=TASKS)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--updates", type=int, default=1000)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--minutes", type=float, help="begin no run after these")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--results", type=Path, default=ROOT / "runs/micro-tasks.csv")
+    given = parser.parse_args()
+    fill(given)
+    print("\n".join(table(finished(given.results), given.names, given.tasks)))
+
+
+if __name__ == "__main__":
+    main()

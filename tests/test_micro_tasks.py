@@ -1,0 +1,136 @@
+"""benchmarks/micro_tasks.py: the answers of its tasks, what it learns, that it goes on."""
+
+import importlib.util
+import sys
+from concurrent.futures import Future
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+
+import decision_s4
+
+FOLDER = Path(decision_s4.__file__).parent / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def program():
+    sys.path.insert(0, str(FOLDER))  # it finds symbols.py there, as when it is run
+    spec = importlib.util.spec_from_file_location("micro_tasks", FOLDER / "micro_tasks.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.path.remove(str(FOLDER))
+    return module
+
+
+def drawn(program, name: str, steps: int = 48):
+    torch.manual_seed(0)
+    task = program.TASKS[name]
+    x, y = task.draw(5, steps)
+    asked = y != program.NONE
+    assert x.shape == y.shape == (5, steps)
+    assert 0 <= x.min() <= x.max() < task.symbols
+    assert 0 <= y[asked].min() <= y[asked].max() < task.answers
+    return [(row.tolist(), answers.tolist()) for row, answers in zip(x, y, strict=True)]
+
+
+@pytest.mark.parametrize("steps", [48, 192])
+def test_a_key_recalls_its_value(program, steps):
+    for x, y in drawn(program, "recall", steps):
+        pairs = dict(zip(x[0:24:2], x[1:24:2], strict=True))
+        assert [pairs[key] - 32 for key in x[-12:]] == y[-12:]
+        assert set(y[:-12]) == {program.NONE}
+
+
+@pytest.mark.parametrize("steps", [48, 192])
+def test_the_mark_is_always_followed_by_the_same(program, steps):
+    for x, y in drawn(program, "induction", steps):
+        marks = [t for t, symbol in enumerate(x) if symbol == 16]
+        asked = [t for t, answer in enumerate(y) if answer != program.NONE]
+        assert marks[1:] == asked
+        assert len(asked) == 4
+        assert {x[t + 1] for t in marks} == {y[t] for t in asked} == {x[marks[0] + 1]}
+
+
+def test_sums(program):
+    for name, modulus in (("parity", 2), ("sum", 5)):
+        for x, y in drawn(program, name):
+            assert [sum(x[: t + 1]) % modulus for t in range(len(x))] == y
+
+
+def test_digits_of_a_sum_of_two_numbers(program):
+    for x, y in drawn(program, "carry"):
+        first, second = ("".join(str(digit) for digit in reversed(number)) for number in digits(x))
+        written = str(int(first) + int(second)).zfill(len(x))
+        assert written[-len(x) :] == "".join(map(str, reversed(y)))
+
+
+def digits(x: list[int]) -> tuple[list[int], list[int]]:
+    return [symbol // 10 for symbol in x], [symbol % 10 for symbol in x]
+
+
+def test_a_gru_learns_parity_for_any_length_and_a_perceptron_cannot(program, monkeypatch):
+    monkeypatch.setattr(program, "STEPS", 16)
+    task = ("parity", 0)
+    gru, mlp = (program.run(*run, "cpu") for run in (("gru", *task, 400), ("mlp", *task, 50)))
+    assert float(gru["right_longer"]) > 0.99
+    assert int(gru["updates"]) < 400  # it stops when it can
+    assert float(mlp["right"]) < 0.6
+
+
+def test_it_goes_on_and_prints_medians(program, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(program, "STEPS", 8)
+    monkeypatch.setattr(program, "ProcessPoolExecutor", InPlace)
+    path = tmp_path / "results/all.csv"
+    for seeds in ("1", "3"):
+        flags = f"--names mlp --tasks parity --updates 1 --seeds {seeds} --results {path}"
+        monkeypatch.setattr(sys, "argv", ["micro_tasks.py", *flags.split()])
+        program.main()
+    rows = program.finished(path)
+    assert sorted(row["seed"] for row in rows) == ["0", "1", "2"]
+    assert [row["seed"] for row in InPlace.made] == ["0", "1", "2"]  # none twice
+    rows = [dict(rows[0], right=r, right_longer=s) for r, s in ((1, 0.1), (0.5, 0.2), (0, 0.9))]
+    assert list(program.table(rows, ["mlp", "gru"], ["parity", "sum"]))[2:] == [
+        "| mlp | 50 / 20 |  | 1 |"
+    ]
+
+
+class InPlace:
+    """An executor that runs at once."""
+
+    made: ClassVar[list[dict[str, str]]] = []
+
+    def __init__(self, *_):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def submit(self, run, *arguments):
+        done = Future()
+        done.set_result(run(*arguments))
+        self.made.append(done.result())
+        return done
+
+
+def test_no_run_begins_too_late(program):
+    assert program.in_time(0.0, "mlp", "parity", 0, 1, "cpu") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mambo", "did you mean 'mamba'"),
+        ("deltanet,beta_max=3", "beta_max 3"),
+        ("gru,layers=2", "has no option 'layers'"),
+    ],
+)
+def test_bad_names_are_named(program, name, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["micro_tasks.py", "--names", name])
+    with pytest.raises(SystemExit, match="2"):
+        program.main()
+    assert message in capsys.readouterr().err
