@@ -26,8 +26,7 @@ class ActorCriticOptions:
     """Sizes and parts of an ActorCritic."""
 
     backbone: str = "lru"
-    """Sequence layer: s4, s4d, s5, lru, mamba, mamba2, gla, hgrn2, retnet, gru, lstm, transformer,
-    hybrid, or mlp, which has no memory."""
+    """Sequence layer, any of docs/backbones.md, or mlp, which has no memory."""
     backbone_options: tuple[str, ...] = ()
     """Its options as name=value, such as d_state=32."""
     d_model: int = 64

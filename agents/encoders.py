@@ -11,7 +11,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from decision_s4.agents.backbones import ops
+from decision_s4.agents.vision import make_eyes
 from decision_s4.envs.errors import UserError
 
 
@@ -66,28 +66,20 @@ def _choices(space: spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary)
 
 
 class Image(nn.Module):
-    """A uint8 image, channels first or last, through a small convolutional network."""
+    """A uint8 image, channels first or last, through a network of `vision.py`."""
 
     width = 128
 
-    def __init__(self, space: spaces.Box):
+    def __init__(self, space: spaces.Box, eyes: str):
         super().__init__()
         first, middle, last = space.shape
         self.channels_last = first == middle or (middle != last and last < first)
-        channels = last if self.channels_last else first
-        self.network = nn.Sequential(
-            nn.Conv2d(channels, 16, 5, stride=2, padding=2),
-            ops.Activation("gelu"),
-            nn.Conv2d(16, 32, 3, stride=2, padding=1),
-            ops.Activation("gelu"),
-            nn.AdaptiveAvgPool2d(4),
-            nn.Flatten(),
-            nn.Linear(32 * 16, self.width),
-        )
+        shape = (last, first, middle) if self.channels_last else (first, middle, last)
+        self.network = make_eyes(eyes, shape, self.width)
 
     def forward(self, x: Tensor) -> Tensor:
         lead = x.shape[:-3]
-        image = x.reshape(-1, *x.shape[-3:]).to(self.network[0].weight.dtype) / 255 - 0.5
+        image = x.reshape(-1, *x.shape[-3:]).to(next(self.network.parameters()).dtype) / 255 - 0.5
         image = image.movedim(-1, 1) if self.channels_last else image
         return self.network(image).view(*lead, self.width)
 
@@ -95,10 +87,10 @@ class Image(nn.Module):
 class Composite(nn.Module):
     """Dict and Tuple: the parts' features side by side, sorted: spaces may lose their order."""
 
-    def __init__(self, parts: dict[str, spaces.Space]):
+    def __init__(self, parts: dict[str, spaces.Space], eyes: str):
         super().__init__()
         self.names = sorted(parts)
-        self.parts = nn.ModuleList(make_features(parts[name]) for name in self.names)
+        self.parts = nn.ModuleList(make_features(parts[name], eyes) for name in self.names)
         self.width = sum(part.width for part in self.parts)
 
     def forward(self, x: dict[str, Any]) -> Tensor:
@@ -118,22 +110,22 @@ def is_image(space: spaces.Space) -> bool:
     return isinstance(space, spaces.Box) and len(space.shape) == 3 and space.dtype == np.uint8
 
 
-def make_features(space: spaces.Space) -> nn.Module:
-    """The module that turns values of `space` into (…, width) features.
+def make_features(space: spaces.Space, eyes: str = "cnn") -> nn.Module:
+    """The module that turns values of `space` into (…, width) features, images through `eyes`.
 
     Raises:
         UserError: for a space that no encoder knows.
     """
     if is_image(space):
-        return Image(space)
+        return Image(space, eyes)
     if isinstance(space, spaces.Box):
         return Standardised(space)
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
         return OneHot(space)
     if isinstance(space, spaces.Dict):
-        return Composite(dict(space.spaces))
+        return Composite(dict(space.spaces), eyes)
     if isinstance(space, spaces.Tuple):
-        return Composite({str(i): part for i, part in enumerate(space.spaces)})
+        return Composite({str(i): part for i, part in enumerate(space.spaces)}, eyes)
     raise UserError(
         f"space {space} has no encoder; use Box, Discrete, MultiDiscrete, MultiBinary, Dict, Tuple"
     )

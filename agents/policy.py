@@ -32,8 +32,7 @@ class PolicyOptions:
     """Sizes and parts of a SequencePolicy."""
 
     backbone: str = "s4"
-    """Sequence layer: s4, s4d, s5, lru, mamba, mamba2, gla, hgrn2, retnet, gru, lstm, transformer,
-    hybrid, or mlp, which has no memory."""
+    """Sequence layer, any of docs/backbones.md, or mlp, which has no memory."""
     backbone_options: tuple[str, ...] = ()
     """Its options as name=value, such as d_state=32,train_ssm=false."""
     d_model: int = 64
@@ -53,6 +52,9 @@ class PolicyOptions:
     """Returns-to-go are divided by this."""
     condition_on_return: bool = True
     """Whether the policy sees the return-to-go; without it, it clones the behaviour logged."""
+    eyes: Literal["cnn", "vit", "vit-ssm", "vit-hyena"] = "cnn"
+    """What reads images: convolutions, or a vision transformer, its patches mixed by attention
+    alone, after a two-dimensional state space, or by Hyena in two dimensions."""
     previous_action: bool = True
     """Whether the policy sees its previous action; without it, it cannot learn to copy it."""
     observation_noise: float = 0.0
@@ -97,7 +99,7 @@ class Policy(nn.Module):
         super().__init__()
         self.observation_space, self.action_space = observation_space, action_space
         self.options = options
-        self.observation_features = make_features(observation_space)
+        self.observation_features = make_features(observation_space, options.eyes)
         self.action_features = make_features(action_space)
         self.probes: list[Probe] = []  # by attach
 

@@ -9,6 +9,7 @@ import torch
 from gymnasium import spaces
 
 from decision_s4.agents.encoders import Image, is_image, make_features, set_statistics
+from decision_s4.agents.vision import KINDS
 from decision_s4.envs.errors import UserError
 
 IMAGE = spaces.Box(0, 255, (20, 24, 3), np.uint8)
@@ -96,8 +97,17 @@ def test_any_key_will_do():
     ],
 )
 def test_images_of_any_size_with_channels_first_or_last(shape, channels):
-    encoder = make_features(spaces.Box(0, 255, shape, np.uint8))
+    encoder = make_features(encoder_space(shape))
     assert encoder.network[0].in_channels == channels
+    for eyes in KINDS:
+        check_shape(make_features(encoder_space(shape), eyes), shape)
+
+
+def encoder_space(shape):
+    return spaces.Box(0, 255, shape, np.uint8)
+
+
+def check_shape(encoder, shape):
     image = torch.randint(0, 256, (2, 3, *shape), dtype=torch.uint8)
     found = encoder(image)
     assert found.shape == (2, 3, Image.width)

@@ -1,8 +1,9 @@
 """Which layer of a hybrid is which, and whose option is whose; the laws prove the rest."""
 
 import pytest
+import torch
 
-from decision_s4.agents.backbones import make_backbone
+from decision_s4.agents.backbones import BACKBONES, make_backbone
 from decision_s4.agents.backbones.s4 import S4, S4D
 from decision_s4.agents.backbones.transformer import Transformer
 from decision_s4.envs.errors import UserError
@@ -64,3 +65,18 @@ def test_its_state_is_recurrent_unless_all_of_it_is_windowed():
 def test_bad_options_are_named(options, message):
     with pytest.raises(UserError, match=message):
         make_backbone("hybrid", 8, **options)
+
+
+@pytest.mark.parametrize("linear", sorted(set(BACKBONES) - {"hybrid"}))
+def test_any_layer_may_be_the_linear_one(linear):
+    torch.manual_seed(0)
+    backbone = make_backbone("hybrid", 8, n_layers=5, linear=linear, ratio=4).double()
+    x = torch.randn(2, 9, 8, dtype=torch.float64)
+    start = torch.zeros(2, 9, dtype=torch.bool)
+    start[0, 4] = True
+    y, _ = backbone(x, start=start)
+    state, outputs = backbone.initial_state(2), []
+    for x_t, start_t in zip(x.unbind(1), start.unbind(1), strict=True):
+        y_t, state = backbone.step(x_t, state, start_t)
+        outputs.append(y_t)
+    torch.testing.assert_close(torch.stack(outputs, 1), y)
