@@ -24,9 +24,9 @@ class Actor:
 
     Args:
         policy: the policy, in evaluation mode.
-        impl: None takes "torch" (see kernels/policy_step) where the policy allows it, and its own
-            step elsewhere. For acting many times, "cpu" compiles a C++ library once a machine, and
-            "graph" records the step on CUDA.
+        impl: None takes "graph" on CUDA, "torch" on the CPU (see kernels/policy_step) where the
+            policy allows it, and its own step elsewhere. For acting many times, "cpu" compiles a
+            C++ library once a machine.
 
     Raises:
         ValueError: for an `impl` that is unknown or cannot act for this policy.

@@ -92,7 +92,7 @@ def contenders(size: tuple[int, ...], per_key: bool, configs: bool) -> dict[str,
     scans["fused"] = functools.partial(fused.scan, packing=unbroken)
     scans["resets"] = functools.partial(fused.scan, packing=resets)
     if configs:
-        for config in fused.CONFIGS:
+        for config in fused.PER_KEY if per_key else fused.PER_HEAD:
             name = f"chunk {config.chunk} warps {config.warps}"
             scans[name] = functools.partial(fused.scan, packing=unbroken, config=config)
     elif rows * steps < 100_000:

@@ -1,12 +1,16 @@
 """C++ libraries of the kernels: compiled once a machine, when first asked for."""
 
 import logging
+import os
+import platform
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
 import torch
+from filelock import FileLock, Timeout
 
 LOG = logging.getLogger(__name__)
 
@@ -27,18 +31,49 @@ def compile_library(op: str, source: Path, flags: tuple[str, ...] = ()) -> Modul
     Raises:
         RuntimeError, OSError, ImportError, subprocess.SubprocessError: where it cannot be built.
     """
-    from torch.utils import cpp_extension
+    from torch.utils import cpp_extension  # slow to import
 
     level = torch.backends.cpu.get_cpu_capability()
     march = (f"-march={LEVELS[level]}",) if level in LEVELS else ()
     name = f"decision_s4_{op}_{level.lower()}"
-    LOG.info("%s: loading the C++ library %s, compiled if new (about 30 s)", op, name)
-    return cpp_extension.load(
-        name,
-        [str(source)],
-        extra_cflags=[*FLAGS, *flags, *march],
-        extra_ldflags=["-fopenmp"],
-    )
+    folder = _folder(cpp_extension.get_default_build_root(), name)
+    LOG.info("%s: loading the C++ library %s, compiled if new (about 30 s)", op, folder)
+    with _alone(op, folder):
+        return cpp_extension.load(
+            name,
+            [str(source)],
+            extra_cflags=[*FLAGS, *flags, *march],
+            extra_ldflags=["-fopenmp"],
+            build_directory=str(folder),
+        )
+
+
+def _folder(root: str, name: str) -> Path:
+    """Where a library is built: a place for each version of Python and torch."""
+    versions = f"py{platform.python_version()}-torch{torch.__version__}"
+    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR", root)) / versions / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def _alone(op: str, folder: Path) -> Iterator[None]:
+    """One process at a time builds in a folder. The operating system ends a dead one's lock.
+
+    torch's own, a file named `lock`, outlives a process that is killed, and whoever comes after
+    waits for it for ever; under ours nobody else can hold it.
+    """
+    lock = FileLock(folder / "alone.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        LOG.warning("%s: another process builds its C++ library in %s; waiting", op, folder)
+        lock.acquire()
+    try:
+        (folder / "lock").unlink(missing_ok=True)
+        yield
+    finally:
+        lock.release()
 
 
 def library_or_none(op: str, load: Callable[[], ModuleType], instead: str) -> ModuleType | None:

@@ -9,8 +9,10 @@ are matrices around it.
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
+from decision_s4.kernels.choice import fastest
 from decision_s4.kernels.diagonal_scan import chunked, naive
 from decision_s4.kernels.packing import Packing
 
@@ -34,7 +36,8 @@ def diagonal_scan(
         state: (B, P) carried in, of the type of `u`.
         packing: where episodes start; the state is zero before each start.
         impl: "naive" is the equation as a loop, "torch" runs anywhere, "triton" is fused for CUDA
-            (complex64; differentiable once). None takes "torch".
+            (complex64; differentiable once). None takes "triton" on CUDA for what it takes, else
+            "torch".
 
     Returns:
         (x (B, T, P), final state (B, P)). x is 0 at steps that are not valid.
@@ -45,9 +48,15 @@ def diagonal_scan(
     if impl not in (None, "naive", "torch", "triton"):
         known = "'naive', 'torch' or 'triton'"
         raise ValueError(f"diagonal_scan: impl '{impl}' is unknown; use {known}")
+    impl = impl or fastest("diagonal_scan", u.device, misfit(u))
     if impl == "triton":
         from decision_s4.kernels.diagonal_scan import triton  # needs Triton
 
         return triton.scan(u, a, state, packing)
     run = naive.scan if impl == "naive" else chunked.scan
     return run(u, a, state, packing)
+
+
+def misfit(u: Tensor) -> str | None:
+    """What the fused scan does not take of `u`, in words; None if nothing."""
+    return None if u.dtype == torch.complex64 else f"needs complex64, not {u.dtype}"

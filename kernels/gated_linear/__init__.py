@@ -10,7 +10,9 @@ from typing import Literal
 
 from torch import Tensor
 
+from decision_s4.kernels.choice import fastest
 from decision_s4.kernels.gated_linear import chunked, naive
+from decision_s4.kernels.gated_linear.misfit import misfit
 from decision_s4.kernels.packing import Packing
 
 __all__ = ["gated_linear", "gated_linear_step"]
@@ -39,7 +41,8 @@ def gated_linear(
         state: (B, H, K, V) carried in.
         packing: where episodes start; the state is zero before each start.
         impl: "naive" is the equation as a loop, "torch" runs anywhere, "triton" is fused for CUDA
-            (bfloat16 and float32, K up to 128; differentiable once). None takes "torch".
+            (bfloat16 and float32, K up to 128; differentiable once). None takes "triton" on CUDA
+            for what it takes, else "torch".
 
     Returns:
         (o (B, T, H, V), final state (B, H, K, V)). o is 0 at steps that are not valid.
@@ -51,6 +54,7 @@ def gated_linear(
         raise ValueError(
             f"gated_linear: impl '{impl}' is unknown; use 'naive', 'torch' or 'triton'"
         )
+    impl = impl or fastest("gated_linear", v.device, misfit(q, k, v))
     if impl == "triton":
         from decision_s4.kernels.gated_linear import triton  # needs Triton
 

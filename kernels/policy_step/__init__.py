@@ -6,6 +6,8 @@ operations: "torch" in about 80, views included, "cpu" (C++, compiled on demand)
 recorded CUDA graph) in one launch between copies.
 """
 
+import functools
+import logging
 from typing import Literal, Protocol
 
 from torch import Tensor
@@ -19,6 +21,7 @@ __all__ = ["Affine", "Head", "Impl", "Inputs", "Layer", "Mlp", "Norm", "Plan", "
 __all__ += ["make_policy_step"]
 
 Impl = Literal["naive", "torch", "cpu", "graph"]
+LOG = logging.getLogger(__name__)
 
 
 class PolicyStep(Protocol):
@@ -40,12 +43,14 @@ def make_policy_step(plan: Plan, impl: Impl | None = None) -> PolicyStep:
 
     Args:
         plan: float32 and on the CPU for "cpu", on CUDA for "graph".
-        impl: None is "torch". "cpu" compiles its library the first time it is ever asked for
-            (about half a minute, logged); where that fails, it warns and is "torch".
+        impl: None is "graph" on CUDA, else "torch". "cpu" compiles its library the first time it
+            is ever asked for (about half a minute, logged); where that fails, it warns and is
+            "torch".
 
     Raises:
         ValueError: for an unknown `impl`, or a plan of a type or a device that it does not take.
     """
+    impl = impl or _fastest(plan.shift.device.type)
     if impl == "naive":
         return lambda inputs, state: naive.step(plan, inputs, state)
     if impl == "cpu":
@@ -54,7 +59,14 @@ def make_policy_step(plan: Plan, impl: Impl | None = None) -> PolicyStep:
         return make_cpu_step(plan) or EagerStep(plan)
     if impl == "graph":
         return GraphStep(plan)
-    if impl not in (None, "torch"):
+    if impl != "torch":
         known = "'naive', 'torch', 'cpu' or 'graph'"
         raise ValueError(f"policy_step: impl '{impl}' is unknown; use {known}")
     return EagerStep(plan)
+
+
+@functools.cache
+def _fastest(device: str) -> Impl:
+    impl: Impl = "graph" if device == "cuda" else "torch"
+    LOG.info("policy_step: '%s' acts on %s", impl, device)
+    return impl

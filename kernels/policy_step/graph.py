@@ -54,7 +54,8 @@ class Recorded:
                 _step(eager, self.inputs, self.state)
         torch.cuda.current_stream().wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        # Other threads may go on allocating, as those that load data do.
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             found = _step(eager, self.inputs, self.state)
             self.found = torch.cat([x.flatten() for x in found])
         self.shapes = [x.shape for x in found]

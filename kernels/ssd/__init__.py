@@ -10,6 +10,8 @@ from typing import Literal
 
 from torch import Tensor
 
+from decision_s4.kernels.choice import fastest
+from decision_s4.kernels.gated_linear.misfit import misfit
 from decision_s4.kernels.packing import Packing
 from decision_s4.kernels.ssd import chunked, naive
 
@@ -39,7 +41,8 @@ def ssd(
         state: (B, H, P, N) carried in.
         packing: where episodes start; the state is zero before each start.
         impl: "naive" is the equation as a loop, "torch" runs anywhere, "triton" is gated_linear's,
-            fused for CUDA (N up to 128; differentiable once). None takes "torch".
+            fused for CUDA (N up to 128; differentiable once). None takes "triton" on CUDA for what
+            it takes, else "torch".
 
     Returns:
         (y (B, T, H, P), final state (B, H, P, N)). y is 0 at steps that are not valid.
@@ -49,6 +52,7 @@ def ssd(
     """
     if impl not in (None, "naive", "torch", "triton"):
         raise ValueError(f"ssd: impl '{impl}' is unknown; use 'naive', 'torch' or 'triton'")
+    impl = impl or fastest("ssd", x.device, misfit(C, B, x))
     if impl == "triton":
         from decision_s4.kernels.ssd import triton  # needs Triton
 

@@ -20,6 +20,8 @@ if not (INTERPRETED or torch.cuda.is_available()):
     pytest.skip("needs a CUDA device or TRITON_INTERPRET=1", allow_module_level=True)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SMALL = [(2, 1, 2, 3, 5), (1, 31, 1, 16, 2), (2, 33, 2, 5, 17)]  # rows, steps, heads, K, V
+CONFIGS = [(True, config) for config in fused.PER_KEY]
+CONFIGS += [(False, config) for config in fused.PER_HEAD]
 LARGE = [(2, 8191, 2, 64, 64), (3, 65, 3, 40, 100), (2, 257, 2, 128, 128), (64, 100, 4, 16, 16)]
 
 
@@ -81,8 +83,7 @@ def test_any_gate(lowest, per_key):
 
 
 @pytest.mark.parametrize("low", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("per_key", [True, False])
-@pytest.mark.parametrize("config", fused.CONFIGS, ids=str)
+@pytest.mark.parametrize("per_key, config", CONFIGS, ids=str)
 def test_every_configuration(config, per_key, low):
     if INTERPRETED and low == torch.bfloat16:
         pytest.skip("the interpreter multiplies no bfloat16")

@@ -1,0 +1,30 @@
+"""Which implementation runs where none is named, said once in the log."""
+
+import functools
+import importlib.util
+import logging
+
+import torch
+
+LOG = logging.getLogger(__name__)
+
+
+def fastest(op: str, device: torch.device, misfit: str | None = None) -> str:
+    """ "triton" for tensors on CUDA unless there is a `misfit`, else "torch".
+
+    Args:
+        op: name in the log.
+        misfit: what the fused kernels of `op` do not take of these tensors; None: nothing.
+    """
+    if device.type != "cuda":
+        return "torch"
+    if misfit is None and importlib.util.find_spec("triton") is None:
+        misfit = "Triton is not installed"
+    _say(op, misfit)
+    return "triton" if misfit is None else "torch"
+
+
+@functools.cache
+def _say(op: str, misfit: str | None) -> None:
+    reason = "" if misfit is None else f": {misfit}"
+    LOG.info("%s: '%s' runs on cuda%s", op, "torch" if misfit else "triton", reason)

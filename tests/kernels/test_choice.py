@@ -1,0 +1,59 @@
+"""Where none is named, fused kernels run on CUDA if they take the tensors; the log says it once."""
+
+import logging
+
+import pytest
+import torch
+
+from decision_s4.kernels import choice, diagonal_scan, policy_step
+from decision_s4.kernels.gated_linear.misfit import misfit
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 1)
+
+
+@pytest.fixture(autouse=True)
+def silent_before():
+    choice._say.cache_clear()
+    policy_step._fastest.cache_clear()
+
+
+@pytest.fixture
+def triton(monkeypatch):
+    monkeypatch.setattr(choice.importlib.util, "find_spec", lambda name: object())
+
+
+def test_cuda_takes_the_fused_kernels(triton, caplog):
+    with caplog.at_level(logging.INFO):
+        assert [choice.fastest("op", CUDA) for _ in range(2)] == ["triton"] * 2
+    assert caplog.messages == ["op: 'triton' runs on cuda"]
+
+
+def test_the_cpu_does_not(triton):
+    assert choice.fastest("op", CPU) == "torch"
+
+
+def test_what_does_not_fit_runs_in_torch_and_the_log_says_why(triton, caplog):
+    with caplog.at_level(logging.INFO):
+        assert choice.fastest("op", CUDA, "needs float32") == "torch"
+    assert caplog.messages == ["op: 'torch' runs on cuda: needs float32"]
+
+
+def test_without_triton_torch_runs(monkeypatch, caplog):
+    monkeypatch.setattr(choice.importlib.util, "find_spec", lambda name: None)
+    with caplog.at_level(logging.INFO):
+        assert choice.fastest("op", CUDA) == "torch"
+    assert caplog.messages == ["op: 'torch' runs on cuda: Triton is not installed"]
+
+
+def test_what_the_fused_kernels_take():
+    x = torch.zeros(1, 2, 1, 128)
+    assert misfit(x, x, x) is None and misfit(*[x.bfloat16()] * 3) is None
+    assert misfit(x, x, x.double()) == "needs bfloat16 or float32, not torch.float64"
+    wide = torch.zeros(1, 2, 1, 129)
+    assert misfit(wide, wide, x) == "takes K up to 128, not 129"
+    assert diagonal_scan.misfit(x.to(torch.complex64)) is None
+    assert diagonal_scan.misfit(x) == "needs complex64, not torch.float32"
+
+
+def test_acting_is_a_recorded_graph_on_cuda():
+    assert policy_step._fastest("cuda") == "graph" and policy_step._fastest("cpu") == "torch"

@@ -1,0 +1,73 @@
+"""A library is built by one process at a time, and none waits for a process that is dead."""
+
+import logging
+import subprocess
+import sys
+import threading
+
+import pytest
+from torch.utils import cpp_extension
+
+from decision_s4.kernels import extension
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from decision_s4.kernels import extension
+with extension._alone("op", Path(sys.argv[1])):
+    (Path(sys.argv[1]) / "lock").touch()  # torch's own
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def built(tmp_path, monkeypatch):
+    """Folders that torch was asked to build in; it would wait where its lock file lies."""
+    folders = []
+
+    def load(name, sources, build_directory, **flags):
+        folder = extension.Path(build_directory)
+        assert not (folder / "lock").exists()
+        folders.append(folder)
+
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setattr(cpp_extension, "load", load)
+    return folders
+
+
+def build():
+    extension.compile_library("op", extension.Path("op.cpp"))
+
+
+def hold(folder):
+    """A process that builds there."""
+    command = [sys.executable, "-c", HOLD, str(folder)]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    return holder
+
+
+def test_a_process_killed_as_it_builds_blocks_nobody(built, tmp_path):
+    build()
+    holder = hold(built[0])
+    holder.kill()
+    holder.wait()
+    assert (built[0] / "lock").exists()
+    build()
+    assert built == [built[0]] * 2 and tmp_path in built[0].parents
+
+
+def test_whoever_waits_says_so_and_goes_on(built, caplog):
+    build()
+    holder = hold(built[0])
+    with caplog.at_level(logging.WARNING):
+        waiting = threading.Thread(target=build)
+        waiting.start()
+        waiting.join(0.3)
+        assert waiting.is_alive() and len(built) == 1
+        holder.kill()
+        holder.wait()
+        waiting.join(10)
+    assert len(built) == 2
+    assert f"op: another process builds its C++ library in {built[0]}; waiting" in caplog.text
