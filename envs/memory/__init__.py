@@ -12,6 +12,7 @@ from decision_s4.envs.memory.batch import Batch, BatchEnv, BatchRows
 from decision_s4.envs.memory.cards import CountRecall, RepeatFirst, RepeatPrevious
 from decision_s4.envs.memory.control import CartPole, MountainCar, Pendulum
 from decision_s4.envs.memory.masked import POSITIONS, without_velocity
+from decision_s4.envs.memory.pixels import cart_pole
 from decision_s4.envs.memory.tmaze import TMaze
 
 TASKS: dict[str, type[Batch]] = {
@@ -36,6 +37,7 @@ def register() -> None:
     for base in POSITIONS:
         kind, version = base.split("-")
         _register(f"{kind}NoVel-{version}", partial(without_velocity, base))
+    _register("CartPolePixels-v1", cart_pole)
 
 
 def _register(name: str, entry_point: Any) -> None:

@@ -12,6 +12,7 @@ from decision_s4.envs.errors import UserError
 from decision_s4.envs.make import make
 from decision_s4.envs.memory import CONTROL, TASKS, batch_rows
 from decision_s4.envs.memory.cards import CountRecall, RepeatFirst, RepeatPrevious
+from decision_s4.envs.memory.pixels import frame
 from decision_s4.envs.memory.tmaze import (
     DOWN,
     JUNCTION,
@@ -134,6 +135,20 @@ def test_velocities_are_hidden_and_noise_is_seeded():
     first, again = (noisy.reset(seed=3)[0] for _ in range(2))
     np.testing.assert_array_equal(first, again)
     assert np.abs(first).max() > 0.06
+
+
+def test_pixels_show_where_cart_and_pole_are_and_nothing_else():
+    plain, seen = gym.make("CartPole-v1"), make("CartPolePixels-v1")
+    state, _ = plain.reset(seed=3)
+    image, _ = seen.reset(seed=3)
+    assert seen.observation_space.contains(image)
+    np.testing.assert_array_equal(image, frame(state))
+    np.testing.assert_array_equal(image, frame([*state[:1], 9, state[2], 9]))
+    left, middle, right = (frame([x, 0, 0, 0])[..., 0].astype(int) for x in (-1, 0, 1))
+    places = [(row.sum(0) * np.arange(24)).sum() / row.sum() for row in (left, middle, right)]
+    np.testing.assert_allclose(np.diff(places), 5, atol=0.2)  # a metre is five pixels
+    for change in ([0.05, 0, 0, 0], [0, 0, 0.02, 0]):
+        assert (frame(change) != frame([0, 0, 0, 0])).any()
 
 
 def test_an_unknown_task_names_the_nearest():

@@ -1,0 +1,47 @@
+"""benchmarks/pixels.py: its dataset holds pictures of what a controller did well; its table."""
+
+import argparse
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import decision_s4
+from decision_s4.envs import datasets
+
+FOLDER = Path(decision_s4.__file__).parent / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    sys.path.insert(0, str(FOLDER))  # it imports a neighbour, as when it is run
+    spec = importlib.util.spec_from_file_location("pixels", FOLDER / "pixels.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.path.remove(str(FOLDER))
+    return module
+
+
+def test_the_dataset_holds_pictures(pixels, tmp_path, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "data"))
+    monkeypatch.setenv("DECISION_S4_CACHE", str(tmp_path / "cache"))
+    pixels.make_dataset(400)
+    data = datasets.load(pixels.DATASET)
+    assert data.env_id == "CartPolePixels-v1"
+    assert data.observations.dtype == np.uint8
+    assert data.observations.shape[1:] == (24, 24, 1)
+    assert isinstance(data.observations, np.memmap)  # not held in memory
+    assert data.rewards.sum() / data.num_episodes > 100  # it balances
+
+
+def test_the_table_has_the_last_evaluation_of_each_seed(pixels, tmp_path):
+    for seed, mean in ((0, 100), (1, 300)):
+        (tmp_path / f"vit-{seed}").mkdir()
+        rows = f"step,return_mean\n200,7\n400,{mean}\n"
+        (tmp_path / f"vit-{seed}/eval.csv").write_text(rows)
+    (tmp_path / "vit-ssm-0").mkdir()  # another kind's, not finished
+    given = argparse.Namespace(eyes=["vit", "vit-ssm"], backbone="lru", runs=tmp_path)
+    *_, last = pixels.table(given)
+    assert last == "| vit | **200** [100, 300] (100, 300) |"
