@@ -32,10 +32,10 @@ from decision_s4.envs.timestep import TimeStep
 class DS4OnlineOptions:
     """How a DS4OnlineLearner updates."""
 
-    freeze: Literal["states", "memory", "core", "nothing"] = "states"
+    freeze: Literal["auto", "states", "memory", "core", "nothing"] = "auto"
     """What stands still: all that feeds a state, so that stored ones stay exact; each state space;
-    each but its read-out C; or nothing. With another backbone, "memory" and "core" both freeze its
-    recurrence parameters."""
+    each but its read-out C; or nothing. "auto" is "states" where a run is begun from, "memory" from
+    scratch. With another backbone, "memory" and "core" both freeze its recurrence parameters."""
     actor_learning_rate: float = 3e-4
     """Of the actor, constant."""
     critic_learning_rate: float = 5e-4
@@ -78,7 +78,7 @@ class DS4OnlineLearner:
     Args:
         policy: the actor.
         options: how to update.
-        anchored: whether the policy as it is now is one to stay near.
+        pretrained: whether the policy has learned already, and is one to stay near.
         returns_change: whether the replay may relabel returns-to-go.
 
     Raises:
@@ -89,15 +89,16 @@ class DS4OnlineLearner:
         self,
         policy: SequencePolicy,
         options: DS4OnlineOptions,
-        anchored: bool,
+        pretrained: bool,
         returns_change: bool = False,
     ):
         _check_continuous(policy.action_space)
         self.options, self.updates, self.anchor = options, 0, options.anchor_weight
-        self.policy = freeze(policy.eval(), options.freeze)
+        usual = "states" if pretrained else "memory"
+        self.policy = freeze(policy.eval(), usual if options.freeze == "auto" else options.freeze)
         self.returns_change = returns_change
         self.stored = stored_state(policy, returns_change)
-        self.beginning = target_of(policy) if anchored and options.anchor_weight else None
+        self.beginning = target_of(policy) if pretrained and options.anchor_weight else None
         self.critic = ActionValues(
             policy,
             options.critics,

@@ -100,8 +100,8 @@ class OnlineTraining:
         self.config, self.task = config, task
         self.step, self.best = 0, float("-inf")
         options = part(config, DS4OnlineOptions)
-        anchored = config.from_run is not None
-        self.learner = DS4OnlineLearner(policy, options, anchored, config.hindsight)
+        pretrained = config.from_run is not None
+        self.learner = DS4OnlineLearner(policy, options, pretrained, config.hindsight)
         self.replay = Replay(config.replay_size)
         self.generator = torch.Generator().manual_seed(config.seed)
         rows = open_rows(task.env_id, config.environments, task.env_kwargs, config.workers)

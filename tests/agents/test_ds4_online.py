@@ -36,9 +36,9 @@ def make_policy(backbone="s4", **options):
     return policy.eval()
 
 
-def make_learner(anchored=False, policy=None, **options):
+def make_learner(pretrained=False, policy=None, **options):
     options = {"freeze": "memory", "anchor_weight": 1.0} | options
-    return DS4OnlineLearner(policy or make_policy(), DS4OnlineOptions(**options), anchored)
+    return DS4OnlineLearner(policy or make_policy(), DS4OnlineOptions(**options), pretrained)
 
 
 def steps(count, rows=4):
@@ -150,7 +150,7 @@ def test_the_actor_stands_still_bit_for_bit_while_the_critics_warm_up():
 
 def test_no_gradient_goes_back_through_time():
     """A gradient of the actor's loss is the same for a state that knows how it came about."""
-    learner = make_learner(anchored=True, freeze="nothing")
+    learner = make_learner(pretrained=True, freeze="nothing")
     policy = learner.policy
     state = policy.initial_state(4)
     for step in steps(3):
@@ -251,9 +251,9 @@ def test_updates_go_on_bit_for_bit():
             learner.update(make_batch(learner), True, generator)
         return learner.policy.state_dict() | {"q": learner.critic.out.weight}
 
-    learner = make_learner(anchored=True)
+    learner = make_learner(pretrained=True)
     later(learner, 0)
-    other = make_learner(anchored=True, policy=make_policy(n_layers=2))
+    other = make_learner(pretrained=True, policy=make_policy(n_layers=2))
     other.load_state_dict(copy.deepcopy(learner.state_dict()))
     first, second = later(learner, 1), later(other, 1)
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -286,7 +286,7 @@ def test_the_anchor_holds_the_actor():
 
     def moved(weight):
         learner = make_learner(
-            anchored=True, anchor_weight=weight, actor_every=1, actor_learning_rate=1e-3
+            pretrained=True, anchor_weight=weight, actor_every=1, actor_learning_rate=1e-3
         )
         batch = make_batch(learner, rows=64)
         for _ in range(50):
@@ -299,12 +299,13 @@ def test_the_anchor_holds_the_actor():
 def test_actions_that_are_no_box_are_refused():
     policy = SequencePolicy(OBSERVATION, spaces.Discrete(3), PolicyOptions(d_model=8))
     with pytest.raises(UserError, match=r"Box action space, not Discrete\(3\)"):
-        DS4OnlineLearner(policy, DS4OnlineOptions(), anchored=False)
+        DS4OnlineLearner(policy, DS4OnlineOptions(), pretrained=False)
 
 
 @pytest.mark.parametrize(
     ("freeze", "returns_change", "way", "shape"),
     [
+        ("auto", False, ReadOuts, (4, 3, 8)),  # from scratch
         ("states", False, LastLayer, (4, 2, 8)),
         ("states", True, ReadOuts, (4, 3, 8)),
         ("memory", False, ReadOuts, (4, 3, 8)),
@@ -349,7 +350,7 @@ def test_states_stay_exact_where_all_that_feeds_them_stands_still(backbone):
 
 
 def test_the_anchor_is_let_go_of_by_and_by():
-    learner = make_learner(anchored=True, anchor_weight=0.5, anchor_final=0.1)
+    learner = make_learner(pretrained=True, anchor_weight=0.5, anchor_final=0.1)
     found = []
     for progress in (0.0, 0.5, 1.0):
         learner.set_progress(progress)

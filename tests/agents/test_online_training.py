@@ -49,7 +49,7 @@ def test_a_run_from_scratch_leaves_what_every_run_leaves(run):
 
 def test_a_run_can_be_evaluated(run, capsys):
     assert evaluate.main([str(run), "--episodes", "2"]) == 0
-    assert "step 512" in capsys.readouterr().out
+    assert f"step {checkpoint.load(run, 'best').step}" in capsys.readouterr().out
 
 
 def test_a_run_goes_on_from_anothers_best_policy(run):
