@@ -38,6 +38,8 @@ class OptimiserOptions:
     """Largest norm of all gradients together; longer ones are shortened to it."""
     average_decay: float = 0.995
     """Decay of the running average of weights, which acts and is saved; 0: the last weights."""
+    record_updates: bool = False
+    """On a GPU, for s4 and s4d: record a whole update once and replay it in one launch."""
 
 
 class DecisionLearner:
@@ -58,14 +60,14 @@ class DecisionLearner:
         self.schedule = LambdaLR(
             self.optimiser, SCHEDULES[options.schedule](options.warmup_steps, total_steps)
         )
-        self._average = AveragedModel(
+        self.average = AveragedModel(
             policy, multi_avg_fn=get_ema_multi_avg_fn(options.average_decay)
         )
 
     @property
     def averaged_policy(self) -> Policy:
         """The policy with averaged weights, in evaluation mode."""
-        return self._average.module.eval()
+        return self.average.module.eval()
 
     @property
     def learning_rate(self) -> float:
@@ -76,13 +78,18 @@ class DecisionLearner:
         """One gradient step on a packed batch (see envs/batches.py); returns detached scalars."""
         self.policy.train()
         loss = self.loss(batch)
+        norm = self.descend(loss)
+        self.schedule.step()
+        return {"loss": self.world.shared(loss.detach()), "gradient_norm": norm}
+
+    def descend(self, loss: Tensor) -> Tensor:
+        """Take one step down its gradient, and average; returns the gradient's norm."""
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.options.gradient_clip)
         self.optimiser.step()
-        self.schedule.step()
-        self._average.update_parameters(self.policy)
-        return {"loss": self.world.shared(loss.detach()), "gradient_norm": norm.detach()}
+        self.average.update_parameters(self.policy)
+        return norm.detach()
 
     def loss(self, batch: Any) -> Tensor:
         """Mean over valid steps of the distance to the logged action."""
@@ -96,7 +103,7 @@ class DecisionLearner:
         """Everything that the next update depends on."""
         return {
             "policy": self.policy.state_dict(),
-            "average": self._average.state_dict(),
+            "average": self.average.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "schedule": {"last_epoch": self.schedule.last_epoch},
         }
@@ -104,7 +111,7 @@ class DecisionLearner:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on exactly where `state_dict` was taken."""
         self.policy.load_state_dict(state["policy"])
-        self._average.load_state_dict(state["average"])
+        self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.schedule.last_epoch = state["schedule"]["last_epoch"]
 

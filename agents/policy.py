@@ -22,6 +22,7 @@ from decision_s4.agents.encoders import make_features, set_statistics
 from decision_s4.agents.heads import make_head
 from decision_s4.envs.spaces import Tree
 from decision_s4.envs.timestep import TimeStep
+from decision_s4.kernels.packing import Packing
 
 if TYPE_CHECKING:
     from decision_s4.agents.probes.base import Probe
@@ -203,16 +204,19 @@ class SequencePolicy(Policy):
         ]
         return self.project(torch.cat(parts, dim=-1))
 
-    def forward(self, batch: Any, state: State | None = None) -> tuple[Tensor, State]:
+    def forward(
+        self, batch: Any, state: State | None = None, packing: Packing | None = None
+    ) -> tuple[Tensor, State]:
         """Features (B, T, D) of packed episodes, and the state after them.
 
         Args:
             batch: anything with return_to_go (B, T), observation and previous_action trees
                 (B, T, …), start and valid (B, T) bool.
             state: carried in; None for a new one.
+            packing: that of the batch's start and valid, if known.
         """
         x, start, valid = self.backbone_inputs(batch)
-        return self.backbone(x, state, start, valid)
+        return self.backbone(x, state, start, valid, packing)
 
     def backbone_inputs(self, batch: Any) -> tuple[Tensor, Tensor, Tensor | None]:
         """Tokens (B, T, D) of a batch, and which of them start an episode and are valid (B, T)."""

@@ -16,6 +16,7 @@ from decision_s4.agents.distributed import ALONE, World, join
 from decision_s4.agents.options import DataOptions
 from decision_s4.agents.policies import make_policy
 from decision_s4.agents.policy import Policy, PolicyOptions, parameter_count
+from decision_s4.agents.recorded import RecordedUpdates, recorded_updates
 from decision_s4.agents.relabel import RelabelOptions, relabelled
 from decision_s4.agents.rng import rng_state, seed_everything, set_rng_state
 from decision_s4.agents.run import Row
@@ -56,6 +57,7 @@ class Training:
         if not world.leads:
             torch.manual_seed(config.seed + world.rank)  # dropout and noise of its own
         self.batches = self.new_batches()
+        self.recorded = self.new_recording()
         self.step, self.best = 0, float("-inf")
         self.attach_probes()
 
@@ -149,10 +151,18 @@ class Training:
                 f"{instead}"
             )
 
+    def new_recording(self) -> RecordedUpdates | None:
+        """What replays updates as one graph, where asked for and possible."""
+        asked = self.config.record_updates
+        return recorded_updates(self.learner, self.device) if asked else None
+
     def update(self) -> tuple[dict[str, Tensor], int]:
         """One gradient step: its scalars, and how many environment steps it learned from."""
         batch = next(self.batches)
-        metrics = self.learner.update(batch.to(self.device))
+        if self.recorded:
+            metrics = self.recorded.update(batch)
+        else:
+            metrics = self.learner.update(batch.to(self.device))
         self.step += 1
         return metrics, int(batch.valid.sum())
 

@@ -45,6 +45,9 @@ class ValueTraining(Training):
         sizes = {"d_model": self.config.d_model, "n_layers": self.config.n_layers}
         return self.new_policy(PolicyOptions(tokens="observation", **sizes))
 
+    def new_recording(self) -> None:
+        """None: a DecisionLearner's updates alone are recorded."""
+
     def new_batches(self) -> TransitionBatches:
         """The data order from its beginning."""
         config, data = self.config, self.trajectories

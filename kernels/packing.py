@@ -3,7 +3,7 @@
 Shapes: B rows, T steps, L chunk length, M chunks of all episodes together.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -54,6 +54,13 @@ class Packing:
     def unbroken(cls, rows: int, steps: int, device: torch.device | None = None) -> "Packing":
         """Rows without any start: each goes on from the state carried in."""
         return cls(torch.zeros(rows, steps, dtype=torch.bool, device=device))
+
+    @classmethod
+    def prepared(cls, start: Tensor, valid: Tensor, layout: ChunkLayout) -> "Packing":
+        """With a layout of `start` and `valid` that was computed elsewhere."""
+        packing = cls(start, valid)
+        packing._layouts[layout.source.shape[1]] = layout
+        return packing
 
     @cached_property
     def _episodes(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -138,6 +145,23 @@ class Packing:
             final_lengths=final_lengths,
             tail=_latest_first(source[final_chunks], final_lengths, total),
         )
+
+
+def widened(layout: ChunkLayout, counts: tuple[int, ...]) -> ChunkLayout:
+    """The same layout with empty chunks: `counts` of each rank, never fewer than it has."""
+    length, wide = layout.source.shape[1], sum(counts)
+    ranks = enumerate(layout.counts)
+    place = torch.cat([torch.arange(count) + sum(counts[:rank]) for rank, count in ranks])
+    source = layout.source.new_full((wide, length), len(layout.target))
+    source[place] = layout.source
+    moved = torch.cat([place, place.new_tensor([wide])])  # a step in none stays in none
+    return replace(
+        layout,
+        source=source,
+        target=moved[layout.target // length] * length + layout.target % length,
+        counts=counts,
+        final_chunks=place[layout.final_chunks],
+    )
 
 
 def _suffix_counts(n_chunks: Tensor) -> Tensor:

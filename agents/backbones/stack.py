@@ -103,14 +103,17 @@ class Backbone(nn.Module):
         state: State | None = None,
         start: Tensor | None = None,
         valid: Tensor | None = None,
+        packing: Packing | None = None,
     ) -> tuple[Tensor, State]:
         """x (B, T, D), start and valid (B, T) bool -> (y (B, T, D), state after the last step).
+
+        `packing` is that of start and valid, if known.
 
         Raises:
             ValueError: for shapes or types that do not fit.
         """
-        state, packing = self._begin(x, state, start, valid)
-        after = []
+        state, own = self._begin(x, state, start, valid)
+        packing, after = packing or own, []
         for i, (block, before) in enumerate(zip(self.blocks, state, strict=True)):
             with ops.scope("blocks", i):
                 x, new = block(x, before, packing)

@@ -34,11 +34,10 @@ def scan(
 ) -> tuple[Tensor, Tensor]:
     """See `lti_scan`."""
     batch, steps, channels = u.shape
-    chunk = chunk or (LONG_CHUNK if u.is_cuda else CHUNK)
-    layout = packing.chunks(chunk_for(steps, chunk))
+    length = chunk_for(steps, chunk) if chunk else chunk_length(steps, u.device)
+    layout = packing.chunks(length)
     if not layout.counts:
         return torch.zeros_like(u), state
-    length = layout.source.shape[1]
     operators = _operators(system, length)
 
     padded = torch.cat([u.reshape(-1, channels), u.new_zeros(1, channels)])
@@ -56,6 +55,11 @@ def scan(
     final = final + torch.bmm(tail, operators.inject[..., length:])
     final = carried.index_copy(1, layout.final_rows, final).transpose(0, 1)
     return y, torch.stack(final.chunk(2, dim=-1), dim=-1)
+
+
+def chunk_length(steps: int, device: torch.device) -> int:
+    """L for rows of so many steps."""
+    return chunk_for(steps, LONG_CHUNK if device.type == "cuda" else CHUNK)
 
 
 def _operators(system: System, length: int) -> Operators:

@@ -1,0 +1,207 @@
+"""Whole updates of a DecisionLearner on CUDA, recorded once as a graph and replayed in one launch.
+
+An update of a small policy is some 800 launches of a few microseconds each: launching is the bound.
+A graph's shapes and addresses are fixed, so a batch is laid out on the CPU with room to spare and
+copied to one place; one that needs more room makes a new graph. Shapes: B rows, T steps.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from decision_s4.agents.backbones.s4 import LinearStateSpace
+from decision_s4.agents.decision import DecisionLearner
+from decision_s4.agents.heads import BoxHead
+from decision_s4.agents.policy import SequencePolicy
+from decision_s4.envs.batches import Batch
+from decision_s4.kernels.lti_scan.chunked import chunk_length
+from decision_s4.kernels.packing import ChunkLayout, Packing, widened
+
+LOG = logging.getLogger(__name__)
+STEPS, CHUNKS = 256, 4  # room is made in multiples of so many
+WARMUP = 3  # updates before a recording: libraries take their workspaces in the first calls
+ALIGNMENT = 16  # bytes
+
+
+class RecordedUpdates:
+    """Updates `learner` as its own `update` does, up to rounding. Give it batches on the CPU."""
+
+    def __init__(self, learner: DecisionLearner, device: torch.device):
+        self.learner, self.device = learner, device
+        self.steps, self.counts, self.warm = 0, (), 0
+        self.shapes: Any = None
+        self.rates = [torch.zeros((), device=device) for _ in learner.optimiser.param_groups]
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """One gradient step; returns detached scalars."""
+        given = self._lay_out(batch)
+        shapes = self.counts, [(x.shape, x.dtype) for x in tree_leaves(given)]
+        if shapes != self.shapes:
+            self.replay, self.warm, self.shapes = None, 0, shapes
+            self.place = Place(given, self.device)
+        self.place.fill(given)
+        if self.warm < WARMUP:
+            found, self.warm = self._aside(self._run), self.warm + 1
+        else:
+            found = self._replayed()
+        self.learner.schedule.step()
+        return dict(zip(("loss", "gradient_norm"), found, strict=True))
+
+    def _lay_out(self, batch: Batch) -> dict[str, Any]:
+        """The batch with steps to spare, and where its chunks lie, with chunks to spare."""
+        parts = _parts(batch)
+        self.steps = max(self.steps, _rounded(batch.start.shape[1], STEPS))
+        parts = tree_map(lambda leaf: _lengthened(leaf, self.steps), parts)
+        packing = Packing(parts["start"], parts["valid"])
+        layout = packing.chunks(chunk_length(self.steps, self.device))
+        ranks = max(len(self.counts), len(layout.counts))
+        pairs = zip(_filled(self.counts, ranks), _filled(layout.counts, ranks), strict=True)
+        self.counts = tuple(max(room, _rounded(count, CHUNKS)) for room, count in pairs)
+        layout = _parts(widened(layout, self.counts))
+        del layout["counts"]
+        return {"batch": parts, "layout": layout}
+
+    def _run(self) -> tuple[Tensor, Tensor]:
+        """An update by the batch that lies in its place: loss, and norm of the gradient."""
+        given, learner = self.place.given, self.learner
+        batch, layout = Batch(**given["batch"]), ChunkLayout(**given["layout"], counts=self.counts)
+        packing = Packing.prepared(batch.start, batch.valid, layout)
+        learner.policy.train()
+        features, _ = learner.policy(batch, packing=packing)
+        losses = learner.policy.head.loss(features, batch.action)
+        loss = losses.where(batch.valid, 0).sum() / batch.valid.sum()
+        return loss.detach(), learner.descend(loss)
+
+    def _replayed(self) -> tuple[Tensor, Tensor]:
+        average = self.learner.average
+        if self.replay is None:
+            count = average.n_averaged.clone()
+            with self._rates_on_device():
+                self.replay, self.found = record(self._run)
+            average.n_averaged.copy_(count)  # it stands on the CPU, and recording is no update
+        for rate, group in zip(self.rates, self.learner.optimiser.param_groups, strict=True):
+            rate.fill_(group["lr"])
+        self.replay()
+        average.n_averaged += 1
+        loss, norm = self.found
+        return loss.clone(), norm.clone()
+
+    @contextmanager
+    def _rates_on_device(self) -> Iterator[None]:
+        """Rates as tensors that the graph reads; outside, the optimiser keeps plain numbers."""
+        groups = self.learner.optimiser.param_groups
+        before = [group["lr"] for group in groups]
+        for group, rate in zip(groups, self.rates, strict=True):
+            group["lr"], group["capturable"] = rate, True
+        try:
+            yield
+        finally:
+            for group, rate in zip(groups, before, strict=True):
+                group["lr"], group["capturable"] = rate, False
+
+    def _aside(self, run: Callable[[], Any]) -> Any:
+        """On a stream of its own, as what precedes a recording must be."""
+        if self.device.type != "cuda":
+            return run()
+        stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            found = run()
+        current.wait_stream(stream)
+        return found
+
+
+class Place:
+    """Tensors of a tree side by side in one buffer on the device, filled by one copy."""
+
+    def __init__(self, tree: Any, device: torch.device):
+        cuda = device.type == "cuda"
+        size = sum(_span(leaf) for leaf in tree_leaves(tree))
+        self.host = torch.zeros(size, dtype=torch.uint8, pin_memory=cuda)
+        self.buffer = torch.zeros(size, dtype=torch.uint8, device=device)
+        self.written, self.given = _views(self.host, tree), _views(self.buffer, tree)
+        self.copied = torch.cuda.Event() if cuda else None
+
+    def fill(self, tree: Any) -> None:
+        """Copy the tree's values there."""
+        if self.copied:
+            self.copied.synchronize()  # the copy before has been read
+        for place, leaf in zip(tree_leaves(self.written), tree_leaves(tree), strict=True):
+            place.copy_(leaf)
+        self.buffer.copy_(self.host, non_blocking=True)
+        if self.copied:
+            self.copied.record()
+
+
+def recorded_updates(learner: DecisionLearner, device: torch.device) -> RecordedUpdates | None:
+    """Those of `learner`, where possible; the log says why not."""
+    reason = _obstacle(learner, device)
+    if reason:
+        LOG.warning("updates are not recorded: %s; they run operation by operation", reason)
+        return None
+    LOG.info("updates are recorded and replayed as one graph")
+    return RecordedUpdates(learner, device)
+
+
+def _obstacle(learner: Any, device: torch.device) -> str | None:
+    if device.type != "cuda":
+        return f"the device is {device.type}, not cuda"
+    if type(learner) is not DecisionLearner or learner.world.size > 1:
+        return "several processes, or more than one loss, take part"
+    policy = learner.policy
+    if type(policy) is not SequencePolicy or not isinstance(policy.head, BoxHead):
+        return "only policies of one token a step with Box actions can be"
+    if not all(isinstance(block.mixer, LinearStateSpace) for block in policy.backbone.blocks):
+        return f"only s4 and s4d can be, not {policy.options.backbone}"
+    return None
+
+
+def record(run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+    """(what runs it again, where it leaves what it returned)."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        found = run()
+    return graph.replay, found
+
+
+def _parts(record: Any) -> dict[str, Any]:
+    return {field.name: getattr(record, field.name) for field in fields(record)}
+
+
+def _rounded(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple
+
+
+def _filled(counts: tuple[int, ...], length: int) -> tuple[int, ...]:
+    return counts + (0,) * (length - len(counts))
+
+
+def _lengthened(leaf: Tensor, steps: int) -> Tensor:
+    """(B, T, …) with steps of zeros at the end."""
+    longer = leaf.new_zeros(len(leaf), steps, *leaf.shape[2:])
+    longer[:, : leaf.shape[1]] = leaf
+    return longer
+
+
+def _span(leaf: Tensor) -> int:
+    """Bytes that a leaf takes in a buffer."""
+    return _rounded(leaf.numel() * leaf.element_size(), ALIGNMENT)
+
+
+def _views(buffer: Tensor, tree: Any) -> Any:
+    """The tree's shapes and types, one after another in `buffer`."""
+    begin = 0
+
+    def view(leaf: Tensor) -> Tensor:
+        nonlocal begin
+        used = buffer[begin : begin + leaf.numel() * leaf.element_size()]
+        begin += _span(leaf)
+        return used.view(leaf.dtype).view(leaf.shape)
+
+    return tree_map(view, tree)

@@ -1,0 +1,126 @@
+"""Recorded updates are the learner's own: the same losses, weights and averages, batch by batch."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box, Discrete
+
+from decision_s4.agents import recorded
+from decision_s4.agents.decision import DecisionLearner, OptimiserOptions
+from decision_s4.agents.policy import PolicyOptions, SequencePolicy
+from decision_s4.agents.recorded import RecordedUpdates, recorded_updates
+from decision_s4.envs.batches import PackedBatches
+from decision_s4.envs.trajectories import Trajectories
+from decision_s4.kernels.lti_scan import System, chunked, lti_scan
+from decision_s4.kernels.packing import Packing, widened
+
+CPU = torch.device("cpu")
+SEEN, DONE = Box(-np.inf, np.inf, (3,)), Box(-1, 1, (2,))
+
+
+def trajectories() -> Trajectories:
+    """Episodes of 1 to 150 steps: of up to three chunks on the CPU."""
+    random = np.random.default_rng(0)
+    lengths = random.integers(1, 151, 24)
+    steps = int(lengths.sum())
+    return Trajectories(
+        name="random",
+        observation_space=SEEN,
+        action_space=DONE,
+        observations=random.normal(size=(steps + len(lengths), 3)),
+        actions=random.uniform(-1, 1, (steps, 2)).astype(np.float32),
+        rewards=random.normal(size=steps),
+        terminations=np.zeros(steps, bool),
+        truncations=np.zeros(steps, bool),
+        lengths=lengths,
+    )
+
+
+def make_learner(backbone="s4", device=CPU, action=DONE) -> DecisionLearner:
+    torch.manual_seed(0)
+    sizes = PolicyOptions(backbone, d_model=8, n_layers=2, d_embed=8, return_scale=10.0)
+    policy = SequencePolicy(SEEN, action, sizes).to(device)
+    rates = OptimiserOptions(recurrence_learning_rate=1e-3, warmup_steps=4)
+    return DecisionLearner(policy, rates, 20)
+
+
+@pytest.fixture
+def recordings(monkeypatch):
+    """In place of graphs: what was recorded runs again, and its results go where they went."""
+    made = []
+
+    def record(run):
+        found = torch.zeros(()), torch.zeros(())
+        made.append(found)
+
+        def replay():
+            for place, value in zip(found, run(), strict=True):
+                place.copy_(value)
+
+        return replay, found
+
+    monkeypatch.setattr(recorded, "record", record)
+    return made
+
+
+def assert_the_same_training(backbone, device, tolerance):
+    plain, fast = make_learner(backbone, device), make_learner(backbone, device)
+    updates, batches = RecordedUpdates(fast, device), PackedBatches(trajectories(), 200, 0)
+    for _ in range(14):
+        batch = next(batches)
+        wanted, found = plain.update(batch.to(device)), updates.update(batch)
+        for name in wanted:
+            torch.testing.assert_close(found[name], wanted[name], rtol=1e-3, atol=1e-5)
+    for mine, theirs in zip(fast.policy.parameters(), plain.policy.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=tolerance)
+    pairs = zip(fast.averaged_policy.parameters(), plain.averaged_policy.parameters(), strict=True)
+    assert all(torch.allclose(mine, theirs, rtol=0, atol=tolerance) for mine, theirs in pairs)
+    assert fast.learning_rate == plain.learning_rate
+    assert [g["lr"] for g in fast.optimiser.param_groups] == [
+        g["lr"] for g in plain.optimiser.param_groups
+    ]
+    return plain, fast
+
+
+@pytest.mark.parametrize("backbone", ["s4", "s4d"])
+def test_they_train_alike(backbone, recordings):
+    assert_the_same_training(backbone, CPU, 1e-4)
+    assert 1 <= len(recordings) <= 3  # room grows at first only
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("backbone", ["s4", "s4d"])
+def test_graphs_train_alike_on_cuda(backbone):
+    plain, fast = assert_the_same_training(backbone, torch.device("cuda"), 1e-4)
+    assert fast.average.n_averaged == plain.average.n_averaged == 14
+
+
+def test_room_changes_no_scan():
+    """Chunks that nobody uses read nothing and give nothing."""
+    torch.manual_seed(0)
+    start, valid = torch.rand(2, 100) < 0.1, torch.rand(2, 100) < 0.9
+    layout = Packing(start, valid).chunks(8)
+    counts = (*(count + 3 for count in layout.counts), 3, 2)
+    wide = Packing.prepared(start, valid, widened(layout, counts))
+    system = System(*(0.2 * torch.randn(3, 4, dtype=torch.complex64) for _ in range(5)))
+    u, state = torch.randn(2, 100, 3), torch.randn(2, 3, 4, 2)
+    wanted = lti_scan(u, system, state, Packing(start, valid))
+    given = chunked.scan(u, system, state, wide, chunk=8)
+    torch.testing.assert_close(given, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "action", "device", "reason"),
+    [
+        ("s4", DONE, "cpu", "the device is cpu, not cuda"),
+        ("gru", DONE, "cuda", "only s4 and s4d can be, not gru"),
+        ("s4", Discrete(2), "cuda", "only policies of one token a step with Box actions can be"),
+    ],
+)
+def test_what_cannot_be_recorded_is_said(backbone, action, device, reason, caplog):
+    learner = make_learner(backbone, action=action)
+    with caplog.at_level(logging.WARNING):
+        assert recorded_updates(learner, torch.device(device)) is None
+    assert reason in caplog.text
