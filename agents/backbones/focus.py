@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from decision_s4.agents.backbones import ops
 from decision_s4.agents.backbones.attention import Ring
-from decision_s4.agents.backbones.base import Mixer, register, reset
+from decision_s4.agents.backbones.base import Mixer, register
 from decision_s4.agents.backbones.modal import log_rates
 from decision_s4.agents.backbones.transformer import Transformer, TransformerOptions
 from decision_s4.kernels.chunks import from_chunks, to_chunks
@@ -126,11 +127,10 @@ class Focus(Mixer):
         return y, FocusState(torch.view_as_real(z), before[1], total, count, ring)
 
     def step(self, x: Tensor, state: FocusState, constants: Any) -> tuple[Tensor, FocusState]:
-        z, *chunk = state
-        fresh = self.initial_state(len(x), x.device)
-        full = state.count[:, 0].round() >= self.length
-        new = state.total, *fresh[2:]
-        before, total, count, ring = reset(tuple(chunk), full, new)
+        z, before, *chunk = state
+        full = state.count.round() >= self.length  # (B, 1)
+        before = torch.where(full, state.total, before)
+        total, count, ring = tree_map(lambda leaf: _emptied(leaf, full), tuple(chunk))
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(self.d.dtype)
             pole, gain = self._filters(before)
@@ -172,6 +172,11 @@ def _of_steps(x: Tensor, cut: Segments, length: int) -> Tensor:
     """x (N, D) of segments as (B, T, D) of their steps."""
     layout = cut.packing.chunks(length)
     return from_chunks(x[:, None].expand(-1, length, -1), layout, cut.packing.rows)
+
+
+def _emptied(leaf: Tensor, full: Tensor) -> Tensor:
+    """0 in the rows where `full` (B, 1)."""
+    return leaf.masked_fill(full.view(-1, *[1] * (leaf.ndim - 1)), 0)
 
 
 def _complex(x: Tensor) -> Tensor:
