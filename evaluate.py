@@ -116,7 +116,7 @@ def _estimate(policy: Policy, targets: Sequence[float], config: EvaluateConfig) 
     data = datasets.load(config.logged)
     _check_spaces(data, policy, config.logged)
     print(f"data    {data.summary()}")
-    print(f"value   discounted by {FQEOptions.discount} a step, from the logged first observations")
+    print(f"value   discounted by {FQEOptions.discount} a step, mean over the logged steps")
     for target in targets or (0.0,):
         value = fitted_q_value(saved.agent_of(policy), data, target, seed=config.seed)
         print(f"asked for {target:g}: {value:.2f}", flush=True)
