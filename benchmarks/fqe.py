@@ -2,10 +2,12 @@
 
     python benchmarks/fqe.py --dataset gym/hopper/medium-replay-v0 RUN RUN …
     python benchmarks/fqe.py --dataset mine/walker2d/medium-replay-v0 --maker runs/collect/…
+    python benchmarks/fqe.py --dataset gym/hopper/medium-replay-v0 --train 2400 --every 200
 
-For each run and target return, or each policy that the collector kept (every --every-th): the value
-from the dataset alone, and the mean return of the evaluation at that step. Then Spearman's rank
-correlation of the two.
+For each run and target return, each policy that the collector kept (every --every-th), or those
+along a training of Decision S4 (every --every updates, and early ones): the value from the dataset
+alone, and the mean return of the evaluation at that step. Then Spearman's rank correlation of the
+two.
 """
 
 import argparse
@@ -17,13 +19,19 @@ from pathlib import Path
 
 import torch
 
+import decision_s4
 from decision_s4.agents import checkpoint, saved
 from decision_s4.agents.actor import Actor
+from decision_s4.agents.config import parse
 from decision_s4.agents.data_maker import DataMaker, MakerOptions
 from decision_s4.agents.fqe import FQEOptions, fitted_q_value
+from decision_s4.agents.training import TrainConfig, Training
 from decision_s4.envs import datasets
 from decision_s4.envs.statistics import rank_correlation
 from decision_s4.envs.timestep import Agent
+
+LOCOMOTION = Path(decision_s4.__file__).parent / "configs/tasks/locomotion.yaml"
+EARLY = (25, 50, 100)  # updates; beginners
 
 
 def true_returns(run: Path, step: int) -> dict[float, float]:
@@ -50,10 +58,23 @@ def kept_policies(folder: Path, every: int) -> Iterator[tuple[str, Agent, float,
         yield f"step {step}", maker.policy_at(step), 0.0, truth
 
 
+def policies_along(dataset: str, updates: int, every: int) -> Iterator[tuple]:
+    """The same of one training."""
+    flags = f"--config {LOCOMOTION} --dataset {dataset} --steps {updates} --device cpu"
+    run = Training.begin(parse(TrainConfig, flags.split()), torch.device("cpu"))
+    while not run.finished:
+        run.update()
+        if run.step in EARLY or run.step % every == 0:
+            actor = Actor(run.learner.averaged_policy)
+            for row in run.evaluate():
+                yield f"update {run.step}", actor, row["target_return"], row["return_mean"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("runs", nargs="*", type=Path)
     parser.add_argument("--maker", type=Path)
+    parser.add_argument("--train", type=int, metavar="UPDATES")
     parser.add_argument("--every", type=int, default=3)
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--updates", type=int, default=FQEOptions.updates)
@@ -65,6 +86,8 @@ def main() -> None:
     estimates, truths, begin = [], [], time.perf_counter()
     print("| policy | target | fitted Q | true return |\n|---|---|---|---|")
     policies = kept_policies(given.maker, given.every) if given.maker else ()
+    if given.train:
+        policies = policies_along(given.dataset, given.train, given.every)
     for name, agent, target, truth in chain(policies, *map(policies_of, given.runs)):
         estimates.append(fitted_q_value(agent, data, target, options))
         truths.append(truth)
