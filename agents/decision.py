@@ -80,15 +80,15 @@ class DecisionLearner:
         loss = self.loss(batch)
         norm = self.descend(loss)
         self.schedule.step()
+        self.average.update_parameters(self.policy)
         return {"loss": self.world.shared(loss.detach()), "gradient_norm": norm}
 
     def descend(self, loss: Tensor) -> Tensor:
-        """Take one step down its gradient, and average; returns the gradient's norm."""
+        """Take one step down its gradient; returns the gradient's norm."""
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.options.gradient_clip)
         self.optimiser.step()
-        self.average.update_parameters(self.policy)
         return norm.detach()
 
     def loss(self, batch: Any) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from decision_s4.agents.backbones.s4 import LinearStateSpace
+from decision_s4.agents.critics import follow
 from decision_s4.agents.decision import DecisionLearner
 from decision_s4.agents.heads import BoxHead
 from decision_s4.agents.policy import SequencePolicy
@@ -27,6 +28,7 @@ LOG = logging.getLogger(__name__)
 STEPS, CHUNKS = 256, 4  # room is made in multiples of so many
 WARMUP = 3  # updates before a recording: libraries take their workspaces in the first calls
 ALIGNMENT = 16  # bytes
+INSTEAD = "they run operation by operation"
 
 
 class RecordedUpdates:
@@ -34,8 +36,8 @@ class RecordedUpdates:
 
     def __init__(self, learner: DecisionLearner, device: torch.device):
         self.learner, self.device = learner, device
-        self.steps, self.counts, self.warm = 0, (), 0
-        self.shapes: Any = None
+        self.steps, self.counts, self.shapes = 0, (), None
+        self.warm, self.possible, self.replay = 0, True, None
         self.rates = [torch.zeros((), device=device) for _ in learner.optimiser.param_groups]
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
@@ -46,10 +48,7 @@ class RecordedUpdates:
             self.replay, self.warm, self.shapes = None, 0, shapes
             self.place = Place(given, self.device)
         self.place.fill(given)
-        if self.warm < WARMUP:
-            found, self.warm = self._aside(self._run), self.warm + 1
-        else:
-            found = self._replayed()
+        found = self._replayed() if self._ready() else self._run_aside()
         self.learner.schedule.step()
         return dict(zip(("loss", "gradient_norm"), found, strict=True))
 
@@ -78,17 +77,27 @@ class RecordedUpdates:
         loss = losses.where(batch.valid, 0).sum() / batch.valid.sum()
         return loss.detach(), learner.descend(loss)
 
+    def _run_and_average(self) -> tuple[Tensor, Tensor]:
+        found, learner = self._run(), self.learner
+        follow(learner.average.module, learner.policy, 1 - learner.options.average_decay)
+        return found
+
+    def _ready(self) -> bool:
+        """Whether there is a recording; makes it when it is time to."""
+        if self.replay is None and self.possible and self.warm >= WARMUP:
+            try:
+                with self._rates_on_device():
+                    self.replay, self.found = record(self._run_and_average)
+            except RuntimeError as error:
+                self.possible, reason = False, str(error).splitlines()[0]
+                LOG.warning("an update cannot be recorded (%s); %s", reason, INSTEAD)
+        return self.replay is not None
+
     def _replayed(self) -> tuple[Tensor, Tensor]:
-        average = self.learner.average
-        if self.replay is None:
-            count = average.n_averaged.clone()
-            with self._rates_on_device():
-                self.replay, self.found = record(self._run)
-            average.n_averaged.copy_(count)  # it stands on the CPU, and recording is no update
         for rate, group in zip(self.rates, self.learner.optimiser.param_groups, strict=True):
             rate.fill_(group["lr"])
         self.replay()
-        average.n_averaged += 1
+        self.learner.average.n_averaged += 1
         loss, norm = self.found
         return loss.clone(), norm.clone()
 
@@ -105,15 +114,12 @@ class RecordedUpdates:
             for group, rate in zip(groups, before, strict=True):
                 group["lr"], group["capturable"] = rate, False
 
-    def _aside(self, run: Callable[[], Any]) -> Any:
-        """On a stream of its own, as what precedes a recording must be."""
-        if self.device.type != "cuda":
-            return run()
-        stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
-        stream.wait_stream(current)
-        with torch.cuda.stream(stream):
-            found = run()
-        current.wait_stream(stream)
+    def _run_aside(self) -> tuple[Tensor, Tensor]:
+        """An update on a stream of its own, as those before a recording must be."""
+        self.warm += 1
+        with _aside(self.device):
+            found = self._run()
+        self.learner.average.update_parameters(self.learner.policy)
         return found
 
 
@@ -143,7 +149,7 @@ def recorded_updates(learner: DecisionLearner, device: torch.device) -> Recorded
     """Those of `learner`, where possible; the log says why not."""
     reason = _obstacle(learner, device)
     if reason:
-        LOG.warning("updates are not recorded: %s; they run operation by operation", reason)
+        LOG.warning("updates are not recorded: %s; %s", reason, INSTEAD)
         return None
     LOG.info("updates are recorded and replayed as one graph")
     return RecordedUpdates(learner, device)
@@ -160,6 +166,19 @@ def _obstacle(learner: Any, device: torch.device) -> str | None:
     if not all(isinstance(block.mixer, LinearStateSpace) for block in policy.backbone.blocks):
         return f"only s4 and s4d can be, not {policy.options.backbone}"
     return None
+
+
+@contextmanager
+def _aside(device: torch.device) -> Iterator[None]:
+    """A stream of its own on CUDA, after and before what the current one does."""
+    if device.type != "cuda":
+        yield
+        return
+    stream, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    stream.wait_stream(current)
+    with torch.cuda.stream(stream):
+        yield
+    current.wait_stream(stream)
 
 
 def record(run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:

@@ -97,6 +97,16 @@ def test_graphs_train_alike_on_cuda(backbone):
     assert fast.average.n_averaged == plain.average.n_averaged == 14
 
 
+def test_what_fails_to_be_recorded_runs_without(monkeypatch, caplog):
+    def fail(run):
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(recorded, "record", fail)
+    with caplog.at_level(logging.WARNING):
+        assert_the_same_training("s4d", CPU, 1e-4)
+    assert caplog.text.count("cannot be recorded (operation not permitted") == 1
+
+
 def test_room_changes_no_scan():
     """Chunks that nobody uses read nothing and give nothing."""
     torch.manual_seed(0)

@@ -81,6 +81,38 @@ def test_nothing_leaks_across_a_start_or_from_a_hole(at, poison):
     assert dstate.abs().max() == 0
 
 
+def test_denormal_values_are_kept_or_zero():
+    u, a, state = make(1, TIME + 1, 3)
+    x, _ = fused.scan(u * 1e-39, a, state * 1e-39, packed(1, TIME + 1))
+    assert x.abs().isfinite().all() and x.abs().max() < 1e-37
+
+
+def test_poles_on_and_at_the_centre_of_the_unit_circle():
+    inputs, packing = make(2, TIME + 3, 3), packed(2, TIME + 3)
+    with torch.no_grad():
+        inputs[1][:] = torch.tensor([0, 1, -1j], dtype=torch.complex64)
+    exact = [x.detach().cpu().to(torch.complex128).requires_grad_() for x in inputs]
+    there = Packing(packing.start.cpu(), packing.valid.cpu())
+    expected = outcome(naive.scan, exact, there)
+    for found, wanted in zip(outcome(fused.scan, inputs, packing), expected, strict=True):
+        assert (found.cpu() - wanted).norm() <= 1e-5 * wanted.norm()
+
+
+@pytest.mark.skipif(INTERPRETED, reason="needs a CUDA device")
+def test_offsets_beyond_32_bits():
+    """The last row of 2^31 numbers and more is right."""
+    if torch.cuda.mem_get_info()[0] < 30e9:
+        pytest.skip("needs 30 GB of GPU memory")
+    rows, steps, poles = 65, 262_144, 64
+    u = torch.randn(rows, steps, poles, dtype=torch.complex64, device=DEVICE)
+    a = torch.polar(torch.full((poles,), 0.9), torch.arange(poles) / 9).to(DEVICE)
+    state = torch.zeros(rows, poles, dtype=torch.complex64, device=DEVICE)
+    with torch.no_grad():
+        x, _ = fused.scan(u, a, state, Packing.unbroken(rows, steps, DEVICE))
+        alone, _ = fused.scan(u[-1:], a, state[-1:], Packing.unbroken(1, steps, DEVICE))
+    assert torch.equal(x[-1:], alone)
+
+
 def test_refusals():
     u, a, state = make(1, 3, 2)
     with pytest.raises(ValueError, match="needs complex64, not"):
