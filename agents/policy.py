@@ -35,8 +35,8 @@ class PolicyOptions:
     backbone: str = "s4"
     """Sequence layer (docs/backbones.md): s4, s4d, s5, lru, hyena, focus, mamba, diff-mamba,
     seqboat, mamba2, gla, hgrn2, retnet, lightning, linear-attention, hedgehog, lla, deltanet, kda,
-    rwkv, gated-deltanet, las, power-softmax, transformer, gru, lstm, al-rnn, hybrid, or mlp, which has
-    no memory."""
+    rwkv, gated-deltanet, las, power-softmax, transformer, gru, lstm, al-rnn, hybrid, or mlp,
+    which has no memory."""
     backbone_options: tuple[str, ...] = ()
     """Its options as name=value, such as d_state=32,train_ssm=false."""
     d_model: int = 64
