@@ -1,15 +1,18 @@
 """Gated linear attention on CUDA: ours beside flash-linear-attention, forward and with backward.
 
-    python benchmarks/gated_linear.py [--configs]
+    python benchmarks/gated_linear.py --compile-first [--configs]
 
 bfloat16, gates in float32. "fused" runs without a start, "resets" with one in 250 steps; fla has no
 starts in batches. "x": how many times faster than fla. Errors are ‖ours − naive‖ / ‖naive‖ of the
 outputs and the gates' gradients, naive in float64, at the first size. --configs times every
-configuration of our kernels.
+configuration of our kernels. --compile-first lets a process a size fill Triton's cache, side by
+side, before anything is timed: compiling takes most of a minute a size.
 """
 
 import argparse
 import functools
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -129,12 +132,24 @@ def report(repeats: int, sizes: Sequence[int] = range(len(SIZES)), configs: bool
                 print("errors:", errors(inputs, scans))
 
 
+def compile_first(sizes: Sequence[int], configs: bool) -> None:
+    """One untimed round of each size in a process of its own."""
+    flags = ["--repeats", "1", *(["--configs"] if configs else []), "--sizes"]
+    command = [sys.executable, __file__, *flags]
+    quiet = {"stdout": subprocess.DEVNULL}
+    for process in [subprocess.Popen([*command, str(size)], **quiet) for size in sizes]:
+        process.wait()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--configs", action="store_true")
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--sizes", type=int, nargs="*", default=range(len(SIZES)), help="which")
+    parser.add_argument("--compile-first", action="store_true")
     args = parser.parse_args()
+    if args.compile_first:
+        compile_first(args.sizes, args.configs)
     report(args.repeats, args.sizes, args.configs)
 
 
