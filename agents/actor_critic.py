@@ -29,6 +29,8 @@ class ActorCriticOptions:
     """Sequence layer, any of docs/backbones.md, or mlp, which has no memory."""
     backbone_options: tuple[str, ...] = ()
     """Its options as name=value, such as d_state=32."""
+    eyes: Literal["cnn", "vit", "vit-ssm", "vit-hyena"] = "cnn"
+    """What reads images: see agents/vision.py."""
     d_model: int = 64
     """Width of the backbone."""
     n_layers: int = 1
@@ -55,7 +57,7 @@ class ActorCritic(nn.Module):
         super().__init__()
         self.observation_space, self.action_space = observation_space, action_space
         self.options, width = options, options.d_model
-        self.observation_features = make_features(observation_space)
+        self.observation_features = make_features(observation_space, options.eyes)
         self.action_features = make_features(action_space)
         self.register_buffer("reward_scale", torch.ones(()))
         inputs = self.observation_features.width

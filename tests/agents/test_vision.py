@@ -8,9 +8,18 @@ import torch
 from gymnasium import spaces
 from torch import nn
 
+from decision_s4.agents.actor_critic import ActorCritic, ActorCriticOptions
 from decision_s4.agents.policies import make_policy
 from decision_s4.agents.policy import PolicyOptions
-from decision_s4.agents.vision import KINDS, WIDTH, Hyena2d, StateSpace2d, convolve, make_eyes
+from decision_s4.agents.vision import (
+    KINDS,
+    WIDTH,
+    Hyena2d,
+    Patches,
+    StateSpace2d,
+    convolve,
+    make_eyes,
+)
 from decision_s4.envs.errors import UserError
 
 GRID = (3, 4)
@@ -97,3 +106,10 @@ def test_a_policy_over_images_steps_as_it_reads(eyes):
 def test_unknown_eyes_are_named():
     with pytest.raises(UserError, match="eyes 'vit-sms' are unknown; did you mean 'vit-ssm'"):
         make_eyes("vit-sms", (1, 6, 6), 2)
+
+
+def test_an_actor_critic_takes_them_too():
+    space = spaces.Box(0, 255, (6, 6, 1), np.uint8)
+    options = ActorCriticOptions("lru", eyes="vit-hyena")
+    agent = ActorCritic(space, spaces.Discrete(2), options)
+    assert isinstance(agent.observation_features.network, Patches)
