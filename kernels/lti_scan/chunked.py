@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from decision_s4.kernels.chunks import chunk_for
+from decision_s4.kernels.chunks import chunk_for, from_chunks, to_chunks
 from decision_s4.kernels.lti_scan.system import System, columns, rows, transition
 from decision_s4.kernels.packing import ChunkLayout, Packing
 
@@ -40,16 +40,16 @@ def scan(
         return torch.zeros_like(u), state
     operators = _operators(system, length)
 
-    padded = torch.cat([u.reshape(-1, channels), u.new_zeros(1, channels)])
-    chunks = padded[layout.source].permute(2, 0, 1)  # (H, M, L)
+    chunks = to_chunks(u, layout).flip(1).permute(2, 0, 1)  # (H, M, L), latest first
     direct, injected = torch.bmm(chunks, operators.inject).split(
         [length, operators.read.shape[1]], dim=2
     )
     carried = columns(torch.view_as_complex(state)).transpose(0, 1)  # (H, B, N)
     before = _pass_on(injected, carried, operators, layout)  # (H, M, N)
-    y = torch.baddbmm(direct, before, operators.read).permute(1, 2, 0).reshape(-1, channels)
-    y = torch.cat([y, y.new_zeros(1, channels)])[layout.target].view(batch, steps, channels)
+    y = torch.baddbmm(direct, before, operators.read).permute(1, 2, 0)
+    y = from_chunks(y, layout, batch)
 
+    padded = torch.cat([u.reshape(-1, channels), u.new_zeros(1, channels)])
     tail = padded[layout.tail].permute(2, 0, 1)  # (H, F, L)
     final = _remainder(before[:, layout.final_chunks], operators, layout.final_lengths)
     final = final + torch.bmm(tail, operators.inject[..., length:])
