@@ -14,8 +14,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from decision_s4.kernels import choice
 from decision_s4.kernels.selective_scan import chunked, naive
 from decision_s4.kernels.selective_scan.arguments import Arguments, check
+from decision_s4.kernels.selective_scan.misfit import misfit
 
 __all__ = ["Impl", "selective_scan", "selective_scan_step"]
 
@@ -53,9 +55,8 @@ def selective_scan(
         state: (B, D, N) carried in; None for zeros.
         start: (B, T) bool, the first steps of episodes: the state is zero before them.
         impl: "naive" is the equation as a loop, "torch" runs anywhere, "cpu" is C++ (compiled at
-            its first use), "triton" is fused for CUDA (bfloat16 and float32, N up to 32) and, its
-            tests not having run on a GPU yet, must be named. None takes "cpu" where it can,
-            "torch" elsewhere, and logs it once.
+            its first use), "triton" is fused for CUDA (bfloat16 and float32, N up to 256). None
+            takes the fastest that can and logs it once.
 
     Returns:
         (y (B, T, D) in the type of u, final state (B, D, N)). State and sums are float64 if any
@@ -111,6 +112,8 @@ def _run(impl: str, arguments: Arguments) -> tuple[Tensor, Tensor]:
 @functools.cache
 def _fastest(device: str, dtype: torch.dtype, size: int) -> Impl:
     """The implementation for a device, a type of the sums and a state size N."""
+    if device == "cuda":
+        return choice.fastest("selective_scan", torch.device(device), misfit(dtype, size))
     impl: Impl = "torch"
     if device == "cpu":
         from decision_s4.kernels.selective_scan.cpu import library  # compiles

@@ -1,296 +1,314 @@
-# ruff: noqa: RUF005 (tuples of Triton grow by addition alone)
-"""The fused selective scan and its gradients: Triton programs, a row and a tile of channels each.
+"""The fused selective scan and its gradients: Triton programs, a row and some channels each.
 
-A program walks along its row, TIME steps at a time. Lanes lie along channels and steps in a
-thread's registers, so that a state's recurrence is plain arithmetic of a thread, and only sums
-over channels go across threads.
+A program walks along its row, TIME steps at a time. Its states are split into groups, of PER each,
+that few rows and channels keep the machine busy; `triton_tiles` says how a tile lies in registers.
+States before each tile are kept for the backward pass.
 
-Forward, a tile is (TIME, CHANNELS) and its recurrence a scan along the first axis: compact, and
-`channels` being unspecialised, loads do not vectorise, which would spread steps over lanes.
-Rows of small tables are picked by masked sums, which fold away. Backward, where scans in reverse
-would shuffle, a tile is a tuple of TIME vectors.
+What is summed over channels, dB and dC, is summed by halves: with each exchange between lanes, a
+lane is left with half of the steps. That takes one shuffle a step and not five.
 """
 
 import triton
 import triton.language as tl
 
-LOG2E = tl.constexpr(1.4426950408889634)
-RUNTIME = ["steps", "channels"]
+from decision_s4.kernels.selective_scan.triton_tiles import (
+    LOG2E,
+    RUNTIME,
+    bits,
+    exp2,
+    keep,
+    or_zeros,
+    packed,
+    pick,
+    pin,
+    place,
+    read_outs,
+    row,
+    sigmoid,
+    time_step,
+    unpacked,
+)
+
+
+@triton.jit(do_not_specialize=["steps", "tiles"])
+def pack(B, C, table, steps, tiles, N: tl.constexpr, STATES: tl.constexpr, TIME: tl.constexpr):
+    """B and C (B, T, N) -> (B, tiles, STATES, TIME), `packed`; zeros past N and T."""
+    rows = tl.program_id(0).to(tl.int64)
+    tile = tl.program_id(1)
+    n = tl.arange(0, STATES)
+    k = tl.arange(0, TIME)
+    t = tile * TIME + k
+    inside = (t < steps)[:, None] & (n < N)[None, :]
+    at = (rows * steps + t)[:, None] * N + n[None, :]
+    b = tl.load(B + at, mask=inside, other=0.0).to(tl.float32)
+    c = tl.load(C + at, mask=inside, other=0.0).to(tl.float32)
+    to = table + ((rows * tiles + tile) * STATES + n)[None, :] * TIME + k[:, None]
+    tl.store(to, packed(b, c))
 
 
 @triton.jit
-def _softplus(x):
-    """max(x, 0) + log(1 + e), e = exp(−|x|), by the series of 2 artanh(e / (2 + e)): error 2e-8."""
-    e = tl.exp2(-tl.abs(x) * LOG2E)
-    s = e / (2.0 + e)
-    q = s * s
-    series = 1 / 11 + q * (1 / 13)
-    series = 1 / 7 + q * (1 / 9 + q * series)
-    series = 1.0 + q * (1 / 3 + q * (1 / 5 + q * series))
-    return tl.maximum(x, 0.0) + 2.0 * s * series
+def _states(a, gain, h, kept, k, CUT: tl.constexpr, TIME: tl.constexpr):
+    """h before each step, after each, and after all: h <- a h + gain."""
+    previous = gain
+    states = gain
+    for i in tl.static_range(TIME):
+        if CUT:
+            h = keep(h, pick(kept, k, i))
+        previous = place(previous, k, i, h)
+        h = tl.fma(row(a, k, i), h, row(gain, k, i))
+        states = place(states, k, i, h)
+    return previous, states, h
 
 
 @triton.jit
-def _sigmoid(x):
-    return 1.0 / (1.0 + tl.exp2(-x * LOG2E))
-
-
-@triton.jit
-def _time_step(raw, inside, SOFTPLUS: tl.constexpr):
-    """Δ; 0 past the row's end, where it passes the state on."""
-    if SOFTPLUS:
-        raw = _softplus(raw)
-    return tl.where(inside, raw, 0.0)
-
-
-@triton.jit
-def _or_zeros(x, d, here, CHANNELS: tl.constexpr, GIVEN: tl.constexpr):
-    value = tl.zeros([CHANNELS], tl.float32)
-    if GIVEN:
-        value = tl.load(x + d, mask=here, other=0.0)
-    return value
-
-
-@triton.jit
-def _pick(x, index, i):
-    """Row i of x."""
-    return tl.sum(tl.where(index[:, None] == i, x, 0.0), axis=0)
-
-
-@triton.jit
-def _place(x, index, i, row):
-    """x with row i replaced."""
-    return tl.where(index[:, None] == i, row[None, :], x)
-
-
-@triton.jit
-def _times(a, x, CUT: tl.constexpr):
-    """a x; with CUT a decay of 0 marks a reset, and drops x even if it is NaN."""
-    product = a * x
+def _masks(starts, like, CUT: tl.constexpr):
+    """For `keep`, as `like`."""
+    kept = tl.zeros_like(bits(like))
     if CUT:
-        product = tl.where(a == 0.0, 0.0, product)
-    return product
+        kept = kept + (starts - 1)[None, :, None]
+    return kept
 
 
 @triton.jit
-def _follow(a0, h0, a1, h1):
-    """h -> a h + x, one step after another."""
-    return a1 * a0, a1 * h0 + h1
-
-
-@triton.jit
-def _follow_cut(a0, h0, a1, h1):
-    return _times(a1, a0, True), _times(a1, h0, True) + h1
+def _outputs(
+    table, h, rate, dt, drive, starts, k, q, groups,
+    CUT: tl.constexpr, PER: tl.constexpr, TIME: tl.constexpr,
+):  # fmt: skip
+    """C · h of a tile, of each group, and the states after it."""
+    kept = _masks(starts, dt, CUT)
+    out = tl.zeros_like(dt)
+    for p in tl.static_range(PER):
+        b, c = read_outs(table, k, groups, p, PER, TIME)
+        a = exp2(dt * row(rate, q, p)[:, None, :])
+        _, states, last = _states(a, drive * b, row(h, q, p), kept, k, CUT, TIME)
+        h = place(h, q, p, last)
+        out += states * c
+    return out, h
 
 
 @triton.jit(do_not_specialize=RUNTIME)
 def forward(
-    u, delta, A, B, C, D, z, bias, state, start, y, final, before,
+    u, delta, A, table, D, z, bias, start, state, y, ungated, states, final,
     steps, channels,
     HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr,
     CUT: tl.constexpr, KEEP: tl.constexpr,
-    N: tl.constexpr, STATES: tl.constexpr, TIME: tl.constexpr, CHANNELS: tl.constexpr,
+    N: tl.constexpr, GROUPS: tl.constexpr, PER: tl.constexpr,
+    TIME: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Outputs, final state and, to KEEP, the state before each tile (B, tiles, N, D).
-
-    A (N, D), state and final (B, N, D): with channels last, as all else. STATES: N as a power of 2.
-    """
-    row = tl.program_id(0).to(tl.int64)
-    d = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    """Outputs, final state; to KEEP, also states (B, tiles, N, D) and outputs before the gate."""
+    of = tl.program_id(1).to(tl.int64)
+    d = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     k = tl.arange(0, TIME)
-    n = tl.arange(0, STATES)
+    q = tl.arange(0, PER)
+    groups = tl.arange(0, GROUPS)
     here = d < channels
-    table = (n < N)[:, None] & here[None, :]
-    of_table = n[:, None] * channels + d[None, :]
-    h = tl.load(state + row * N * channels + of_table, mask=table, other=0.0)
-    shift = _or_zeros(bias, d, here, CHANNELS, HAS_BIAS)
-    skip = _or_zeros(D, d, here, CHANNELS, HAS_D)
-    at = (row * steps + k)[:, None] * channels + d[None, :]
+    tiles = tl.cdiv(steps, TIME)
+    shift = or_zeros(bias, d, here, CHANNELS, HAS_BIAS)
+    skip = or_zeros(D, d, here, CHANNELS, HAS_D)
+    n = groups[:, None, None] * PER + q[None, :, None]
+    known = (n < N) & here[None, None, :]
+    by_channel = d[None, None, :] * N + n
+    by_state = n * channels + d[None, None, :]
+    rate = tl.load(A + by_channel, mask=known, other=0.0) * LOG2E
+    h = tl.load(state + of * channels * N + by_channel, mask=known, other=0.0)
+    start += of * steps
+    table += of * tiles * (GROUPS * PER * TIME)
+    states += of * tiles * N * channels
+    zeros = pin(table, steps, channels, d, GROUPS, PER, TIME)
+    at = (of * steps + k)[:, None] * channels + d[None, :]
     inside = (k < steps)[:, None] & here[None, :]
     next_u = tl.load(u + at, mask=inside, other=0.0)
     next_delta = tl.load(delta + at, mask=inside, other=0.0)
     for first in range(0, steps, TIME):
+        if KEEP:
+            tl.store(states + by_state, h, mask=known)
+            states += N * channels
         t = first + k
-        at = (row * steps + t)[:, None] * channels + d[None, :]
+        at = (of * steps + t)[:, None] * channels + d[None, :]
         inside = (t < steps)[:, None] & here[None, :]
         x = next_u.to(tl.float32)
-        dt = _time_step(next_delta.to(tl.float32) + shift[None, :], inside, SOFTPLUS)
-        after = (t + TIME < steps)[:, None] & here[None, :]  # the next tile arrives meanwhile
-        next_u = tl.load(u + at + TIME * channels, mask=after, other=0.0)
-        next_delta = tl.load(delta + at + TIME * channels, mask=after, other=0.0)
-        if CUT:
-            cut = tl.load(start + row * steps + t, mask=t < steps, other=0) != 0
-        if KEEP:
-            tile = row * tl.cdiv(steps, TIME) + first // TIME
-            tl.store(before + tile * N * channels + of_table, h, mask=table)
-        drive = dt * x
-        out = skip[None, :] * x
-        for i in tl.static_range(N):
-            at_i = (row * steps + t) * N + i
-            b = tl.load(B + at_i, mask=t < steps, other=0.0).to(tl.float32)
-            c = tl.load(C + at_i, mask=t < steps, other=0.0).to(tl.float32)
-            rate = tl.load(A + i * channels + d, mask=here, other=0.0) * LOG2E
-            a = tl.exp2(dt * rate[None, :])
-            if CUT:
-                a = tl.where(cut[:, None], 0.0, a)
-            entering = _times(a, _pick(h, n, i)[None, :], CUT)
-            gain = drive * b[:, None]
-            gain = tl.where(k[:, None] == 0, gain + entering, gain)
-            if CUT:
-                _, hs = tl.associative_scan((a, gain), 0, _follow_cut)
-            else:
-                _, hs = tl.associative_scan((a, gain), 0, _follow)
-            out += hs * c[:, None]
-            h = _place(h, n, i, _pick(hs, k, TIME - 1))
+        dt = time_step(next_delta.to(tl.float32) + shift[None, :], inside, SOFTPLUS)
+        later = (t + TIME < steps)[:, None] & here[None, :]  # the next tile arrives meanwhile
+        next_u = tl.load(u + at + TIME * channels, mask=later, other=0.0)
+        next_delta = tl.load(delta + at + TIME * channels, mask=later, other=0.0)
         if HAS_Z:
-            gate = tl.load(z + at, mask=inside, other=0.0).to(tl.float32)
-            out = out * gate * _sigmoid(gate)
+            gate = tl.load(z + at, mask=inside, other=0.0)
+        starts = k
+        cut = False
+        if CUT:
+            starts = tl.load(start + t, mask=t < steps, other=0).to(tl.int32)
+            cut = tl.max(starts, axis=0) != 0
+        dts, drives = unpacked(zeros | packed(dt, dt * x)[None, :, :])
+        if cut:
+            out, h = _outputs(table, h, rate, dts, drives, starts, k, q, groups, True, PER, TIME)
+        else:
+            out, h = _outputs(table, h, rate, dts, drives, starts, k, q, groups, False, PER, TIME)
+        table += GROUPS * PER * TIME
+        out = tl.sum(out, axis=0) + skip[None, :] * x
+        if HAS_Z:
+            if KEEP:
+                tl.store(ungated + at, out, mask=inside)
+            value = gate.to(tl.float32)
+            out = out * value * sigmoid(value)
         tl.store(y + at, out, mask=inside)
-    tl.store(final + row * N * channels + of_table, h, mask=table)
+    tl.store(final + of * channels * N + by_channel, h, mask=known)
 
 
 @triton.jit
-def _within(here, t, steps):
-    """Lanes that are `here`, if the row has a step t."""
-    return tl.where(here, t, steps) < steps
+def _from(x, lanes, WIDTH: tl.constexpr):
+    """(groups, channels) of the channel whose number differs in the bit WIDTH."""
+    return tl.gather(x, (lanes[None, :] ^ WIDTH) + tl.zeros_like(bits(x)), 1)
 
 
 @triton.jit
-def _load_tile(x, at, first, steps, channels, here, TIME: tl.constexpr):
-    """x at steps first … first + TIME − 1, a vector each; `at` points to the first."""
-    tile = ()
-    for k in tl.static_range(TIME):
-        inside = _within(here, first + k, steps)
-        tile = tile + (tl.load(x + at + k * channels, mask=inside, other=0.0),)
-    return tile
+def _summed(x, k, lanes, TIME: tl.constexpr, CHANNELS: tl.constexpr):
+    """Sums over channels, by halves: channel c is left with step c TIME / CHANNELS."""
+    for level in tl.static_range(1, 6):
+        if TIME >> level > 0:
+            upper = (lanes[None, :] & (CHANNELS >> level)) != 0
+            for i in tl.static_range(TIME >> level):
+                low = row(x, k, i)
+                high = row(x, k, i + (TIME >> level))
+                sent = _from(tl.where(upper, low, high), lanes, CHANNELS >> level)
+                x = place(x, k, i, tl.where(upper, high, low) + sent)
+    total = row(x, k, 0)
+    for level in tl.static_range(1, 6):
+        if (TIME >> level == 0) and (CHANNELS >> level > 0):
+            total += _from(total, lanes, CHANNELS >> level)
+    return total
 
 
 @triton.jit
-def _load_shared(x, at, first, steps, here, STRIDE: tl.constexpr, TIME: tl.constexpr):
-    """As _load_tile, of what is the same for all channels."""
-    tile = ()
-    for k in tl.static_range(TIME):
-        every = at + k * STRIDE + 0 * here.to(tl.int32)
-        value = tl.load(x + every, mask=_within(here, first + k, steps), other=0)
-        tile = tile + (value.to(tl.float32),)
-    return tile
+def _adjoints(a, own, passed, kept, k, CUT: tl.constexpr, TIME: tl.constexpr):
+    """dL/dh after each step, and what of it reaches the step before all."""
+    value = passed + row(own, k, TIME - 1)
+    adjoint = place(own, k, TIME - 1, value)
+    for i in tl.static_range(TIME - 2, -1, -1):
+        if CUT:
+            value = keep(value * row(a, k, i + 1), pick(kept, k, i + 1)) + row(own, k, i)
+        else:
+            value = tl.fma(value, row(a, k, i + 1), row(own, k, i))
+        adjoint = place(adjoint, k, i, value)
+    value = value * row(a, k, 0)
+    if CUT:
+        value = keep(value, pick(kept, k, 0))
+    return adjoint, value
 
 
 @triton.jit
+def _gradients(
+    table, h, rate, dt, drive, dout, passed, flows, starts, k, q, groups, lanes,
+    CUT: tl.constexpr, PER: tl.constexpr, TIME: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """Of a tile: dL/d(Δ u) and dL/dΔ by way of A, log2(e) times; what goes on to A, dB, dC."""
+    kept = _masks(starts, dt, CUT)
+    driven = tl.zeros_like(dt)
+    exponent = tl.zeros_like(dt)
+    dB = flows
+    dC = flows
+    for p in tl.range(0, PER):
+        b, c = read_outs(table, k, groups, p, PER, TIME)
+        rates = row(rate, q, p)[:, None, :]
+        a = exp2(dt * rates)
+        previous, states, _ = _states(a, drive * b, row(h, q, p), kept, k, CUT, TIME)
+        dC = place(dC, q, p, _summed(states * dout, k, lanes, TIME, CHANNELS))
+        adjoint, goes_on = _adjoints(a, dout * c, row(passed, q, p), kept, k, CUT, TIME)
+        flow = adjoint * a * previous  # dL/d(Δ A)
+        driven += adjoint * b
+        exponent += flow * rates
+        passed = place(passed, q, p, goes_on)
+        flows = place(flows, q, p, row(flows, q, p) + tl.sum(flow * dt, axis=1))
+        dB = place(dB, q, p, _summed(adjoint * drive, k, lanes, TIME, CHANNELS))
+    return driven, exponent, passed, flows, dB, dC
+
+
+@triton.jit(do_not_specialize=RUNTIME)
 def backward(
-    u, delta, A, B, C, D, z, bias, start, before, dy,
+    u, delta, A, table, D, z, bias, start, ungated, states, dy, dfinal,
     du, ddelta, dA, dB, dC, dD, dz, dbias, dstate,
     steps, channels,
     HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr,
     CUT: tl.constexpr,
-    N: tl.constexpr, STATES: tl.constexpr, TIME: tl.constexpr, CHANNELS: tl.constexpr,
+    N: tl.constexpr, GROUPS: tl.constexpr, PER: tl.constexpr,
+    TIME: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """All gradients; those summed over rows or channels in parts, a part a program.
 
-    dA (B, N, D), zero before; dstate (B, N, D), the final state's gradient before; dD and dbias
-    (B, D); dB and dC (tiles of channels, B, N, T).
+    dA (B, D, N); dD and dbias (B, D); dB and dC (blocks of channels, B, N, T).
     """
-    row = tl.program_id(0).to(tl.int64)
-    block = tl.program_id(1)
-    d = block * CHANNELS + tl.arange(0, CHANNELS)
+    of = tl.program_id(1).to(tl.int64)
+    block = tl.program_id(0)
+    lanes = tl.arange(0, CHANNELS)
+    d = block * CHANNELS + lanes
+    k = tl.arange(0, TIME)
+    q = tl.arange(0, PER)
+    groups = tl.arange(0, GROUPS)
     here = d < channels
-    row_of = tl.arange(0, TIME)
-    shift = _or_zeros(bias, d, here, CHANNELS, HAS_BIAS)
-    skip = _or_zeros(D, d, here, CHANNELS, HAS_D)
-    sum_D = tl.zeros([CHANNELS], tl.float32)
-    sum_bias = tl.zeros([CHANNELS], tl.float32)
     tiles = tl.cdiv(steps, TIME)
-    for earlier in range(0, tiles):
-        first = (tiles - 1 - earlier) * TIME
-        at = (row * steps + first) * channels + d
-        xs = _load_tile(u, at, first, steps, channels, here, TIME)
-        raws = _load_tile(delta, at, first, steps, channels, here, TIME)
-        douts = _load_tile(dy, at, first, steps, channels, here, TIME)
+    shift = or_zeros(bias, d, here, CHANNELS, HAS_BIAS)
+    skip = or_zeros(D, d, here, CHANNELS, HAS_D)
+    sum_D = tl.zeros([TIME, CHANNELS], tl.float32)
+    sum_bias = tl.zeros([TIME, CHANNELS], tl.float32)
+    n = groups[:, None, None] * PER + q[None, :, None]
+    known = (n < N) & here[None, None, :]
+    by_channel = of * channels * N + d[None, None, :] * N + n
+    by_state = n * channels + d[None, None, :]
+    rate = tl.load(A + d[None, None, :] * N + n, mask=known, other=0.0) * LOG2E
+    passed = tl.load(dfinal + by_channel, mask=known, other=0.0)
+    flows = tl.zeros_like(passed)
+    part = (block * tl.num_programs(1) + of) * N * steps
+    zeros = pin(table, steps, channels, d, GROUPS, PER, TIME)
+    for back in range(0, tiles):
+        tile = tiles - 1 - back
+        t = tile * TIME + k
+        at = (of * steps + t)[:, None] * channels + d[None, :]
+        inside = (t < steps)[:, None] & here[None, :]
+        h = tl.load(states + (of * tiles + tile) * N * channels + by_state, mask=known, other=0.0)
+        x = tl.load(u + at, mask=inside, other=0.0).to(tl.float32)
+        raw = tl.load(delta + at, mask=inside, other=0.0).to(tl.float32) + shift[None, :]
+        dout = tl.load(dy + at, mask=inside, other=0.0).to(tl.float32)
         if HAS_Z:
-            gates = _load_tile(z, at, first, steps, channels, here, TIME)
+            gate = tl.load(z + at, mask=inside, other=0.0).to(tl.float32)
+            out = tl.load(ungated + at, mask=inside, other=0.0).to(tl.float32)
+            s = sigmoid(gate)
+            tl.store(dz + at, dout * out * s * (1.0 + gate * (1.0 - s)), mask=inside)
+            dout = dout * gate * s
+        starts = k
+        cut = False
         if CUT:
-            cut = _load_shared(start, row * steps + first, first, steps, here, 1, TIME)
-        dt = ()
-        drive = ()
-        dout = ()
-        out = ()
-        driven = ()
-        d_exponent = ()
-        for k in tl.static_range(TIME):
-            x = xs[k].to(tl.float32)
-            raw = raws[k].to(tl.float32) + shift
-            dt = dt + (_time_step(raw, _within(here, first + k, steps), SOFTPLUS),)
-            drive = drive + (dt[k] * x,)
-            value = douts[k].to(tl.float32)
-            if HAS_Z:
-                gate = gates[k].to(tl.float32)
-                value = value * gate * _sigmoid(gate)
-            dout = dout + (value,)
-            if HAS_D:
-                sum_D += value * x
-            out = out + (skip * x,)
-            driven = driven + (tl.zeros([CHANNELS], tl.float32),)
-            d_exponent = d_exponent + (tl.zeros([CHANNELS], tl.float32),)
-        for n in range(0, N):
-            b = _load_shared(B, (row * steps + first) * N + n, first, steps, here, N, TIME)
-            c = _load_shared(C, (row * steps + first) * N + n, first, steps, here, N, TIME)
-            a_n = tl.load(A + n * channels + d, mask=here, other=0.0)
-            of_tile = (row * tiles + first // TIME) * N + n
-            h = tl.load(before + of_tile * channels + d, mask=here, other=0.0)
-            of_row = (row * N + n) * channels + d
-            passed = tl.load(dstate + of_row, mask=here, other=0.0)
-            flows = tl.load(dA + of_row, mask=here, other=0.0)
-            b_parts = tl.zeros([TIME], tl.float32)
-            c_parts = tl.zeros([TIME], tl.float32)
-            decay = ()
-            previous = ()
-            sums = ()
-            for k in tl.static_range(TIME):
-                if CUT:
-                    h = tl.where(cut[k] != 0.0, 0.0, h)
-                previous = previous + (h,)
-                decay = decay + (tl.exp2(dt[k] * (a_n * LOG2E)),)
-                h = decay[k] * h + drive[k] * b[k]
-                sums = sums + (out[k] + h * c[k],)
-                c_parts = tl.where(row_of == k, tl.sum(h * dout[k], axis=0), c_parts)
-            out = sums
-            sums = ()
-            exponents = ()
-            for j in tl.static_range(TIME):
-                adjoint = passed + dout[TIME - 1 - j] * c[TIME - 1 - j]
-                passed = adjoint * decay[TIME - 1 - j]
-                flow = passed * previous[TIME - 1 - j]  # dL/d(Δ A)
-                if CUT:
-                    passed = tl.where(cut[TIME - 1 - j] != 0.0, 0.0, passed)
-                flows += flow * dt[TIME - 1 - j]
-                sums = (driven[TIME - 1 - j] + adjoint * b[TIME - 1 - j],) + sums
-                exponents = (d_exponent[TIME - 1 - j] + flow * a_n,) + exponents
-                part = tl.sum(adjoint * drive[TIME - 1 - j], axis=0)
-                b_parts = tl.where(row_of == TIME - 1 - j, part, b_parts)
-            driven = sums
-            d_exponent = exponents
-            tl.store(dstate + of_row, passed, mask=here)
-            tl.store(dA + of_row, flows, mask=here)
-            of_part = ((block * tl.num_programs(0) + row) * N + n) * steps + first + row_of
-            tl.store(dB + of_part, b_parts, mask=first + row_of < steps)
-            tl.store(dC + of_part, c_parts, mask=first + row_of < steps)
-        for k in tl.static_range(TIME):
-            inside = _within(here, first + k, steps)
-            here_k = at + k * channels
-            x = xs[k].to(tl.float32)
-            tl.store(du + here_k, dt[k] * driven[k] + skip * dout[k], mask=inside)
-            d_raw = x * driven[k] + d_exponent[k]
-            if SOFTPLUS:
-                d_raw = d_raw * _sigmoid(raws[k].to(tl.float32) + shift)
-            d_raw = tl.where(inside, d_raw, 0.0)
-            tl.store(ddelta + here_k, d_raw, mask=inside)
-            sum_bias += d_raw
-            if HAS_Z:
-                gate = gates[k].to(tl.float32)
-                s = _sigmoid(gate)
-                d_gate = douts[k].to(tl.float32) * out[k] * s * (1.0 + gate * (1.0 - s))
-                tl.store(dz + here_k, d_gate, mask=inside)
+            starts = tl.load(start + of * steps + t, mask=t < steps, other=0).to(tl.int32)
+            cut = tl.max(starts, axis=0) != 0
+        dt = time_step(raw, inside, SOFTPLUS)
+        dts, drives = unpacked(zeros | packed(dt, dt * x)[None, :, :])
+        douts, _ = unpacked(zeros | packed(dout, dout)[None, :, :])
+        of_tile = table + (of * tiles + tile) * (GROUPS * PER * TIME)
+        if cut:
+            driven, exponent, passed, flows, sum_B, sum_C = _gradients(
+                of_tile, h, rate, dts, drives, douts, passed, flows, starts, k, q, groups, lanes,
+                True, PER, TIME, CHANNELS,
+            )  # fmt: skip
+        else:
+            driven, exponent, passed, flows, sum_B, sum_C = _gradients(
+                of_tile, h, rate, dts, drives, douts, passed, flows, starts, k, q, groups, lanes,
+                False, PER, TIME, CHANNELS,
+            )  # fmt: skip
+        summed = tile * TIME + lanes * TIME // CHANNELS
+        leads = (n < N) & ((summed < steps) & (lanes * TIME % CHANNELS == 0))[None, None, :]
+        tl.store(dB + part + n * steps + summed[None, None, :], sum_B, mask=leads)
+        tl.store(dC + part + n * steps + summed[None, None, :], sum_C, mask=leads)
+        driven = tl.sum(driven, axis=0)
+        if HAS_D:
+            sum_D += dout * x
+        tl.store(du + at, dt * driven + skip[None, :] * dout, mask=inside)
+        d_raw = x * driven + tl.sum(exponent, axis=0) * (1 / LOG2E)
+        if SOFTPLUS:
+            d_raw = d_raw * sigmoid(raw)
+        d_raw = tl.where(inside, d_raw, 0.0)
+        tl.store(ddelta + at, d_raw, mask=inside)
+        sum_bias += d_raw
+    tl.store(dA + by_channel, flows, mask=known)
+    tl.store(dstate + by_channel, passed, mask=known)
     if HAS_D:
-        tl.store(dD + row * channels + d, sum_D, mask=here)
+        tl.store(dD + of * channels + d, tl.sum(sum_D, axis=0), mask=here)
     if HAS_BIAS:
-        tl.store(dbias + row * channels + d, sum_bias, mask=here)
+        tl.store(dbias + of * channels + d, tl.sum(sum_bias, axis=0), mask=here)
