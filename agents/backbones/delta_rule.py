@@ -9,7 +9,6 @@ turn the stored value round, which parity needs (arXiv 2411.12537).
 Shapes: H heads, K key and V value width of a head, W taps.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,6 +19,7 @@ from torch.nn import functional as F
 from decision_s4.agents.backbones import ops
 from decision_s4.agents.backbones.base import Mixer, State, register
 from decision_s4.agents.backbones.gated_linear import GAIN, head_width
+from decision_s4.agents.backbones.initial import check_range, depthwise, time_step_bias
 from decision_s4.envs.errors import UserError
 from decision_s4.kernels.delta_rule import delta_rule, delta_rule_step
 from decision_s4.kernels.packing import Packing
@@ -77,9 +77,7 @@ class DeltaNet(Mixer):
         self.widths = (sum(self.convolved), heads, *self._more_widths(d_model, options))
         self.in_proj = nn.Linear(d_model, sum(self.widths), bias=False)
         nn.init.xavier_uniform_(self.in_proj.weight, gain=GAIN)
-        bound = options.d_conv**-0.5  # as nn.Conv1d, depthwise
-        self.conv_weight = nn.Parameter(torch.empty(self.widths[0], options.d_conv))
-        nn.init.uniform_(self.conv_weight, -bound, bound)
+        self.conv_weight = depthwise((self.widths[0], options.d_conv), options.d_conv)
         self.norm = ops.RMSNorm(value, eps=1e-5)
         self.out_proj = nn.Linear(heads * value, d_model, bias=False)
         nn.init.xavier_uniform_(self.out_proj.weight, gain=GAIN)
@@ -149,9 +147,7 @@ class GatedDelta(DeltaNet):
     def _make_decays(self, options: GatedDeltaRuleOptions, *shape: int) -> None:
         """A one a head, uniform in [1, 16]; b so that time steps begin as the options say."""
         self.A_log = nn.Parameter(torch.empty(shape[0]).uniform_(1, 16).log())
-        low, high = math.log(options.dt_min), math.log(options.dt_max)
-        dt = torch.exp(low + (high - low) * torch.rand(shape))
-        self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))  # softplus⁻¹(dt)
+        self.dt_bias = time_step_bias(shape, options.dt_min, options.dt_max)
 
     def log_decays(self, coefficients: ops.Coefficients) -> Tensor:
         return coefficients.get("log gate")
@@ -219,9 +215,7 @@ def _check(d_model: int, options: DeltaRuleOptions) -> tuple[int, int, int]:
     if not 0 < options.beta_max <= 2:
         raise UserError(f"beta_max {options.beta_max} must be above 0 and at most 2")
     if isinstance(options, GatedDeltaRuleOptions):
-        low, high = options.dt_min, options.dt_max
-        if not 0 < low <= high < math.inf:
-            raise UserError(f"dt_min {low} and dt_max {high} need 0 < dt_min <= dt_max < inf")
+        check_range(options, "dt_min", "dt_max")
     key, value = (
         head_width(name, getattr(options, name), d_model, options.n_heads)
         for name in ("expand_k", "expand_v")

@@ -94,8 +94,7 @@ class Focus(Mixer):
     def __init__(self, d_model: int, options: FocusOptions):
         super().__init__()
         self.unit, self.length = Transformer(d_model, options), options.window
-        horizons = options.horizon_min, options.horizon_max
-        self.log_rate = nn.Parameter(log_rates((d_model,), horizons))
+        self.log_rate = nn.Parameter(log_rates((d_model,), options))
         self.angle = nn.Parameter(torch.randn(d_model))
         self.adapt = nn.Linear(d_model, 2 * d_model, bias=False)  # A and B
         self.d = nn.Parameter(torch.randn(d_model))

@@ -13,7 +13,9 @@ Shapes: N convolutions (order), S states a channel, W taps of the short convolut
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 
 from decision_s4.agents.backbones import ops
 from decision_s4.agents.backbones.base import Mixer, State, register
+from decision_s4.agents.backbones.initial import depthwise
 from decision_s4.agents.backbones.modal import ModalFilter, log_rates
 from decision_s4.envs.errors import UserError, nearest
 from decision_s4.kernels.packing import Packing
@@ -28,6 +31,7 @@ from decision_s4.kernels.short_conv import short_conv, short_conv_step
 
 FREQUENCIES = 8  # of the implicit filters' positions
 HIDDEN = 32  # width of their MLP
+Convolution = Callable[[Tensor, Any], tuple[Tensor, Any]]
 
 
 @dataclass(frozen=True)
@@ -61,9 +65,8 @@ class Hyena(Mixer):
         _check(options)
         self.order = options.order
         self.in_proj = nn.Linear(d_model, (options.order + 1) * d_model)
-        bound = options.d_conv**-0.5  # as nn.Conv1d, depthwise
-        self.conv_weight = nn.Parameter(torch.empty((options.order + 1) * d_model, options.d_conv))
-        nn.init.uniform_(self.conv_weight, -bound, bound)
+        inner = self.in_proj.out_features
+        self.conv_weight = depthwise((inner, options.d_conv), options.d_conv)
         self.filters = nn.ModuleList(_filter(d_model, options) for _ in range(options.order))
         self.recurrence_parameters = tuple(
             f"filters.{i}.{name}" for i, each in enumerate(self.filters) for name in each.recurrence
@@ -88,25 +91,30 @@ class Hyena(Mixer):
                 v, gates = x.tensor_split([len(self.d[0])], dim=-1)
                 x = torch.cat([ops.tap("layer.values", v), gates], dim=-1)
             x, short = short_conv(x, self.conv_weight, None, state[0], packing)
-            v, *gates = x.chunk(self.order + 1, dim=-1)
-            after = []
-            for i, (filtered, gate) in enumerate(zip(self.filters, gates, strict=True)):
-                y, new = filtered(v, state[1][i], packing)
-                v = ops.gate(y + self.d[i] * v, gate)
-                after.append(new)
-        return self.out_proj(ops.tap("layer.mixed", v)), (short, tuple(after))
+            convolutions = [partial(each, packing=packing) for each in self.filters]
+            v, long = self._mix(x, state[1], convolutions)
+        return self.out_proj(ops.tap("layer.mixed", v)), (short, long)
 
     def step(self, x: Tensor, state: State, constants: Any) -> tuple[Tensor, State]:
         x = self.in_proj(x).to(self.conv_weight.dtype)
         with torch.autocast(x.device.type, enabled=False):
             x, short = short_conv_step(x, self.conv_weight, None, state[0])
-            v, *gates = x.chunk(self.order + 1, dim=-1)
-            after = []
-            for i, (filtered, gate) in enumerate(zip(self.filters, gates, strict=True)):
-                y, new = filtered.step(v, state[1][i], constants[i])
-                v = ops.gate(y + self.d[i] * v, gate)
-                after.append(new)
-        return self.out_proj(v), (short, tuple(after))
+            pairs = zip(self.filters, constants, strict=True)
+            convolutions = [partial(each.step, constants=values) for each, values in pairs]
+            v, long = self._mix(x, state[1], convolutions)
+        return self.out_proj(v), (short, long)
+
+    def _mix(
+        self, x: Tensor, state: State, convolutions: list[Convolution]
+    ) -> tuple[Tensor, State]:
+        """v from what the short convolution gave, and the state of each long one."""
+        (v, *gates), after = x.chunk(self.order + 1, dim=-1), []
+        parts = zip(convolutions, state, gates, self.d, strict=True)
+        for convolution, before, gate, d in parts:
+            y, new = convolution(v, before)
+            v = ops.gate(y + d * v, gate)
+            after.append(new)
+        return v, tuple(after)
 
 
 class ImplicitFilter(nn.Module):
@@ -114,10 +122,10 @@ class ImplicitFilter(nn.Module):
 
     recurrence = ("log_rate",)
 
-    def __init__(self, d_model: int, l_max: int, horizons: tuple[float, float]):
+    def __init__(self, d_model: int, options: HyenaOptions):
         super().__init__()
-        self.length = l_max
-        self.log_rate = nn.Parameter(log_rates((d_model,), horizons))
+        self.length = options.l_max
+        self.log_rate = nn.Parameter(log_rates((d_model,), options))
         self.hidden = nn.Linear(2 * FREQUENCIES, HIDDEN)
         self.out = nn.Linear(HIDDEN, d_model)
 
@@ -141,10 +149,7 @@ class ImplicitFilter(nn.Module):
 
 
 def _filter(d_model: int, options: HyenaOptions) -> nn.Module:
-    horizons = options.horizon_min, options.horizon_max
-    if options.filters == "modal":
-        return ModalFilter(d_model, options.d_state, horizons)
-    return ImplicitFilter(d_model, options.l_max, horizons)
+    return (ModalFilter if options.filters == "modal" else ImplicitFilter)(d_model, options)
 
 
 def _check(options: HyenaOptions) -> None:

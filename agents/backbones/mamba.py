@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from decision_s4.agents.backbones import ops, rows
 from decision_s4.agents.backbones.base import Mixer, State, register
+from decision_s4.agents.backbones.initial import check_range, depthwise, time_step_bias
 from decision_s4.envs.errors import UserError
 from decision_s4.kernels.packing import Packing
 from decision_s4.kernels.selective_scan import selective_scan, selective_scan_step
@@ -57,15 +58,12 @@ class Mamba(Mixer):
         rank = options.dt_rank or math.ceil(d_model / 16)
         self.widths = (rank, size, size)  # Δ, B, C
         self.in_proj = nn.Linear(d_model, 2 * inner, bias=False)
-        bound = options.d_conv**-0.5  # as nn.Conv1d, depthwise
-        self.conv_weight = nn.Parameter(torch.empty(inner, options.d_conv).uniform_(-bound, bound))
-        self.conv_bias = nn.Parameter(torch.empty(inner).uniform_(-bound, bound))
+        self.conv_weight = depthwise((inner, options.d_conv), options.d_conv)
+        self.conv_bias = depthwise(inner, options.d_conv)
         self.x_proj = nn.Linear(inner, sum(self.widths), bias=False)
         self.dt_proj = nn.Linear(rank, inner, bias=False)
         nn.init.uniform_(self.dt_proj.weight, -(rank**-0.5), rank**-0.5)
-        low, high = math.log(options.dt_min), math.log(options.dt_max)
-        dt = torch.exp(low + (high - low) * torch.rand(inner))
-        self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))  # softplus⁻¹(dt)
+        self.dt_bias = time_step_bias(inner, options.dt_min, options.dt_max)
         self.A_log = nn.Parameter(torch.arange(1.0, size + 1).log().repeat(inner, 1))  # S4D-real
         self.D = nn.Parameter(torch.ones(inner))
         self.out_proj = nn.Linear(inner, d_model, bias=False)
@@ -151,7 +149,4 @@ def _check(options: MambaOptions) -> None:
             raise UserError(f"{name} {getattr(options, name)} must be at least 1")
     if options.dt_rank < 0:
         raise UserError(f"dt_rank {options.dt_rank} must be at least 1, or 0 for d_model / 16")
-    if not 0 < options.dt_min <= options.dt_max < math.inf:
-        raise UserError(
-            f"dt_min {options.dt_min} and dt_max {options.dt_max} need 0 < dt_min <= dt_max < inf"
-        )
+    check_range(options, "dt_min", "dt_max")

@@ -8,7 +8,6 @@ Dao and Gu, "Transformers are SSMs", arXiv 2405.21060, section 7; initialisation
 Shapes: E = expand · D inner channels in H heads of P, N state size, W taps.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,6 +17,7 @@ from torch.nn import functional as F
 
 from decision_s4.agents.backbones import ops, rows
 from decision_s4.agents.backbones.base import Mixer, State, register
+from decision_s4.agents.backbones.initial import check_range, depthwise, time_step_bias
 from decision_s4.envs.errors import UserError
 from decision_s4.kernels.packing import Packing
 from decision_s4.kernels.short_conv import short_conv, short_conv_step
@@ -59,14 +59,9 @@ class Mamba2(Mixer):
         self.shape = (heads, inner // heads, size)
         self.widths = (inner, inner + 2 * size, heads)  # z; x, B and C; Δ
         self.in_proj = nn.Linear(d_model, sum(self.widths), bias=False)
-        bound = options.d_conv**-0.5  # as nn.Conv1d, depthwise
-        self.conv_weight = nn.Parameter(torch.empty(self.widths[1], options.d_conv))
-        self.conv_bias = nn.Parameter(torch.empty(self.widths[1]))
-        for parameter in (self.conv_weight, self.conv_bias):
-            nn.init.uniform_(parameter, -bound, bound)
-        low, high = math.log(options.dt_min), math.log(options.dt_max)
-        dt = torch.exp(low + (high - low) * torch.rand(heads))
-        self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))  # softplus⁻¹(dt)
+        self.conv_weight = depthwise((self.widths[1], options.d_conv), options.d_conv)
+        self.conv_bias = depthwise(self.widths[1], options.d_conv)
+        self.dt_bias = time_step_bias(heads, options.dt_min, options.dt_max)
         self.A_log = nn.Parameter(torch.empty(heads).uniform_(options.a_min, options.a_max).log())
         self.D = nn.Parameter(torch.ones(heads))
         self.norm = ops.RMSNorm(inner, eps=1e-5)
@@ -150,7 +145,5 @@ def _check(d_model: int, options: Mamba2Options) -> None:
         raise UserError(
             f"n_heads {options.n_heads} must divide expand · d_model = {options.expand * d_model}"
         )
-    for low, high in (("dt_min", "dt_max"), ("a_min", "a_max")):
-        a, b = getattr(options, low), getattr(options, high)
-        if not 0 < a <= b < math.inf:
-            raise UserError(f"{low} {a} and {high} {b} need 0 < {low} <= {high} < inf")
+    check_range(options, "dt_min", "dt_max")
+    check_range(options, "a_min", "a_max")

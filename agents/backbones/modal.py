@@ -7,26 +7,28 @@ states of slow poles to size. Shapes: D channels, S poles of each.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from decision_s4.envs.errors import UserError
+from decision_s4.agents.backbones.initial import check_range, log_uniform
 from decision_s4.kernels.lti_scan import System, lti_scan, lti_step
 from decision_s4.kernels.packing import Packing
 
 
 class ModalFilter(nn.Module):
-    """State (B, D, S, 2). |λ| begins with horizons log-uniform between two, in steps."""
+    """State (B, D, S, 2). `options`: d_state S; |λ| begins with horizons log-uniform from
+    horizon_min to horizon_max, in steps."""
 
     recurrence = ("log_rate", "frequency")
 
-    def __init__(self, d_model: int, d_state: int, horizons: tuple[float, float]):
+    def __init__(self, d_model: int, options: Any):
         super().__init__()
-        shape = (d_model, d_state)
-        self.log_rate = nn.Parameter(log_rates(shape, horizons))
+        shape = (d_model, options.d_state)
+        self.log_rate = nn.Parameter(log_rates(shape, options))
         self.frequency = nn.Parameter(math.pi * torch.rand(shape))
-        self.c = nn.Parameter(torch.randn(*shape, 2) / d_state)
+        self.c = nn.Parameter(torch.randn(*shape, 2) / options.d_state)
 
     def initial_state(self, batch_size: int, device: torch.device | None = None) -> Tensor:
         """Zeros."""
@@ -49,11 +51,7 @@ class ModalFilter(nn.Module):
         return lti_step(v, constants, state)
 
 
-def log_rates(shape: tuple[int, ...], horizons: tuple[float, float]) -> Tensor:
-    """−log of horizons drawn log-uniformly. Raises UserError where they are no range."""
-    low, high = horizons
-    if not 0 < low <= high < math.inf:
-        raise UserError(
-            f"horizon_min {low} and horizon_max {high} need 0 < horizon_min <= horizon_max < inf"
-        )
-    return -(math.log(low) + (math.log(high) - math.log(low)) * torch.rand(shape))
+def log_rates(shape: tuple[int, ...], options: Any) -> Tensor:
+    """−log of horizons drawn log-uniformly. Raises UserError where the options' are no range."""
+    check_range(options, "horizon_min", "horizon_max")
+    return -log_uniform(shape, options.horizon_min, options.horizon_max)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from decision_s4.agents.backbones import ops, rows
 from decision_s4.agents.backbones.base import Mixer, State, register
 from decision_s4.agents.backbones.hippo import normal_plus_low_rank
+from decision_s4.agents.backbones.initial import check_range, log_uniform
 from decision_s4.envs.errors import UserError, nearest
 from decision_s4.kernels.lti_scan import System, lti_scan, lti_step, transition
 from decision_s4.kernels.packing import Packing
@@ -55,8 +56,7 @@ class LinearStateSpace(Mixer):
         super().__init__()
         _check(options)
         self.shape = (d_model, options.d_state // 2)
-        low, high = math.log(options.dt_min), math.log(options.dt_max)
-        self.log_dt = nn.Parameter(low + (high - low) * torch.rand(d_model))
+        self.log_dt = nn.Parameter(log_uniform(d_model, options.dt_min, options.dt_max))
         # Zero: a policy begins without memory and takes up what pays. Random read-outs of the past
         # are noise that it never quite unlearns (expert Hopper: return 805 so, 3420 from zero).
         self.c = nn.Parameter(torch.zeros(*self.shape, 2))
@@ -207,7 +207,4 @@ def _diagonal_start(init: str, size: int) -> tuple[np.ndarray, np.ndarray]:
 def _check(options: S4Options) -> None:
     if options.d_state < 2 or options.d_state % 2:
         raise UserError(f"d_state {options.d_state} must be even and at least 2, as poles pair up")
-    if not 0 < options.dt_min <= options.dt_max < math.inf:
-        raise UserError(
-            f"dt_min {options.dt_min} and dt_max {options.dt_max} need 0 < dt_min <= dt_max < inf"
-        )
+    check_range(options, "dt_min", "dt_max")

@@ -7,7 +7,6 @@ Smith, Warrington, Linderman, "Simplified State Space Layers for Sequence Modeli
 each with a time step of its own.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from decision_s4.agents.backbones import ops
 from decision_s4.agents.backbones.base import register
 from decision_s4.agents.backbones.hippo import normal_plus_low_rank
+from decision_s4.agents.backbones.initial import check_range, log_uniform
 from decision_s4.agents.backbones.mimo import MimoStateSpace
 from decision_s4.envs.errors import UserError
 
@@ -53,8 +53,7 @@ class S5(MimoStateSpace):
         super().__init__(d_model, options.d_state // 2)
         poles = torch.from_numpy(normal_plus_low_rank(options.d_state // options.blocks).a)
         poles = poles.repeat(options.blocks).to(torch.view_as_complex(self.b).dtype)
-        low, high = math.log(options.dt_min), math.log(options.dt_max)
-        self.log_dt = nn.Parameter(low + (high - low) * torch.rand(len(poles)))
+        self.log_dt = nn.Parameter(log_uniform(len(poles), options.dt_min, options.dt_max))
         self.log_decay = nn.Parameter((-poles.real).log())
         self.frequency = nn.Parameter(poles.imag.clone())
         self.out = nn.Linear(d_model, d_model)
@@ -79,7 +78,4 @@ def _check(options: S5Options) -> None:
             f"d_state {options.d_state} must be a multiple of 2 · blocks ({2 * options.blocks}), "
             "as poles pair up"
         )
-    if not 0 < options.dt_min <= options.dt_max < math.inf:
-        raise UserError(
-            f"dt_min {options.dt_min} and dt_max {options.dt_max} need 0 < dt_min <= dt_max < inf"
-        )
+    check_range(options, "dt_min", "dt_max")

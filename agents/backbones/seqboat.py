@@ -46,8 +46,7 @@ class SeqBoat(Mixer):
         super().__init__()
         if options.d_state < 1:
             raise UserError(f"d_state {options.d_state} must be at least 1")
-        horizons = options.horizon_min, options.horizon_max
-        self.filter = ModalFilter(d_model, options.d_state, horizons)
+        self.filter = ModalFilter(d_model, options)
         self.d = nn.Parameter(torch.randn(d_model))
         self.decide = nn.Linear(d_model, 1)
         self.unit = Transformer(d_model, options)

@@ -112,8 +112,8 @@ class Backbone(nn.Module):
         Raises:
             ValueError: for shapes or types that do not fit.
         """
-        state, own = self._begin(x, state, start, valid)
-        packing, after = packing or own, []
+        state, packing = self._begin(x, state, start, valid, packing)
+        after = []
         for i, (block, before) in enumerate(zip(self.blocks, state, strict=True)):
             with ops.scope("blocks", i):
                 x, new = block(x, before, packing)
@@ -180,14 +180,19 @@ class Backbone(nn.Module):
         ]
 
     def _begin(
-        self, x: Tensor, state: State | None, start: Tensor | None, valid: Tensor | None
+        self,
+        x: Tensor,
+        state: State | None,
+        start: Tensor | None,
+        valid: Tensor | None,
+        packing: Packing | None = None,
     ) -> tuple[State, Packing]:
         batch, steps = self._check(x, 3, start=start, valid=valid)
         state = self.initial_state(batch, x.device) if state is None else state
         self._check_state(state, batch)
         if start is None:
             start = torch.zeros(batch, steps, dtype=torch.bool, device=x.device)
-        return state, Packing(start, valid)
+        return state, packing or Packing(start, valid)
 
     def _check(self, x: Tensor, ndim: int, **masks: Tensor | None) -> tuple[int, int]:
         if x.ndim != ndim or x.shape[-1] != self.d_model or 0 in x.shape:
