@@ -17,6 +17,7 @@ from decision_s4.agents.backbones import State, make_backbone, ops
 from decision_s4.agents.backbones.base import parse_options
 from decision_s4.agents.encoders import make_features, set_statistics
 from decision_s4.agents.stochastic_heads import make_stochastic_head
+from decision_s4.agents.vision import Eyes
 from decision_s4.envs.spaces import Tree
 from decision_s4.envs.timestep import TimeStep
 
@@ -29,7 +30,7 @@ class ActorCriticOptions:
     """Sequence layer, any of docs/backbones.md, or mlp, which has no memory."""
     backbone_options: tuple[str, ...] = ()
     """Its options as name=value, such as d_state=32."""
-    eyes: Literal["cnn", "vit", "vit-ssm", "vit-hyena"] = "cnn"
+    eyes: Eyes = "cnn"
     """What reads images: see agents/vision.py."""
     d_model: int = 64
     """Width of the backbone."""

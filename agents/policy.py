@@ -20,6 +20,7 @@ from decision_s4.agents.backbones import State, make_backbone, ops
 from decision_s4.agents.backbones.base import parse_options
 from decision_s4.agents.encoders import make_features, set_statistics
 from decision_s4.agents.heads import make_head
+from decision_s4.agents.vision import Eyes
 from decision_s4.envs.spaces import Tree
 from decision_s4.envs.timestep import TimeStep
 from decision_s4.kernels.packing import Packing
@@ -56,7 +57,7 @@ class PolicyOptions:
     """Returns-to-go are divided by this."""
     condition_on_return: bool = True
     """Whether the policy sees the return-to-go; without it, it clones the behaviour logged."""
-    eyes: Literal["cnn", "vit", "vit-ssm", "vit-hyena"] = "cnn"
+    eyes: Eyes = "cnn"
     """What reads images: convolutions, or a vision transformer, its patches mixed by attention
     alone, after a two-dimensional state space, or by Hyena in two dimensions."""
     previous_action: bool = True

@@ -10,6 +10,7 @@ Shapes: N images, D width of a token, I × J grid of patches.
 """
 
 import math
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,8 @@ from decision_s4.envs.errors import UserError, nearest
 WIDTH, BLOCKS, HEADS, GRID = 64, 2, 4, 8
 STATES = 8  # of the state space, of each direction, channel and axis
 FREQUENCIES, HIDDEN = 4, 32  # of the filters of Hyena
-KINDS = ("cnn", "vit", "vit-ssm", "vit-hyena")
+Eyes = Literal["cnn", "vit", "vit-ssm", "vit-hyena"]
+KINDS = get_args(Eyes)
 
 
 def make_eyes(kind: str, shape: tuple[int, int, int], features: int) -> nn.Module:
