@@ -6,7 +6,7 @@ copied to one place; one that needs more room makes a new graph. Shapes: B rows,
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
@@ -21,12 +21,12 @@ from decision_s4.agents.decision import DecisionLearner
 from decision_s4.agents.heads import BoxHead
 from decision_s4.agents.policy import SequencePolicy
 from decision_s4.envs.batches import Batch
+from decision_s4.kernels.cuda_graph import WARMUP, aside, record
 from decision_s4.kernels.lti_scan.chunked import chunk_length
 from decision_s4.kernels.packing import ChunkLayout, Packing, widened
 
 LOG = logging.getLogger(__name__)
 STEPS, CHUNKS = 256, 4  # room is made in multiples of so many
-WARMUP = 3  # updates before a recording: libraries take their workspaces in the first calls
 ALIGNMENT = 16  # bytes
 INSTEAD = "they run operation by operation"
 
@@ -117,7 +117,7 @@ class RecordedUpdates:
     def _run_aside(self) -> tuple[Tensor, Tensor]:
         """An update on a stream of its own, as those before a recording must be."""
         self.warm += 1
-        with _aside(self.device):
+        with aside(self.device):
             found = self._run()
         self.learner.average.update_parameters(self.learner.policy)
         return found
@@ -166,27 +166,6 @@ def _obstacle(learner: Any, device: torch.device) -> str | None:
     if not all(isinstance(block.mixer, LinearStateSpace) for block in policy.backbone.blocks):
         return f"only s4 and s4d can be, not {policy.options.backbone}"
     return None
-
-
-@contextmanager
-def _aside(device: torch.device) -> Iterator[None]:
-    """A stream of its own on CUDA, after and before what the current one does."""
-    if device.type != "cuda":
-        yield
-        return
-    stream, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)
-    stream.wait_stream(current)
-    with torch.cuda.stream(stream):
-        yield
-    current.wait_stream(stream)
-
-
-def record(run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-    """(what runs it again, where it leaves what it returned)."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        found = run()
-    return graph.replay, found
 
 
 def _parts(record: Any) -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""Which implementation runs where none is named, said once in the log."""
+"""Which implementation runs where none is named, said once in the log; where the fused can."""
 
 import functools
 import importlib.util
 import logging
+import os
 
 import torch
 
@@ -22,6 +23,19 @@ def fastest(op: str, device: torch.device, misfit: str | None = None) -> str:
         misfit = "Triton is not installed"
     _say(op, misfit)
     return "triton" if misfit is None else "torch"
+
+
+def check(op: str, device: torch.device, misfit: str | None) -> None:
+    """Raises ValueError where the fused kernels of `op` cannot run; arguments as in `fastest`."""
+    if device.type != "cuda" and not interpreted():
+        raise ValueError(f"{op}: impl 'triton' needs tensors on CUDA, not {device.type}")
+    if misfit is not None:
+        raise ValueError(f"{op}: impl 'triton' {misfit}; use 'torch'")
+
+
+def interpreted() -> bool:
+    """Whether Triton runs its programs in Python, on any device."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @functools.cache

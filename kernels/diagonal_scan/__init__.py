@@ -9,11 +9,11 @@ are matrices around it.
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from decision_s4.kernels.choice import fastest
 from decision_s4.kernels.diagonal_scan import chunked, naive
+from decision_s4.kernels.diagonal_scan.misfit import misfit
 from decision_s4.kernels.packing import Packing
 
 __all__ = ["diagonal_scan", "diagonal_step"]
@@ -55,8 +55,3 @@ def diagonal_scan(
         return triton.scan(u, a, state, packing)
     run = naive.scan if impl == "naive" else chunked.scan
     return run(u, a, state, packing)
-
-
-def misfit(u: Tensor) -> str | None:
-    """What the fused scan does not take of `u`, in words; None if nothing."""
-    return None if u.dtype == torch.complex64 else f"needs complex64, not {u.dtype}"

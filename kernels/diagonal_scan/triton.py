@@ -1,6 +1,5 @@
 """diagonal_scan fused for CUDA: one launch forward, one backward and a sum over rows."""
 
-import os
 from typing import Any
 
 import torch
@@ -8,7 +7,9 @@ import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from decision_s4.kernels.choice import check
 from decision_s4.kernels.diagonal_scan import triton_kernels as kernels
+from decision_s4.kernels.diagonal_scan.misfit import misfit
 from decision_s4.kernels.packing import Packing
 
 TIME, POLES = 128, 16  # of a tile: of four the fastest on an H100 at 32 and 64 poles
@@ -16,21 +17,11 @@ TIME, POLES = 128, 16  # of a tile: of four the fastest on an H100 at 32 and 64 
 
 def scan(u: Tensor, a: Tensor, state: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
     """See `diagonal_scan`."""
-    if not (u.is_cuda or interpreted()):
-        raise ValueError(f"diagonal_scan: impl 'triton' needs tensors on CUDA, not {u.device.type}")
-    if u.dtype != torch.complex64:
-        raise ValueError(
-            f"diagonal_scan: impl 'triton' needs complex64, not {u.dtype}; use 'torch'"
-        )
+    check("diagonal_scan", u.device, misfit(u))
     x, final = FusedScan.apply(u, a, state, packing.marks)
     if packing.valid is not None:
         x = x.masked_fill(~packing.valid[..., None], 0)
     return x, final
-
-
-def interpreted() -> bool:
-    """Whether Triton runs its programs in Python, on any device."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 class FusedScan(torch.autograd.Function):

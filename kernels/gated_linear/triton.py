@@ -3,7 +3,6 @@
 What is kept for the backward pass beside the inputs is the state before each chunk of L steps.
 """
 
-import os
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +10,7 @@ import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from decision_s4.kernels.choice import check
 from decision_s4.kernels.gated_linear import triton_kernels as kernels
 from decision_s4.kernels.gated_linear.misfit import misfit
 from decision_s4.kernels.packing import Packing
@@ -42,7 +42,7 @@ def scan(
     config: Config | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See `gated_linear`; q and k may be (B, T, 1, K), shared by the heads."""
-    check(q, k, v)
+    check("gated_linear", q.device, misfit(q, k, v))
     config = config or _config(q, v, log_gate)
     return FusedScan.apply(q, k, v, log_gate, state, packing.marks, config)
 
@@ -51,19 +51,6 @@ def _config(q: Tensor, v: Tensor, log_gate: Tensor) -> Config:
     """Long chunks where a head has one gate, unless operands would overfill shared memory."""
     wide = v.dtype == torch.float32 and q.shape[-1] > 64
     return SHORT if log_gate.shape[-1] > 1 or wide else LONG
-
-
-def check(q: Tensor, k: Tensor, v: Tensor) -> None:
-    """Raises ValueError for what the kernels do not take."""
-    if not (q.is_cuda or interpreted()):
-        raise ValueError(f"gated_linear: impl 'triton' needs tensors on CUDA, not {q.device.type}")
-    if reason := misfit(q, k, v):
-        raise ValueError(f"gated_linear: impl 'triton' {reason}; use 'torch'")
-
-
-def interpreted() -> bool:
-    """Whether Triton runs its programs in Python, on any device."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 class Inputs(NamedTuple):

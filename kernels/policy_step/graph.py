@@ -7,11 +7,11 @@ there, and what it found is copied out, so that no tensor handed out changes aft
 import torch
 from torch import Tensor
 
+from decision_s4.kernels.cuda_graph import WARMUP, aside, record
 from decision_s4.kernels.policy_step.eager import EagerStep, forget
 from decision_s4.kernels.policy_step.plan import Inputs, Plan
 
 START = Inputs._fields.index("start")
-WARMUP = 3  # libraries take their workspaces in the first calls
 
 
 class GraphStep:
@@ -47,18 +47,13 @@ class Recorded:
     def __init__(self, eager: EagerStep, inputs: Inputs, state: tuple[Tensor, ...], room: int):
         self.inputs = Inputs(*(_empty_like(x, room) for x in inputs))
         self.state = tuple(_empty_like(x, room) for x in state)
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        with aside(self.inputs.start.device):
             for _ in range(WARMUP):
-                _step(eager, self.inputs, self.state)
-        torch.cuda.current_stream().wait_stream(stream)
-        self.graph = torch.cuda.CUDAGraph()
-        # Other threads may go on allocating, as those that load data do.
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-            found = _step(eager, self.inputs, self.state)
-            self.found = torch.cat([x.flatten() for x in found])
+                found = _step(eager, self.inputs, self.state)
         self.shapes = [x.shape for x in found]
+        self.run, self.found = record(
+            lambda: torch.cat([x.flatten() for x in _step(eager, self.inputs, self.state)])
+        )
 
     def replay(
         self, inputs: Inputs, state: tuple[Tensor, ...]
@@ -69,7 +64,7 @@ class Recorded:
         given = [*inputs, *state]
         into.pop(START).copy_(given.pop(START))
         torch._foreach_copy_(into, given)  # one launch for all of one type
-        self.graph.replay()
+        self.run()
         parts = self.found.clone().split([shape.numel() for shape in self.shapes])
         pairs = zip(parts, self.shapes, strict=True)
         *after, out = (part.view(shape)[:rows] for part, shape in pairs)

@@ -5,7 +5,6 @@ are taken within a tile of channels, then over tiles: no atomics, so that the sa
 same gradients to the bit.
 """
 
-import os
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +12,7 @@ import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from decision_s4.kernels.choice import check
 from decision_s4.kernels.selective_scan import triton_kernels as kernels
 from decision_s4.kernels.selective_scan.arguments import Arguments
 from decision_s4.kernels.selective_scan.misfit import misfit
@@ -25,25 +25,10 @@ STATES, WARPS = 4, 16  # at least so many states a thread, at most so many warps
 
 def scan(arguments: Arguments) -> tuple[Tensor, Tensor]:
     """See `selective_scan`."""
-    check(arguments)
     a = arguments
+    check("selective_scan", a.u.device, misfit(a.dtype, a.A.shape[1]))
     given = a.u, a.delta, a.A, a.B, a.C, a.D, a.z, a.delta_bias, a.state, a.start
     return FusedScan.apply(*given, a.delta_softplus)
-
-
-def check(arguments: Arguments) -> None:
-    """Raises ValueError for what the kernels do not take."""
-    device = arguments.u.device.type
-    if device != "cuda" and not interpreted():
-        raise ValueError(f"selective_scan: impl 'triton' needs tensors on CUDA, not {device}")
-    reason = misfit(arguments.dtype, arguments.A.shape[1])
-    if reason is not None:
-        raise ValueError(f"selective_scan: impl 'triton' {reason}; use 'torch'")
-
-
-def interpreted() -> bool:
-    """Whether Triton runs its programs in Python, on any device."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 class FusedScan(torch.autograd.Function):

@@ -5,13 +5,13 @@ a thread has all steps of a channel and a group: a recurrence is plain arithmeti
 `row` and `place` pick and replace registers and cost nothing once compiled.
 """
 
-import os
-
 import triton
 import triton.language as tl
 
+from decision_s4.kernels.choice import interpreted
+
 LOG2E = tl.constexpr(1.4426950408889634)
-INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+INTERPRETED = tl.constexpr(interpreted())
 RUNTIME = ["steps", "channels"]  # specialised, they would set other layouts
 
 

@@ -7,13 +7,14 @@ TRITON_INTERPRET=1 python -m pytest tests/kernels/test_diagonal_scan_cuda.py
 import pytest
 import torch
 
+from decision_s4.kernels.choice import interpreted
 from decision_s4.kernels.diagonal_scan import diagonal_scan, naive
 from decision_s4.kernels.packing import Packing
 
 pytest.importorskip("triton")
 from decision_s4.kernels.diagonal_scan import triton as fused
 
-INTERPRETED = fused.interpreted()
+INTERPRETED = interpreted()
 if not (INTERPRETED or torch.cuda.is_available()):
     pytest.skip("needs a CUDA device or TRITON_INTERPRET=1", allow_module_level=True)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

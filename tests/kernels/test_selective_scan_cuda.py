@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from decision_s4.kernels import selective_scan
+from decision_s4.kernels.choice import interpreted
 
 pytest.importorskip("triton")
 from decision_s4.kernels.selective_scan import triton as fused
 
-INTERPRETED = fused.interpreted()
+INTERPRETED = interpreted()
 if not (INTERPRETED or torch.cuda.is_available()):
     pytest.skip("needs a CUDA device or TRITON_INTERPRET=1", allow_module_level=True)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
