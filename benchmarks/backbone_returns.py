@@ -9,12 +9,12 @@ episodes, with the 95% bootstrap interval of the mean over seeds, and each seed'
 """
 
 import argparse
-import csv
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import csv_rows
 import numpy as np
 
 from decision_s4.agents.backbones.base import BACKBONES, MEMORYLESS
@@ -24,13 +24,13 @@ ROOT = Path(__file__).parents[1]
 NAMES = [*sorted(BACKBONES), *sorted(MEMORYLESS)]
 
 
-def train(folder: Path, name: str, seed: int, steps: int) -> None:
+def train(folder: Path, settings: str, steps: int) -> None:
     """One run, begun or gone on with, unless it is finished."""
     if any(row["step"] == str(steps) for row in evaluations(folder)):
         return
-    settings = f"--algo decision-s4 --backbone {name} --seed {seed} --steps {steps}"
     begun = (folder / "config.yaml").exists()
-    flags = [*settings.split(), "--eval-every", str(steps), "--no-video", "--run-dir", str(folder)]
+    ends = ["--steps", str(steps), "--eval-every", str(steps), "--no-video"]
+    flags = [*settings.split(), *ends, "--run-dir", str(folder)]
     done = subprocess.run(
         [sys.executable, "train.py", *(["--resume", str(folder)] if begun else flags)],
         cwd=ROOT,
@@ -42,11 +42,7 @@ def train(folder: Path, name: str, seed: int, steps: int) -> None:
 
 def evaluations(folder: Path) -> list[dict[str, str]]:
     """The rows of a run's eval.csv, none before there is one."""
-    path = folder / "eval.csv"
-    if not path.exists():
-        return []
-    with path.open() as file:
-        return list(csv.DictReader(file))
+    return csv_rows.read(folder / "eval.csv")
 
 
 def returns(runs: Path, name: str) -> dict[float, list[float]]:
@@ -90,7 +86,8 @@ def main() -> None:
         for seed in range(given.seeds):
             for name in given.names:
                 folder = given.runs / f"{name}-{seed}"
-                pool.submit(train, folder, name, seed, given.steps)
+                settings = f"--algo decision-s4 --backbone {name} --seed {seed}"
+                pool.submit(train, folder, settings, given.steps)
     table(given.runs, given.names)
 
 

@@ -13,7 +13,6 @@ the median over seeds.
 """
 
 import argparse
-import csv
 import dataclasses
 import math
 import statistics
@@ -23,7 +22,9 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 
+import csv_rows
 import torch
+from csv_rows import Row
 from symbols import NONE, TASKS, Task
 from torch import Tensor, nn
 
@@ -38,7 +39,6 @@ NAMES = [*sorted([*BACKBONES, *TURNING]), *sorted(MEMORYLESS)]
 ENOUGH = 0.999
 WIDTH, LAYERS, ROWS, STEPS, LONGER = 64, 2, 32, 48, 4
 FIELDS = ("name", "task", "seed", "updates", "right", "right_longer", "seconds")
-Row = dict[str, str]
 
 
 class Reader(nn.Module):
@@ -100,16 +100,9 @@ def share_right(reader: Reader, task: Task, steps: int, rows: int = 256) -> floa
     return float((found == y)[y != NONE].float().mean())
 
 
-def finished(path: Path) -> list[Row]:
-    if not path.exists():
-        return []
-    with path.open() as file:
-        return list(csv.DictReader(file))
-
-
 def fill(given: argparse.Namespace) -> None:
     """Make the runs that are missing, the first seed of all before the second."""
-    known = {(row["name"], row["task"], row["seed"]) for row in finished(given.results)}
+    known = {(row["name"], row["task"], row["seed"]) for row in csv_rows.read(given.results)}
     wanted = [(n, t, s) for s in range(given.seeds) for n in given.names for t in given.tasks]
     wanted = [each for each in wanted if (*each[:2], str(each[2])) not in known]
     given.results.parent.mkdir(parents=True, exist_ok=True)
@@ -120,22 +113,12 @@ def fill(given: argparse.Namespace) -> None:
         ]
         for done in as_completed(runs):
             if done.result() is not None:
-                keep(given.results, done.result())
+                csv_rows.append(given.results, [done.result()])
 
 
 def in_time(deadline: float, *args: object) -> Row | None:
     """`run`, unless it is too late to begin."""
     return run(*args) if time.time() < deadline else None
-
-
-def keep(path: Path, row: Row) -> None:
-    """Add a row to the results."""
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 def table(rows: list[Row], names: list[str], tasks: list[str]) -> Iterator[str]:
@@ -177,7 +160,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=ROOT / "runs/micro-tasks.csv")
     given = parser.parse_args()
     fill(given)
-    print("\n".join(table(finished(given.results), given.names, given.tasks)))
+    print("\n".join(table(csv_rows.read(given.results), given.names, given.tasks)))
 
 
 if __name__ == "__main__":

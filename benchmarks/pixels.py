@@ -12,14 +12,12 @@ and backbone end to end; finished runs in --runs are not trained again. Mean ret
 
 import argparse
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from backbone_returns import ROOT, cell, evaluations
+from backbone_returns import ROOT, cell, evaluations, train
 
 from decision_s4.agents.vision import KINDS
 from decision_s4.envs.collect import Description, exists, sample_episodes, write_dataset
@@ -57,21 +55,12 @@ def make_dataset(steps: int) -> None:
     print(write_dataset(episodes, about).describe(None), flush=True)
 
 
-def train(folder: Path, eyes: str, seed: int, given: argparse.Namespace) -> None:
-    """One run, unless it is finished."""
-    if any(row["step"] == str(given.updates) for row in evaluations(folder)):
-        return
-    settings = (
+def settings_of(eyes: str, seed: int, given: argparse.Namespace) -> str:
+    return (
         f"--algo bc --dataset {DATASET} --eyes {eyes} --backbone {given.backbone} --seed {seed} "
-        f"--steps {given.updates} --eval-every {given.updates} --eval-episodes 20 --n-layers 1 "
-        f"--batch-steps {given.batch_steps} --recurrence-learning-rate 1e-3 --no-video "
-        f"--run-dir {folder}"
+        f"--eval-episodes 20 --n-layers 1 --batch-steps {given.batch_steps} "
+        "--recurrence-learning-rate 1e-3"
     )
-    if (folder / "config.yaml").exists():
-        settings = f"--resume {folder}"
-    command = [sys.executable, "train.py", *settings.split()]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    print(f"{folder.name}: {'done' if done.returncode == 0 else done.stderr.strip()}", flush=True)
 
 
 def table(given: argparse.Namespace) -> Iterator[str]:
@@ -100,7 +89,8 @@ def main() -> None:
         make_dataset(given.data_steps)
     for seed in range(given.seeds):
         for eyes in given.eyes:
-            train(given.runs.resolve() / f"{eyes}-{seed}", eyes, seed, given)
+            folder = given.runs.resolve() / f"{eyes}-{seed}"
+            train(folder, settings_of(eyes, seed, given), given.updates)
     print("\n".join(table(given)))
 
 

@@ -10,13 +10,13 @@ windows and dropout are drawn anew. Written to --output: the weights, and evalua
 """
 
 import argparse
-import csv
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import csv_rows
 import torch
 from d4rl import DATASETS, names_of  # beside this file
 from peers.decision_transformers import Learner, Windows, stacked, unstacked
@@ -31,6 +31,7 @@ from decision_s4.agents.training import TrainConfig, part
 from decision_s4.envs import datasets
 from decision_s4.envs.task import task_of
 from decision_s4.envs.trajectories import Trajectories
+from decision_s4.kernels.cuda_graph import WARMUP, aside, record
 
 LABEL = "decision-transformer"
 
@@ -51,20 +52,14 @@ def train(learner: Learner, seconds: float, most: int) -> int:
 
 def _graph(learner: Learner) -> Callable[[], None]:
     """An update as one recorded graph; plain updates where it cannot be recorded."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
+    with aside(learner.step.device):
+        for _ in range(WARMUP):
             learner.update()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.graph(graph):
-            learner.update()
+        return record(learner.update)[0]
     except RuntimeError as error:
         print(f"not recorded: {error}", flush=True)
         return learner.update
-    return graph.replay
 
 
 def config_of(flags: list[str]) -> TrainConfig:
@@ -94,17 +89,8 @@ def evaluate(given: argparse.Namespace) -> None:
         about = {"dataset": dataset, "algorithm": LABEL, "seed": seed}
         about |= {"seconds": saved["seconds"], "finished": True, "step": saved["updates"]}
         rows = task.evaluate(Actor(policy.to(given.device).eval()), given.episodes, seed)
-        _append(path, [about | row for row in rows])
+        csv_rows.append(path, [about | row for row in rows])
         print(dataset, seed, [round(row["normalized_score"], 1) for row in rows], flush=True)
-
-
-def _append(path: Path, rows: list[dict]) -> None:
-    fresh = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        if fresh:
-            writer.writeheader()
-        writer.writerows(rows)
 
 
 def runs_of(given: argparse.Namespace) -> list[tuple[str, int]]:

@@ -87,7 +87,7 @@ def test_it_goes_on_and_prints_medians(program, tmp_path, monkeypatch, capsys):
         flags = f"--names mlp --tasks parity --updates 1 --seeds {seeds} --results {path}"
         monkeypatch.setattr(sys, "argv", ["micro_tasks.py", *flags.split()])
         program.main()
-    rows = program.finished(path)
+    rows = program.csv_rows.read(path)
     assert sorted(row["seed"] for row in rows) == ["0", "1", "2"]
     assert [row["seed"] for row in InPlace.made] == ["0", "1", "2"]  # none twice
     rows = [dict(rows[0], right=r, right_longer=s) for r, s in ((1, 0.1), (0.5, 0.2), (0, 0.9))]

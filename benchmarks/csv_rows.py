@@ -1,0 +1,25 @@
+"""Rows of CSV files, as text: read, and added to."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+Row = dict[str, str]
+
+
+def read(path: Path) -> list[Row]:
+    """All rows; none where there is no file yet."""
+    if not path.exists():
+        return []
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def append(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Add rows that have the fields of the file, which begins with their names."""
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
