@@ -1,9 +1,10 @@
 """What each backbone can and cannot do, on five tasks that take seconds (benchmarks/symbols.py).
 
-    python benchmarks/micro_tasks.py --names mamba --seeds 1     five minutes a backbone and seed
+    python benchmarks/micro_tasks.py --names mamba --seeds 0     five minutes a backbone and seed
     python benchmarks/micro_tasks.py --names deltanet,beta_max=2 gru
     python benchmarks/micro_tasks.py --processes 16              all of them
-    python benchmarks/micro_tasks.py --seeds 0                   only the table of what is there
+    python benchmarks/micro_tasks.py --processes 0               only the table of what is there
+    python benchmarks/micro_tasks.py --results one.csv more.csv  of several files; new rows: first
 
 Each run trains two blocks of width 64 with MLPs, one learning rate for all, on STEPS steps, until
 999 of 1000 answers are right or `--updates` are over, and is then asked 256 new rows of that length
@@ -102,10 +103,10 @@ def share_right(reader: Reader, task: Task, steps: int, rows: int = 256) -> floa
 
 def fill(given: argparse.Namespace) -> None:
     """Make the runs that are missing, the first seed of all before the second."""
-    known = {(row["name"], row["task"], row["seed"]) for row in csv_rows.read(given.results)}
-    wanted = [(n, t, s) for s in range(given.seeds) for n in given.names for t in given.tasks]
+    known = {(row["name"], row["task"], row["seed"]) for row in rows_of(given.results)}
+    wanted = [(n, t, s) for s in given.seeds for n in given.names for t in given.tasks]
     wanted = [each for each in wanted if (*each[:2], str(each[2])) not in known]
-    given.results.parent.mkdir(parents=True, exist_ok=True)
+    given.results[0].parent.mkdir(parents=True, exist_ok=True)
     deadline = math.inf if given.minutes is None else time.time() + 60 * given.minutes
     with ProcessPoolExecutor(given.processes, get_context("spawn")) as pool:
         runs = [
@@ -113,12 +114,17 @@ def fill(given: argparse.Namespace) -> None:
         ]
         for done in as_completed(runs):
             if done.result() is not None:
-                csv_rows.append(given.results, [done.result()])
+                csv_rows.append(given.results[0], [done.result()])
 
 
 def in_time(deadline: float, *args: object) -> Row | None:
     """`run`, unless it is too late to begin."""
     return run(*args) if time.time() < deadline else None
+
+
+def rows_of(paths: list[Path]) -> list[Row]:
+    """Those of all files that are there."""
+    return [row for path in paths for row in csv_rows.read(path)]
 
 
 def table(rows: list[Row], names: list[str], tasks: list[str]) -> Iterator[str]:
@@ -152,15 +158,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--names", nargs="*", default=NAMES, type=known, help="NAME[,option=value]")
     parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=TASKS)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--updates", type=int, default=1000)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--minutes", type=float, help="begin no run after these")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--results", type=Path, default=ROOT / "runs/micro-tasks.csv")
+    default = [ROOT / "runs/micro-tasks.csv"]
+    parser.add_argument("--results", type=Path, nargs="+", default=default, metavar="CSV")
     given = parser.parse_args()
-    fill(given)
-    print("\n".join(table(csv_rows.read(given.results), given.names, given.tasks)))
+    if given.processes:
+        fill(given)
+    print("\n".join(table(rows_of(given.results), given.names, given.tasks)))
 
 
 if __name__ == "__main__":

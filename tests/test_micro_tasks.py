@@ -83,13 +83,19 @@ def test_it_goes_on_and_prints_medians(program, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(program, "STEPS", 8)
     monkeypatch.setattr(program, "ProcessPoolExecutor", InPlace)
     path = tmp_path / "results/all.csv"
-    for seeds in ("1", "3"):
+    for seeds in ("0", "0 1 2"):
         flags = f"--names mlp --tasks parity --updates 1 --seeds {seeds} --results {path}"
         monkeypatch.setattr(sys, "argv", ["micro_tasks.py", *flags.split()])
         program.main()
     rows = program.csv_rows.read(path)
     assert sorted(row["seed"] for row in rows) == ["0", "1", "2"]
     assert [row["seed"] for row in InPlace.made] == ["0", "1", "2"]  # none twice
+    flags = f"--names mlp --tasks parity --processes 0 --results {tmp_path}/none.csv {path}"
+    monkeypatch.setattr(sys, "argv", ["micro_tasks.py", *flags.split()])
+    capsys.readouterr()
+    program.main()
+    assert capsys.readouterr().out.strip().endswith("| 3 |")
+    assert len(InPlace.made) == 3
     rows = [dict(rows[0], right=r, right_longer=s) for r, s in ((1, 0.1), (0.5, 0.2), (0, 0.9))]
     assert list(program.table(rows, ["mlp", "gru"], ["parity", "sum"]))[2:] == [
         "| mlp | 50 / 20 |  | 1 |"
