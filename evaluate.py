@@ -6,7 +6,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # idle threads must not starve 
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +15,7 @@ import tyro
 from rich.console import Console
 
 from decision_s4.agents import checkpoint, saved
+from decision_s4.agents.checkpoint import Checkpoint
 from decision_s4.agents.config import parse
 from decision_s4.agents.eval_table import checked_row, print_table, write_rows
 from decision_s4.agents.long_context import long_context_agent
@@ -40,6 +41,9 @@ class EvaluateConfig:
     """Episodes for each target return."""
     target_returns: tuple[float, ...] = ()
     """Returns to ask for; none: those of the training."""
+    hold_return: bool = True
+    """Whether targets are held to the returns learned from, as in a training that holds them;
+    --no-hold-return asks for them as they are."""
     reference_scores: tuple[float, ...] = ()
     """Returns that score 0 and 100; none: those of the training."""
     env: str | None = None
@@ -73,10 +77,10 @@ def evaluate(config: EvaluateConfig) -> None:
     found = checkpoint.load(config.run, config.checkpoint)
     policy = saved.rebuild(found)
     if config.logged:
-        _estimate(policy, config.target_returns or saved.task(found).target_returns, config)
+        _estimate(policy, _task(found, config), config)
         return
     chosen = config.env, config.target_returns, config.reference_scores
-    task = with_environment(saved.task(found), *chosen)
+    task = with_environment(_task(found, config), *chosen)
     spaces = policy.observation_space, policy.action_space
     check_environment(task.env_id, task.env_kwargs, *spaces, "the policy")
     _check_writable(output)
@@ -86,6 +90,8 @@ def evaluate(config: EvaluateConfig) -> None:
     console = Console()
     _say(console, f"policy  {config.run}, step {found.step}")
     _say(console, f"task    {task.summary()}")
+    for line in task.held():
+        _say(console, f"        {line}")
     _say(console, f"score   {task.scale()}")
     rows = [checked_row(found.step, row) for row in play(actor, task, config, console)]
     print_table(console, rows)
@@ -110,15 +116,21 @@ def evaluate(config: EvaluateConfig) -> None:
             _say(console, f"video   {video.path} (return {video.episodes.returns[0]:.0f})")
 
 
-def _estimate(policy: Policy, targets: Sequence[float], config: EvaluateConfig) -> None:
+def _task(found: Checkpoint, config: EvaluateConfig) -> Task:
+    """The training's task, its targets held where both the training and the user want that."""
+    task = saved.task(found)
+    return task if config.hold_return else replace(task, return_range=None)
+
+
+def _estimate(policy: Policy, task: Task, config: EvaluateConfig) -> None:
     from decision_s4.agents.fqe import FQEOptions, fitted_q_value
 
     data = datasets.load(config.logged)
     _check_spaces(data, policy, config.logged)
     print(f"data    {data.summary()}")
     print(f"value   discounted by {FQEOptions.discount} a step, mean over the logged steps")
-    for target in targets or (0.0,):
-        value = fitted_q_value(saved.agent_of(policy), data, target, seed=config.seed)
+    for target in config.target_returns or task.target_returns or (0.0,):
+        value = fitted_q_value(saved.agent_of(policy), data, task.aim(target), seed=config.seed)
         print(f"asked for {target:g}: {value:.2f}", flush=True)
 
 
@@ -146,7 +158,7 @@ def play(
     actor: Agent, task: Task, config: EvaluateConfig, console: Console
 ) -> list[dict[str, float | None]]:
     """The evaluation, with its progress on a terminal."""
-    total = config.episodes * len(task.target_returns)
+    total = config.episodes * len(set(task.aims))
     with console.status(f"{total} episodes …") as status:
 
         def progress(step: int, running: int) -> None:

@@ -84,7 +84,7 @@ def _record_run(config: CollectConfig) -> None:
     policy, task = saved.rebuild(found), saved.task(found)
     if task.env_id is None:
         raise UserError(f"{config.run} names no environment; collect from a run that does")
-    target = task.target_returns[0] if config.target_return is None else config.target_return
+    target = task.aims[0] if config.target_return is None else task.aim(config.target_return)
     scale = reference_scores(task.env_id, user_scores=config.reference or None) or task.reference
     about = Description(
         config.name,

@@ -313,7 +313,8 @@ def beginning(config: DS4OnlineConfig) -> tuple[SequencePolicy, Task]:
             "run of --algo decision-s4"
         )
     _check_sizes(config, policy)
-    task = with_environment(saved.task(found), config.env, config.target_returns[:1])
+    offline = replace(saved.task(found), return_range=None)  # it is to ask for more than was logged
+    task = with_environment(offline, config.env, config.target_returns[:1])
     spaces = policy.observation_space, policy.action_space
     check_environment(task.env_id, task.env_kwargs, *spaces, f"the policy of {config.from_run}")
     return policy, task

@@ -17,10 +17,10 @@ def film(agent: Agent, task: Task, folder: Path, seed: int) -> Iterator[tuple[st
     """One MP4 a target return in `folder`, as (TensorBoard tag, video); skips what cannot be."""
     if task.env_id is None:
         return
-    for target in task.target_returns:
+    for target, aim in zip(task.target_returns, task.aims, strict=True):
         name = "episode" if target is None else f"target-{target:g}"
         path = folder / f"{name}.mp4"
-        video = record(agent, task.env_id, path, target, seed, env_kwargs=task.env_kwargs)
+        video = record(agent, task.env_id, path, aim, seed, env_kwargs=task.env_kwargs)
         if video is None:
             return
         yield f"video/{name.replace('-', '_', 1)}", video

@@ -1,7 +1,7 @@
 """A training run from logged trajectories: what it is made of, and where it stands."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -36,6 +36,10 @@ class TrainConfig(
 ):
     """Train a policy from logged trajectories, evaluate it, film it."""
 
+    hold_return: bool = True
+    """Whether target returns outside the range of the returns of the episodes learned from are
+    held to it: far outside, a policy knows not what to do."""
+
 
 class Training:
     """A run: dataset, learner and data order, and where it stands."""
@@ -51,7 +55,7 @@ class Training:
         world: World = ALONE,
     ):
         self.config, self.trajectories = config, trajectories
-        self.task, self.device, self.world = task, device, world
+        self.task, self.device, self.world = self.held(task), device, world
         seed_everything(config.seed)
         self.learner = self.new_learner()
         if not world.leads:
@@ -93,8 +97,17 @@ class Training:
             f"policy  {self.config.algo} on {self.body}, {parameters:,} parameters, "
             f"on {self.device}",
             f"task    {self.task.summary()}",
+            *(f"        {line}" for line in self.task.held()),
             *([f"score   {self.task.scale()}"] if self.task.env_id else []),
         ]
+
+    def held(self, task: Task) -> Task:
+        """The task with its targets held to the returns learned from, where that is asked for."""
+        if not (self.config.hold_return and self.config.condition_on_return):
+            return task
+        returns = self.trajectories.returns
+        learned = returns[self.trajectories.best_episodes(self.config.data_fraction)]
+        return replace(task, return_range=(float(learned.min()), float(learned.max())))
 
     def draw(self, logger: Any, run_dir: Path) -> None:
         """The last policy's videos and its actions beside logged ones; draws on none of the run."""

@@ -8,6 +8,7 @@ from decision_s4.agents.options import DataOptions
 from decision_s4.agents.policy import Policy, PolicyOptions
 from decision_s4.agents.td3_bc import TD3BCLearner, TD3BCOptions
 from decision_s4.agents.training import Training, part
+from decision_s4.envs.task import Task
 from decision_s4.envs.transitions import TransitionBatches
 
 
@@ -44,6 +45,10 @@ class ValueTraining(Training):
         self.check_alone("--algo decision-s4")
         sizes = {"d_model": self.config.d_model, "n_layers": self.config.n_layers}
         return self.new_policy(PolicyOptions(tokens="observation", **sizes))
+
+    def held(self, task: Task) -> Task:
+        """The task as it is: the policy aims at no return."""
+        return task
 
     def new_recording(self) -> None:
         """None: a DecisionLearner's updates alone are recorded."""

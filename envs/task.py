@@ -21,27 +21,44 @@ class Task:
     target_returns: tuple[float | None, ...]  # None for a policy that aims at none
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     reference: ReferenceScores | None = None
+    return_range: tuple[float, float] | None = None
+    """Lowest and highest return of an episode learned from, to which targets are held; or None."""
+
+    @property
+    def aims(self) -> tuple[float | None, ...]:
+        """What a policy is asked for in place of each target: the nearest return in the range."""
+        return tuple(map(self.aim, self.target_returns))
+
+    def aim(self, target: float | None) -> float | None:
+        """The return nearest to `target` in the range; the target itself where there is none."""
+        if target is None or self.return_range is None:
+            return target
+        lowest, highest = self.return_range
+        return min(max(target, lowest), highest)
 
     def evaluate(
         self, agent: Agent, episodes: int, seed: int, progress: Progress | None = None
     ) -> list[dict[str, float | None]]:
         """`episodes` episodes for each target, as rows of eval.csv; none without environment.
 
-        `progress` is called every time step with (steps taken, episodes still running).
+        Targets held to one and the same return share their episodes. `progress` is called every
+        time step with (steps taken, episodes still running).
         """
         if self.env_id is None:
             return []
         evaluations = evaluate(
             agent,
             self.env_id,
-            self.target_returns,
+            _distinct(self.aims),
             episodes,
             seed,
             reference=self.reference,
             env_kwargs=self.env_kwargs,
             progress=progress,
         )
-        return [evaluation.row() for evaluation in evaluations]
+        rows = {evaluation.target_return: evaluation.row() for evaluation in evaluations}
+        pairs = zip(self.target_returns, self.aims, strict=True)
+        return [rows[aim] | {"target_return": target} for target, aim in pairs]
 
     def summary(self) -> str:
         """One line for a person."""
@@ -51,6 +68,18 @@ class Task:
             return self.env_id
         targets = ", ".join(f"{target:g}" for target in self.target_returns)
         return f"{self.env_id}, target returns {targets}"
+
+    def held(self) -> list[str]:
+        """One line for a person for each target that is held."""
+        lines = []
+        for target, aim in zip(self.target_returns, self.aims, strict=True):
+            if aim != target:
+                which = "best" if aim < target else "poorest"
+                lines.append(
+                    f"asked for {target:g}, the {which} logged episode returned {aim:.5g}: "
+                    "asking for that"
+                )
+        return lines
 
     def scale(self) -> str:
         """One line that says what a score is here."""
@@ -64,17 +93,19 @@ class Task:
             "target_returns": list(self.target_returns),
             "env_kwargs": self.env_kwargs,
             "reference": [scale.minimum, scale.maximum, scale.source] if scale else None,
+            "return_range": self.return_range and list(self.return_range),
         }
 
     @classmethod
     def from_description(cls, values: dict[str, Any]) -> "Task":
         """The task that `describe` wrote; KeyError, TypeError or ValueError for anything else."""
-        scale = values["reference"]
+        scale, span = values["reference"], values.get("return_range")
         return cls(
             values["env_id"],
             tuple(None if t is None else float(t) for t in values["target_returns"]),
             dict(values["env_kwargs"]),
             ReferenceScores(*scale) if scale else None,
+            (float(span[0]), float(span[1])) if span else None,
         )
 
 
@@ -140,7 +171,7 @@ def with_environment(
     targets = target_returns or task.target_returns
     if not targets:
         raise UserError("this run names no target returns; give some, as --target-returns 100,50")
-    return Task(chosen, _distinct(targets), kwargs, reference)
+    return Task(chosen, _distinct(targets), kwargs, reference, task.return_range)
 
 
 def check_environment(

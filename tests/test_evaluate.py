@@ -84,6 +84,22 @@ def test_training_and_evaluation_agree(run, tmp_path):
     ]
 
 
+def test_a_target_beyond_the_logged_returns_is_held_unless_refused(run, tmp_path, capsys):
+    def means(*flags: str) -> list[str]:
+        output = tmp_path / "table.csv"
+        asked = ["--target-returns", "90000,30", "--episodes", "1", "--output", str(output)]
+        assert evaluate.main([run, *asked, *flags]) == 0
+        with output.open() as file:
+            return [row["return_mean"] for row in csv.DictReader(file)]
+
+    held = means()
+    line = "        asked for 90000, the best logged episode returned 3690.2: asking for that\n"
+    assert line in capsys.readouterr().out
+    free = means("--no-hold-return")
+    assert "asking for that" not in capsys.readouterr().out
+    assert free[0] != held[0]
+
+
 def test_progress_counts_episodes(run):
     config = evaluate.EvaluateConfig(Path(run), episodes=2)
     found = checkpoint.load(config.run)

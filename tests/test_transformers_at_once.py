@@ -56,6 +56,22 @@ def test_two_runs_at_once_equal_each_alone(at_once):
             torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-5)
 
 
+def test_a_stopped_training_goes_on_from_its_state(at_once):
+    config, data = at_once.config_of(FLAGS.split()), datasets.load("hopper-mixed")
+
+    def learner(seed: int):
+        policies = [at_once.new_policy(data, config, seed)]
+        windows = at_once.Windows([data], [0], "cpu")
+        return at_once.Learner(at_once.stacked(policies, 11, 3), windows, config)
+
+    first, second = learner(seed=0), learner(seed=1)
+    batch = first.windows.windows(torch.tensor([[0, 50, 90]]), config.context_steps)
+    first.learn(batch)
+    second.load_state_dict(first.state_dict())
+    for _ in range(2):
+        assert second.learn(batch).item() == first.learn(batch).item()
+
+
 def test_windows_stay_within_their_set(at_once):
     data = datasets.load("hopper-mixed")
     windows = at_once.Windows([data, data], [1, 0, 1], "cpu")

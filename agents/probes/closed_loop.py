@@ -122,7 +122,7 @@ def worth_of_inputs(
     fill = torch.stack([recording.stretch(0, longest) for recording in recordings])
     agent = MaskedAgent(policy, masked.repeat_interleave(episodes, 0), fill)
     seeds = [seed + i for _ in masked for i in range(episodes)]
-    targets = [task.target_returns[0]] * len(seeds)
+    targets = [task.aims[0]] * len(seeds)
     played = rollout(agent, task.env_id, targets, seeds, task.env_kwargs, max_steps, **options)
     return Worth(["nothing", *names], played.returns.reshape(1 + width, episodes))
 
@@ -132,7 +132,7 @@ def tapped_returns(
 ) -> Table:
     """Returns with each of `taps` (by name, handlers by place) open in all steps of the loop."""
     seeds = [TAPPED_SEED + i for i in range(TAPPED_EPISODES)]
-    targets = [task.target_returns[0]] * TAPPED_EPISODES
+    targets = [task.aims[0]] * TAPPED_EPISODES
     rows, actor = [], Actor(policy)
     for name, handlers in taps.items():
         with ops.taps(handlers):

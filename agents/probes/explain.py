@@ -100,7 +100,7 @@ def _closed_loop(
 ) -> Findings:
     names = feature_names(policy, task.env_id)
     worth = worth_of_inputs(policy, task, recordings, names, LOOP_EPISODES, seed + EPISODES)
-    note = f"Each row asked for {task.target_returns[0]:g}, on the same seeds; 95% intervals."
+    note = f"Each row asked for {task.aims[0]:g}, on the same seeds; 95% intervals."
     return Findings("What each input is worth in the loop", [worth.table()], notes=[note])
 
 

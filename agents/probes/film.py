@@ -35,10 +35,10 @@ LINES = ("#38bdf8", "#fb923c", "#a3e635", "#f472b6", "#e2e8f0", "#facc15")
 def film_explained(policy: Policy, task: Task, folder: Path, seed: int) -> Iterator[Path]:
     """One MP4 a target return, explained-TARGET.mp4; none where no picture can be made."""
     recordings = play(policy, task, 1, seed)
-    for target, recording in zip(task.target_returns, recordings, strict=True):
+    for target, aim, recording in zip(task.target_returns, task.aims, recordings, strict=True):
         plain, path = folder / f"plain-{target:g}.mp4", folder / f"explained-{target:g}.mp4"
         kwargs = task.env_kwargs
-        if record(Actor(policy), task.env_id, plain, target, seed, env_kwargs=kwargs) is None:
+        if record(Actor(policy), task.env_id, plain, aim, seed, env_kwargs=kwargs) is None:
             return
         _annotate(policy, recording, recordings, plain, path)
         plain.unlink()

@@ -69,8 +69,8 @@ def play(
     policy: Policy, task: Task, episodes: int, seed: int, max_steps: int = 1000
 ) -> list[Recording]:
     """`episodes` episodes for each target return of the task, target by target."""
-    targets = [target for target in task.target_returns for _ in range(episodes)]
-    seeds = [seed + i for _ in task.target_returns for i in range(episodes)]
+    targets = [aim for aim in task.aims for _ in range(episodes)]
+    seeds = [seed + i for _ in task.aims for i in range(episodes)]
     seen: list[list[tuple[Tree, Tree, float]]] = [[] for _ in targets]
 
     def keep(transition: Transition) -> None:

@@ -195,3 +195,18 @@ class Learner:
             if p.ndim > 2:
                 p.mul_(1 - rate * config.weight_decay)
             p.sub_(rate * (mean / corrections[0]) / ((square / corrections[1]).sqrt() + EPSILON))
+
+    def state_dict(self) -> dict[str, object]:
+        """Weights, moments and the number of updates; what is drawn goes on anew."""
+        plain = {name: weight.detach() for name, weight in self.weights.items()}
+        return {"weights": plain, "moments": self.moments, "step": self.step}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Go on from there."""
+        for name, weight in self.weights.items():
+            weight.copy_(state["weights"][name])
+        for ours, saved in zip(self.moments, state["moments"], strict=True):
+            for mean, value in zip(ours, saved, strict=True):
+                mean.copy_(value)
+        self.step.copy_(state["step"])

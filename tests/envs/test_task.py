@@ -95,10 +95,48 @@ def test_environment_arguments_belong_to_their_environment():
     [
         Task(None, (1.0,)),
         Task("Hopper-v5", (3.0, 1.5), {"a": 1}, ReferenceScores(0.0, 2.0, "ours")),
+        Task("Hopper-v5", (3.0, 1.5), return_range=(1.0, 2.0)),
     ],
 )
 def test_a_description_comes_back(task):
     assert Task.from_description(task.describe()) == task
+
+
+def test_a_description_from_before_ranges_holds_nothing():
+    description = Task("Hopper-v5", (3.0,), return_range=(1.0, 2.0)).describe()
+    del description["return_range"]
+    assert Task.from_description(description).aims == (3.0,)
+
+
+def test_targets_are_held_to_the_range_of_returns():
+    task = Task("Hopper-v5", (12000.0, 6000.0, 100.0, -900.0), return_range=(-371.25, 3953.04))
+    assert task.aims == (3953.04, 3953.04, 100.0, -371.25)
+    assert task.held() == [
+        "asked for 12000, the best logged episode returned 3953: asking for that",
+        "asked for 6000, the best logged episode returned 3953: asking for that",
+        "asked for -900, the poorest logged episode returned -371.25: asking for that",
+    ]
+    assert Task("Hopper-v5", (12000.0, None)).aims == (12000.0, None)
+    assert with_environment(task, None, (5000.0,)).aims == (3953.04,)
+
+
+def test_a_held_target_is_asked_for_less_and_named_as_it_was_asked():
+    asked = []
+
+    class Listener:
+        def initial_state(self, batch_size):
+            return None
+
+        def act(self, step, state, deterministic=False):
+            asked.extend(step.return_to_go[step.start].tolist())
+            return np.zeros(len(step.start), np.int64), state
+
+    rows = Task("CartPole-v1", (90.0, 70.0, 20.0), return_range=(5.0, 30.0)).evaluate(
+        Listener(), episodes=2, seed=0
+    )
+    assert asked == [30.0, 30.0, 20.0, 20.0]
+    assert [row["target_return"] for row in rows] == [90.0, 70.0, 20.0]
+    assert rows[0]["return_mean"] == rows[1]["return_mean"]
 
 
 def test_what_cannot_be_evaluated():
