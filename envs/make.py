@@ -12,6 +12,7 @@ from gymnasium import spaces
 
 from decision_s4.envs import memory
 from decision_s4.envs.errors import UserError, nearest
+from decision_s4.envs.minigrid import readable
 
 LOG = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ def make(env_id: str, **kwargs: Any) -> gym.Env:
     spec = registered_spec(env_id)
     try:
         with quiet_mujoco(spec):
-            return gym.make(env_id, disable_env_checker=True, **kwargs)
+            return readable(gym.make(env_id, disable_env_checker=True, **kwargs))
     except UserError:
         raise
     except (ImportError, gym.error.DependencyNotInstalled) as error:

@@ -63,15 +63,14 @@ class RepeatPrevious(Cards):
 class CountRecall(Batch):
     """Say how many cards of the colour asked for were dealt so far, this one included.
 
-    It sees (the card dealt, the card asked for); each comes from a deck of its own. As in POPGym,
-    the count of a whole colour, 26, is no action.
+    It sees (the card dealt, the card asked for); each comes from a deck of its own.
     """
 
     def __init__(self, count: int, decks: int = 1):
         super().__init__(count)
         self.length = decks * CARDS
         self.observation_space = spaces.MultiDiscrete([COLOURS, COLOURS])
-        self.action_space = spaces.Discrete(self.length // COLOURS)
+        self.action_space = spaces.Discrete(self.length // COLOURS + 1)
         self.cards = np.zeros((count, self.length, 2), np.int64)
 
     def draw(self, row: int, generator: np.random.Generator) -> None:
