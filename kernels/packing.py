@@ -5,6 +5,7 @@ Shapes: B rows, T steps, L chunk length, M chunks of all episodes together.
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,6 +37,22 @@ class ChunkLayout:
     """(F,) how many steps, 1 … L, that chunk holds."""
     tail: Tensor
     """(F, L) the steps of that chunk, latest first."""
+
+
+class Walk(NamedTuple):
+    """A way along rows, for programs that walk them; int32."""
+
+    order: Tensor | None
+    """(B, T) the valid steps of a row in time order; None: the first `count`."""
+    segment: Tensor
+    """(B, T) by step: how many episodes have begun in the row up to there."""
+    count: Tensor
+    """(B,) valid steps."""
+
+    @property
+    def pointers(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The fields; in place of no order, one that is not read."""
+        return self.segment if self.order is None else self.order, self.segment, self.count
 
 
 class Packing:
@@ -99,6 +116,20 @@ class Packing:
         """(B, T) uint8: 0 for a step of no episode, 2 for the first of one, 1 for the others."""
         marks = self.start.to(torch.uint8) + 1
         return marks if self.valid is None else marks * self.valid
+
+    @cached_property
+    def walk(self) -> Walk:
+        """How to walk along each row."""
+        if self.valid is None:
+            segment = self.start.cumsum(1, dtype=torch.int32)
+            count = segment.new_full((self.rows,), self.steps)
+            return Walk(None, segment, count)
+        valid, steps = self.valid, self.steps
+        segment = (self.start & valid).cumsum(1, dtype=torch.int32)
+        place = torch.where(valid, valid.cumsum(1) - 1, steps)
+        number = torch.arange(steps, dtype=torch.int32, device=valid.device).expand_as(place)
+        order = segment.new_zeros(self.rows, steps + 1).scatter_(1, place, number)
+        return Walk(order[:, :steps].contiguous(), segment, valid.sum(1, dtype=torch.int32))
 
     def chunks(self, length: int) -> ChunkLayout:
         """The episodes cut into chunks of `length` steps."""

@@ -12,10 +12,11 @@ from typing import Literal
 from torch import Tensor
 
 from decision_s4.kernels.lti_scan import chunked, naive
+from decision_s4.kernels.lti_scan.prepared import Prepared, prepare
 from decision_s4.kernels.lti_scan.system import System, transition
 from decision_s4.kernels.packing import Packing
 
-__all__ = ["System", "lti_scan", "lti_step", "transition"]
+__all__ = ["Prepared", "System", "lti_scan", "lti_step", "prepare", "transition"]
 
 lti_step = naive.step
 
@@ -25,7 +26,8 @@ def lti_scan(
     system: System,
     state: Tensor,
     packing: Packing,
-    impl: Literal["naive", "torch"] | None = None,
+    impl: Literal["naive", "torch", "triton"] | None = None,
+    prepared: Prepared | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run the system over packed rows; differentiable in `u`, `system` and `state`.
 
@@ -34,15 +36,23 @@ def lti_scan(
         system: the discretised system of each of the H channels.
         state: (B, H, n, 2) carried in, real and imaginary parts of x.
         packing: where episodes start; the state is zero before each start.
-        impl: "naive" is the equation as a loop; None takes the fastest.
+        impl: "naive" is the equation as a loop, "torch" runs anywhere, "triton" is fused for CUDA
+            (float32, up to 64 states; differentiable once). None takes "torch".
+        prepared: `prepare(system)` of the same a, b, w and v, of which "triton" then has no
+            gradient.
 
     Returns:
         (y (B, T, H), final state (B, H, n, 2)). y is 0 at steps that are not valid.
 
     Raises:
-        ValueError: for an unknown `impl`.
+        ValueError: for an unknown `impl`, or what "triton" does not take.
     """
-    if impl not in (None, "naive", "torch"):
-        raise ValueError(f"lti_scan: impl '{impl}' is unknown; use 'naive' or 'torch'")
+    if impl not in (None, "naive", "torch", "triton"):
+        known = "'naive', 'torch' or 'triton'"
+        raise ValueError(f"lti_scan: impl '{impl}' is unknown; use {known}")
+    if impl == "triton":
+        from decision_s4.kernels.lti_scan import triton  # needs Triton
+
+        return triton.scan(u, system, state, packing, prepared)
     run = naive.scan if impl == "naive" else chunked.scan
     return run(u, system, state, packing)
