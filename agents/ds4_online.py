@@ -23,7 +23,13 @@ from decision_s4.agents.action_values import ActionValues
 from decision_s4.agents.critics import one_step_target, target_of
 from decision_s4.agents.policy import SequencePolicy
 from decision_s4.agents.replay import Transition
-from decision_s4.agents.stored_state import Stored, after_memory, stored_state
+from decision_s4.agents.stored_state import (
+    NewState,
+    Stored,
+    StoredState,
+    after_memory,
+    stored_state,
+)
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.timestep import TimeStep
 
@@ -36,6 +42,9 @@ class DS4OnlineOptions:
     """What stands still: all that feeds a state, so that stored ones stay exact; each state space;
     each but its read-out C; or nothing. "auto" is "states" where a run is begun from, "memory" from
     scratch. With another backbone, "memory" and "core" both freeze its recurrence parameters."""
+    store_states: bool = True
+    """Whether an update's steps begin from the states that the actor had in them; without them each
+    begins from a new state, as an episode does."""
     actor_learning_rate: float = 3e-4
     """Of the actor, constant."""
     critic_learning_rate: float = 5e-4
@@ -97,7 +106,7 @@ class DS4OnlineLearner:
         usual = "states" if pretrained else "memory"
         self.policy = freeze(policy.eval(), usual if options.freeze == "auto" else options.freeze)
         self.returns_change = returns_change
-        self.stored = stored_state(policy, returns_change)
+        self.stored = self._stored_state()
         self.beginning = target_of(policy) if pretrained and options.anchor_weight else None
         self.critic = ActionValues(
             policy,
@@ -174,7 +183,12 @@ class DS4OnlineLearner:
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
         self.updates = state["updates"]
-        self.stored = stored_state(self.policy, self.returns_change)
+        self.stored = self._stored_state()
+
+    def _stored_state(self) -> StoredState:
+        if not self.options.store_states:
+            return NewState()
+        return stored_state(self.policy, self.returns_change)
 
     def _parts(self) -> dict[str, Any]:
         parts = {

@@ -44,7 +44,16 @@ class DS4OnlineConfig(ExplorationOptions, DS4OnlineOptions, PolicyOptions, RunOp
     """Train a policy in an environment by Decision S4's recurrent actor-critic."""
 
     fixed: ClassVar[frozenset[str]] = frozenset(
-        {"from_run", "dataset", "freeze", "critics", "critic_width", "critic_layers", "critic_norm"}
+        {
+            "from_run",
+            "dataset",
+            "freeze",
+            "store_states",
+            "critics",
+            "critic_width",
+            "critic_layers",
+            "critic_norm",
+        }
         | {"critic_return", "replay_size", "env"}
     )
 

@@ -42,6 +42,18 @@ class WholeState:
         return policy.step(step._replace(start=torch.zeros_like(step.start)), stored)[0]
 
 
+class NewState:
+    """Nothing: each step begins from a new state. It shows what stored states are worth."""
+
+    def keep(self, state: State, step: TimeStep) -> Stored:
+        """(B, 0)."""
+        return step.return_to_go.new_empty(len(step.return_to_go), 0)
+
+    def step(self, policy: SequencePolicy, step: TimeStep, stored: Stored) -> Tensor:
+        """The policy's step as an episode's first."""
+        return policy.step(step, policy.initial_state(len(stored)))[0]
+
+
 class ReadOuts:
     """What frozen linear state spaces read out of their states, (B, L, D): N times smaller.
 

@@ -24,10 +24,12 @@ BASE = (
 )
 ABLATIONS = {
     "all parts": "",
+    "no stored states": "--no-store-states",
     "below the memory trained": "--freeze memory",
     "only A, B, dt frozen": "--freeze core",
     "recurrence trained": "--freeze nothing",
     "no logged steps": "--dataset none",
+    "logged steps kept": "--replay-size 400000",
     "no warm-up": "--critic-warmup 0 --warmup-updates 0",
     "no target networks": "--target-rate 1",
     "hard copies": "--target-rate 1 --target-every 200",
@@ -40,9 +42,10 @@ ABLATIONS = {
     "one critic": "--critics 1",
     "no layer norm": "--no-critic-norm",
     "no anchor": "--anchor-weight 0 --anchor-final 0",
+    "looser anchor": "--anchor-weight 0.03 --anchor-final 0.03",
     "fading anchor": "--anchor-final 0.03",
     "no target noise": "--target-noise 0",
-    "critic sees R": "--critic-return",
+    "critics see R": "--critic-return",
     "the paper's parts alone": "--freeze memory --dataset none --critics 1 --no-critic-norm "
     "--anchor-weight 0 --anchor-final 0 --target-noise 0 --target-raise 0.1 --hindsight "
     "--critic-return --actor-every 1 --actor-learning-rate 1e-5 --warmup-updates 0",

@@ -349,6 +349,18 @@ def test_states_stay_exact_where_all_that_feeds_them_stands_still(backbone):
             assert (features - old).abs().max() > 1e-2
 
 
+def test_without_stored_states_a_step_begins_from_a_new_state():
+    learner = make_learner(store_states=False)
+    policy, (step,) = learner.policy, steps(1)
+    step = step._replace(start=torch.zeros_like(step.start))
+    state = tuple(torch.randn_like(x) for x in policy.initial_state(4))
+    kept = learner.stored.keep(state, step)
+    assert kept.shape == (4, 0)
+    found, new = learner.stored.step(policy, step, kept), policy.initial_state(4)
+    assert_close(found, policy.step(step, new)[0])
+    assert not torch.allclose(found, policy.step(step, state)[0])
+
+
 def test_the_anchor_is_let_go_of_by_and_by():
     learner = make_learner(pretrained=True, anchor_weight=0.5, anchor_final=0.1)
     found = []

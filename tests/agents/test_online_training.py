@@ -86,6 +86,16 @@ def test_a_checkpoint_goes_on_bit_for_bit_but_for_the_environments(run, tmp_path
     assert second.explorer.table is None and second.explorer.episodes == first.explorer.episodes
 
 
+def test_a_run_without_stored_states_goes_on_too(tmp_path):
+    first = OnlineTraining.begin(settings(store_states=False), CPU)
+    first.update()
+    first.save(tmp_path)
+    second = OnlineTraining.begin(settings(store_states=False), CPU)
+    second.restore(tmp_path)
+    assert second.replay.store.state.shape == (400, 0)
+    assert torch.equal(*[each._learn(8)["loss"] for each in (first, second)])
+
+
 def test_a_checkpoint_without_the_replay_goes_on_with_an_empty_one(tmp_path):
     first = OnlineTraining.begin(settings(save_replay=False), CPU)
     first.update()
