@@ -55,7 +55,7 @@ def _matrices(system: System, c: Tensor) -> Matrices:
 
 
 class FusedScan(torch.autograd.Function):
-    """u (B, T, H), a chunk's matrices, state (B, H, N), the way along the rows -> y, final state."""
+    """u (B, T, H), a chunk's matrices, state (B, H, N), walk -> y, final state."""
 
     @staticmethod
     def forward(ctx: Any, u, kernel, read, ahead, powers, state, walk) -> tuple[Tensor, Tensor]:
@@ -80,12 +80,12 @@ class FusedScan(torch.autograd.Function):
 
 
 class PreparedScan(torch.autograd.Function):
-    """u (B, T, H), c (H, N), state (B, H, N), constants, the way along the rows -> y, final state."""
+    """u (B, T, H), c (H, N), state (B, H, N), constants, walk -> y, final state."""
 
     @staticmethod
     def forward(ctx: Any, u, c, state, prepared, walk) -> tuple[Tensor, Tensor]:
         u, c, state = (x.contiguous() for x in (u, c, state))
-        length, size, inner, outer = prepared.shape
+        _, size, inner, outer = prepared.shape
         rows = torch.bmm(prepared.rows, c[..., None]).squeeze(2)  # (H, R N + L)
         first = rows[:, : inner * size].view(-1, inner, size).transpose(1, 2)
         read = torch.bmm(prepared.later, first).view(-1, outer, size, inner)
@@ -99,7 +99,7 @@ class PreparedScan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, dfinal: Tensor) -> tuple[Tensor | None, ...]:
         (u, rows, read, *kept), prepared = ctx.saved_tensors, ctx.prepared
-        length, size, inner, outer = prepared.shape
+        _, size, inner, outer = prepared.shape
         kernel = rows[:, inner * size :]
         matrices = Matrices(kernel, read, prepared.ahead, prepared.powers)
         groups = min(GROUPS, len(u))

@@ -2,11 +2,11 @@
 
     y_i = Σ_{j ≤ i} k_{i−j} u_j + r_i · x,   x ← Ā^L x + Σ_j (Ā^{L−1−j} b) u_j
 
-inside a chunk, k_l = c Ā^l b and r_i = c Ā^{i+1}. The matrices stay in registers along the row. A sum
-takes j where it is of i's segment, x where it is of the segment that goes on, the end takes j where
-it is of the last segment: an episode is a segment, and what is left out is not even multiplied.
+inside a chunk, k_l = c Ā^l b and r_i = c Ā^{i+1}. The matrices stay in registers along the row. An
+episode is a segment: y_i takes j of i's segment and x if i goes on with it, the end takes j of the
+last segment and x if none began; what is left out is not even multiplied.
 
-Shapes: B rows, T steps, H channels, N real states (of N_ with padding), L steps a chunk, K = log2 L.
+Shapes: B rows, T steps, H channels, N real states (N_ with padding), L steps a chunk, K = log2 L.
 `order` (B, T): the steps that are valid, in time order; `count` (B,) how many; `segment` (B, T).
 `read` and its gradient lie as (H, L / R, N, R).
 """
@@ -49,7 +49,7 @@ def _respond(
     u, y, order, segment, row, steps, h, H, first, size, x, last, toeplitz, read, ahead,
     L: tl.constexpr, ORDER: tl.constexpr,
 ):  # fmt: skip
-    """Outputs of a chunk, stored; what it adds to the state; whether x goes on; its last segment."""
+    """Stores a chunk's outputs; what it adds to the state, whether x goes on, its last segment."""
     i = tl.arange(0, L)
     inside = i < size
     place, mine = _steps(order, segment, row, steps, first + i, inside, -1, ORDER)
