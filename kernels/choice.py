@@ -8,21 +8,28 @@ import os
 import torch
 
 LOG = logging.getLogger(__name__)
+NO_FLA = "has no such kernel"
 
 
-def fastest(op: str, device: torch.device, misfit: str | None = None) -> str:
-    """ "triton" for tensors on CUDA unless there is a `misfit`, else "torch".
+def fastest(
+    op: str, device: torch.device, misfit: str | None = None, fla: str | None = NO_FLA
+) -> str:
+    """ "triton" for tensors on CUDA unless there is a `misfit`; then "fla" if it may, or "torch".
 
     Args:
         op: name in the log.
         misfit: what the fused kernels of `op` do not take of these tensors; None: nothing.
+        fla: why flash-linear-attention is not taken for these; None: it may be.
     """
     if device.type != "cuda":
         return "torch"
     if misfit is None and importlib.util.find_spec("triton") is None:
         misfit = "Triton is not installed"
-    _say(op, misfit)
-    return "triton" if misfit is None else "torch"
+    chosen = "triton" if misfit is None else "fla" if fla is None else "torch"
+    if chosen == "torch" and fla != NO_FLA:
+        misfit = f"{misfit}; 'fla' {fla}"
+    _say(op, chosen, misfit)
+    return chosen
 
 
 def check(op: str, device: torch.device, misfit: str | None) -> None:
@@ -39,6 +46,5 @@ def interpreted() -> bool:
 
 
 @functools.cache
-def _say(op: str, misfit: str | None) -> None:
-    reason = "" if misfit is None else f": {misfit}"
-    LOG.info("%s: '%s' runs on cuda%s", op, "torch" if misfit else "triton", reason)
+def _say(op: str, chosen: str, misfit: str | None) -> None:
+    LOG.info("%s: '%s' runs on cuda%s", op, chosen, "" if misfit is None else f": {misfit}")

@@ -55,6 +55,24 @@ class Walk(NamedTuple):
         return self.segment if self.order is None else self.order, self.segment, self.count
 
 
+@dataclass(frozen=True)
+class Sequences:
+    """E episodes end to end, as kernels for sequences of any length take them."""
+
+    steps: Tensor
+    """(S,) all valid steps, flat, in order."""
+    bounds: Tensor
+    """(E + 1,) where in `steps` each episode begins; last, S."""
+    carry_rows: Tensor
+    """(C,) rows whose first episode goes on from the state carried in."""
+    carried: Tensor
+    """(C,) that episode."""
+    final_rows: Tensor
+    """(F,) rows with at least one valid step."""
+    final: Tensor
+    """(F,) the last episode of each."""
+
+
 class Packing:
     """The episodes in rows of `start` (B, T) bool, computed once a batch and shared by all layers.
 
@@ -99,6 +117,31 @@ class Packing:
         return index, episode, position, first, ends[: len(first)] - first
 
     @cached_property
+    def _ends(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of each episode: its row, whether it begins from the state carried in, ends its row."""
+        index, _, _, first, _ = self._episodes
+        row = index[first] // self.steps
+        opens = torch.ones_like(row, dtype=torch.bool)
+        opens[1:] = row[1:] != row[:-1]
+        closes = torch.ones_like(opens)
+        closes[:-1] = opens[1:]
+        return row, opens & ~self.start.flatten()[index[first]], closes
+
+    @cached_property
+    def sequences(self) -> Sequences:
+        """The episodes as sequences of their own lengths."""
+        index, _, _, first, _ = self._episodes
+        row, carries, closes = self._ends
+        return Sequences(
+            steps=index,
+            bounds=torch.cat([first, first.new_tensor([len(index)])]),
+            carry_rows=row[carries],
+            carried=carries.nonzero().squeeze(1),
+            final_rows=row[closes],
+            final=closes.nonzero().squeeze(1),
+        )
+
+    @cached_property
     def longest(self) -> int:
         """Steps of the longest episode, at least 1."""
         lengths = self._episodes[-1]
@@ -138,7 +181,7 @@ class Packing:
         return self._layouts[length]
 
     def _cut(self, length: int) -> ChunkLayout:
-        index, episode, position, first, lengths = self._episodes
+        index, episode, position, _, lengths = self._episodes
         total = self.start.numel()
         n_chunks = (lengths + length - 1) // length
         place = torch.empty_like(n_chunks)
@@ -156,12 +199,7 @@ class Packing:
         target = index.new_full((total,), m * length)
         target[index] = chunk * length + within
 
-        row = index[first] // self.steps
-        opens = torch.ones_like(row, dtype=torch.bool)
-        opens[1:] = row[1:] != row[:-1]
-        carries = opens & ~self.start.flatten()[index[first]]
-        closes = torch.ones_like(opens)
-        closes[:-1] = opens[1:]
+        row, carries, closes = self._ends
         final_chunks = (offsets[n_chunks - 1] + place)[closes]
         final_lengths = (lengths - (n_chunks - 1) * length)[closes]
         source = source.view(m, length)

@@ -15,7 +15,7 @@ FOLDERS = {"agents", "configs", "data", "envs", "kernels"}
 PROGRAMS = {"train", "evaluate"}
 # file or folder -> what of ours it may import, and which libraries besides the standard one
 RULES = {
-    "kernels": ({"kernels"}, {"torch", "triton", "filelock"}),
+    "kernels": ({"kernels"}, {"torch", "triton", "filelock", "fla", "mamba_ssm"}),
     "agents/backbones": (
         {"agents.backbones", "kernels", "envs.errors"},
         {"torch", "numpy", "yaml"},

@@ -6,18 +6,19 @@ S is (K, V) in each head (Yang et al., "Gated Linear Attention Transformers with
 Training", arXiv 2312.06635, equation 3). HGRN-2, RetNet and linear attention are special cases.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor
 
+from decision_s4.kernels import fla
 from decision_s4.kernels.choice import fastest
-from decision_s4.kernels.gated_linear import chunked, naive
+from decision_s4.kernels.gated_linear import by_fla, chunked, naive
 from decision_s4.kernels.gated_linear.misfit import misfit
 from decision_s4.kernels.packing import Packing
 
 __all__ = ["gated_linear", "gated_linear_step"]
 
-Impl = Literal["naive", "torch", "triton"]
+Impl = Literal["naive", "torch", "triton", "fla"]
 
 gated_linear_step = naive.step
 
@@ -41,20 +42,23 @@ def gated_linear(
         state: (B, H, K, V) carried in.
         packing: where episodes start; the state is zero before each start.
         impl: "naive" is the equation as a loop, "torch" runs anywhere, "triton" is fused for CUDA
-            (bfloat16 and float32, K up to 128; differentiable once). None takes "triton" on CUDA
-            for what it takes, else "torch".
+            (bfloat16 and float32, K up to 128; differentiable once), "fla" is
+            flash-linear-attention for CUDA (the extra `cuda`; float32 in TF32). None takes "triton"
+            on CUDA for what it takes, else "fla" where it is installed and the types allow it,
+            else "torch".
 
     Returns:
         (o (B, T, H, V), final state (B, H, K, V)). o is 0 at steps that are not valid.
 
     Raises:
-        ValueError: for an unknown `impl`, or what "triton" does not take.
+        ValueError: for an unknown `impl`, or what "triton" or "fla" does not take.
     """
-    if impl not in (None, "naive", "torch", "triton"):
-        raise ValueError(
-            f"gated_linear: impl '{impl}' is unknown; use 'naive', 'torch' or 'triton'"
-        )
-    impl = impl or fastest("gated_linear", v.device, misfit(q, k, v))
+    if impl not in (None, *get_args(Impl)):
+        known = "'naive', 'torch', 'triton' or 'fla'"
+        raise ValueError(f"gated_linear: impl '{impl}' is unknown; use {known}")
+    impl = impl or fastest("gated_linear", v.device, misfit(q, k, v), fla.unasked(q, k, v))
+    if impl == "fla":
+        return by_fla.scan(q, k, v, log_gate, state, packing)
     if impl == "triton":
         from decision_s4.kernels.gated_linear import triton  # needs Triton
 

@@ -9,21 +9,20 @@ Shapes: B rows, T steps, D channels, N states a channel.
 
 import functools
 import logging
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from decision_s4.kernels import choice
-from decision_s4.kernels.selective_scan import chunked, naive
+from decision_s4.kernels.selective_scan import by_mamba_ssm, chunked, naive
 from decision_s4.kernels.selective_scan.arguments import Arguments, check
 from decision_s4.kernels.selective_scan.misfit import misfit
 
 __all__ = ["Impl", "selective_scan", "selective_scan_step"]
 
 LOG = logging.getLogger(__name__)
-Impl = Literal["naive", "torch", "cpu", "triton"]
-IMPLS = ("naive", "torch", "cpu", "triton")
+Impl = Literal["naive", "torch", "cpu", "triton", "mamba-ssm"]
 
 
 def selective_scan(
@@ -55,8 +54,9 @@ def selective_scan(
         state: (B, D, N) carried in; None for zeros.
         start: (B, T) bool, the first steps of episodes: the state is zero before them.
         impl: "naive" is the equation as a loop, "torch" runs anywhere, "cpu" is C++ (compiled at
-            its first use), "triton" is fused for CUDA (bfloat16 and float32, N up to 256). None
-            takes the fastest that can and logs it once.
+            its first use), "triton" is fused for CUDA (bfloat16 and float32, N up to 256),
+            "mamba-ssm" is that library's CUDA kernel (an extra; without start, state and a
+            gradient through the final state). None takes the fastest of ours and logs it once.
 
     Returns:
         (y (B, T, D) in the type of u, final state (B, D, N)). State and sums are float64 if any
@@ -66,13 +66,13 @@ def selective_scan(
         ValueError: for an unknown `impl`, or what does not fit it or the others.
         RuntimeError: for "cpu" or "triton" where the machine has no compiler or no Triton.
     """
-    if impl not in (None, *IMPLS):
-        known = ", ".join(f"'{name}'" for name in IMPLS)
+    if impl not in (None, *get_args(Impl)):
+        known = ", ".join(f"'{name}'" for name in get_args(Impl))
         raise ValueError(f"selective_scan: impl '{impl}' is unknown; use one of {known}")
     arguments = check(u, delta, A, B, C, D, z, delta_bias, delta_softplus, state, start)
     chosen = impl or _fastest(u.device.type, arguments.dtype, A.shape[1])
     with torch.autocast(u.device.type, enabled=False):
-        return _run(chosen, arguments)
+        return _run(chosen, arguments, fresh=state is None)
 
 
 def selective_scan_step(
@@ -95,7 +95,7 @@ def selective_scan_step(
     return y.squeeze(1), state
 
 
-def _run(impl: str, arguments: Arguments) -> tuple[Tensor, Tensor]:
+def _run(impl: str, arguments: Arguments, fresh: bool) -> tuple[Tensor, Tensor]:
     if impl == "naive":
         return naive.scan(arguments)
     if impl == "torch":
@@ -104,6 +104,8 @@ def _run(impl: str, arguments: Arguments) -> tuple[Tensor, Tensor]:
         from decision_s4.kernels.selective_scan import cpu  # compiles
 
         return cpu.scan(arguments)
+    if impl == "mamba-ssm":
+        return by_mamba_ssm.scan(arguments, fresh)
     from decision_s4.kernels.selective_scan import triton  # needs Triton
 
     return triton.scan(arguments)

@@ -38,6 +38,19 @@ def test_what_does_not_fit_runs_in_torch_and_the_log_says_why(triton, caplog):
     assert caplog.messages == ["op: 'torch' runs on cuda: needs float32"]
 
 
+def test_another_library_runs_where_ours_cannot_and_it_may(triton, caplog):
+    with caplog.at_level(logging.INFO):
+        assert choice.fastest("op", CUDA, None, None) == "triton"
+        assert choice.fastest("op", CUDA, "takes K up to 2", None) == "fla"
+        assert choice.fastest("op", CUDA, "takes K up to 2", "needs bfloat16") == "torch"
+    assert caplog.messages == [
+        "op: 'triton' runs on cuda",
+        "op: 'fla' runs on cuda: takes K up to 2",
+        "op: 'torch' runs on cuda: takes K up to 2; 'fla' needs bfloat16",
+    ]
+    assert choice.fastest("op", CPU, "takes K up to 2", None) == "torch"
+
+
 def test_without_triton_torch_runs(monkeypatch, caplog):
     monkeypatch.setattr(choice.importlib.util, "find_spec", lambda name: None)
     with caplog.at_level(logging.INFO):
