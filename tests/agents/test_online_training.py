@@ -9,7 +9,7 @@ import torch
 from torch.testing import assert_close
 
 from decision_s4 import evaluate
-from decision_s4.agents import checkpoint
+from decision_s4.agents import checkpoint, saved
 from decision_s4.agents.ds4_online import this_step
 from decision_s4.agents.online_training import DS4OnlineConfig, OnlineTraining
 from decision_s4.agents.stored_state import LastLayer
@@ -50,6 +50,13 @@ def test_a_run_from_scratch_leaves_what_every_run_leaves(run):
 def test_a_run_can_be_evaluated(run, capsys):
     assert evaluate.main([str(run), "--episodes", "2"]) == 0
     assert f"step {checkpoint.load(run, 'best').step}" in capsys.readouterr().out
+
+
+def test_it_may_ask_for_more_than_the_data_of_the_run_begun_from(run, monkeypatch):
+    offline = dataclasses.replace(saved.task(checkpoint.load(run)), return_range=(0.0, 1.0))
+    monkeypatch.setattr(saved, "task", lambda found: offline)
+    begun = settings(from_run=run, env=None, target_returns=(9.0,))
+    assert OnlineTraining.begin(begun, CPU).task.aims == (9.0,)
 
 
 def test_a_run_goes_on_from_anothers_best_policy(run):
