@@ -6,7 +6,7 @@ convolution and activation (Zimerman, Ali, Wolf, arXiv 2405.16504).
 Shapes: B rows, T tokens, H heads, I tokens asked for.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,9 @@ from decision_s4.agents.policy import Policy
 from decision_s4.agents.probes.reading import Answer
 from decision_s4.agents.tokens import TokenState
 from decision_s4.envs.errors import UserError
+
+BLOCK = 1 << 22
+"""Numbers of the rows that are held at a time."""
 
 
 @torch.no_grad()
@@ -31,14 +34,14 @@ def operators(
 
 
 def mean_map(op: MixerOp, max_elements: int = MAX_ELEMENTS) -> Tensor:
-    """(B, T, T) mean over heads of |M|; one row of all heads is held at a time.
+    """(B, T, T) mean over heads of |M|; some rows of all heads are held at a time.
 
     Raises:
         UserError: for a map of more than `max_elements`.
     """
     rows, steps = op.values.shape[:2]
     _check_size(rows, steps, max_elements)
-    return torch.stack([op.rows([t]).abs().mean(1)[:, 0] for t in range(steps)], 1)
+    return torch.cat([op.rows(block).abs().mean(1) for block in _blocks(op)], 1)
 
 
 def rollout(maps: Iterable[Tensor]) -> Tensor:
@@ -82,8 +85,7 @@ def gradient_weighted(
     maps = []
     for op, gradient in zip(operations, upstream, strict=True):
         _check_size(*op.values.shape[:2], max_elements)
-        rows = [_weighted_row(op, gradient, t) for t in range(op.values.shape[1])]
-        maps.append(torch.stack(rows, 1))
+        maps.append(torch.cat([_weighted_rows(op, gradient, block) for block in _blocks(op)], 1))
     return maps
 
 
@@ -125,13 +127,19 @@ def _upstream(
     return list(gradients)
 
 
-def _weighted_row(op: MixerOp, gradient: Tensor, t: int) -> Tensor:
-    """(B, T)"""
-    here, v = gradient[:, t], op.values
+def _weighted_rows(op: MixerOp, gradient: Tensor, steps: Tensor) -> Tensor:
+    """(B, I, T)"""
+    here, v = gradient[:, steps], op.values
     if op.layout == "heads":
-        slope = torch.einsum("bhv,bthv->bht", here, v)
+        slope = torch.einsum("bihv,bthv->bhit", here, v)
     elif op.layout == "channels":
-        slope = torch.einsum("bh,bth->bht", here.flatten(1), v.flatten(2))
+        slope = torch.einsum("bih,bth->bhit", here.flatten(2), v.flatten(2))
     else:
-        slope = torch.einsum("bo,btj->bojt", here.flatten(1), v.flatten(2)).flatten(1, 2)
-    return (op.rows([t])[:, :, 0] * slope).clamp(min=0).mean(1)
+        slope = torch.einsum("bio,btj->bojit", here.flatten(2), v.flatten(2)).flatten(1, 2)
+    return (op.rows(steps) * slope).clamp(min=0).mean(1)
+
+
+def _blocks(op: MixerOp) -> Iterator[Tensor]:
+    """All tokens, as many at a time as BLOCK allows of their rows."""
+    rows, tokens = op.values.shape[:2]
+    return iter(torch.arange(tokens).split(max(1, BLOCK // (rows * op.heads * tokens))))

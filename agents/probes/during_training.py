@@ -67,7 +67,7 @@ def log_probes(
     ]
     maps = [probe for probe in probes if isinstance(probe, AttributionProbe)]
     if maps:
-        found = faithfulness(maps, contexts)
+        found = faithfulness(maps, contexts, weights=False)
         scalars = {f"probe/{name}/deletion": found.mean(name)[0] for name in found.scores}
         scalars |= {
             f"probe/{probe.name}/deletion_over_random": found.beats(probe.name, RANDOM)[0]

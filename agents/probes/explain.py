@@ -114,7 +114,7 @@ def _findings(plan: Plan, contexts: Sequence[Context], task: Task, say: Say) -> 
 
 
 def _say_best(evidence: Faithfulness, say: Say) -> None:
-    best = max(evidence.survival, key=lambda name: evidence.mean(name)[0])
+    best = evidence.methods[0]
     value, low, high = evidence.beats(best, "random order")
     say(
         f"faithful: {best} beats a random order in deletion by {value:.3f} ({low:.3f} … {high:.3f})"

@@ -6,18 +6,18 @@ evenly in their logarithm: the few that matter most would pass unseen among shar
 Shapes: W steps, F features, N = W · F cells, M masks, K baselines, Q queries.
 """
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from decision_s4.agents.policy import Policy
 from decision_s4.agents.probes.base import AttributionProbe, Table
 from decision_s4.agents.probes.baselines import baseline
 from decision_s4.agents.probes.context import Context
+from decision_s4.agents.probes.sanity import rank_correlation, shuffled_weights
 from decision_s4.envs.statistics import bootstrap_interval
 
 COUNTS = 12
@@ -33,8 +33,12 @@ LARGER_IS_BETTER = {
 }
 """Measures, all in units of the answer."""
 GRADIENT, RANDOM = "plain gradient", "random order"
+SHUFFLED, KEPT, SIGNED, FLOOR = "shuffled", "kept", "kept with signs", "floor"
+"""Of a method's map under shuffled weights: its deletion, and rank correlations (see `Judge`)."""
 
 Map = Callable[[Context], Tensor]
+Scores = dict[str, dict[str, float]]
+"""By order (methods, and the controls GRADIENT and RANDOM), by measure."""
 
 
 def measures(context: Context, values: Tensor, base: Tensor, seed: int = 0) -> dict[str, float]:
@@ -45,15 +49,14 @@ def measures(context: Context, values: Tensor, base: Tensor, seed: int = 0) -> d
     positive − negative: mean y without the most negative cells − mean y without the most positive
     comprehensiveness, sufficiency: deletion and insertion at SHARES (arXiv 1911.03429)
     """
-    cells = values.numel()
-    counts = np.unique(np.geomspace(1, cells, COUNTS).round().astype(int))
-    shares = np.maximum(1, np.round(np.array(SHARES) * cells).astype(int))
+    shares = np.maximum(1, np.round(np.array(SHARES) * values.numel()).astype(int))
+    counts = _counts(values)
     by_size, by_sign = _places(values.abs(), seed), _places(values, seed)
     takes = {
         "deletion": _first(by_size, counts),
         "insertion": ~_first(by_size, counts),
         "positive": _first(by_sign, counts),
-        "negative": _first(cells - 1 - by_sign, counts),
+        "negative": _first(values.numel() - 1 - by_sign, counts),
         "comprehensiveness": _first(by_size, shares),
         "sufficiency": ~_first(by_size, shares),
     }
@@ -62,6 +65,17 @@ def measures(context: Context, values: Tensor, base: Tensor, seed: int = 0) -> d
     gap = (found.pop("negative") - found.pop("positive")).mean().item()
     away = {name: (y - context.prediction).abs().mean().item() for name, y in found.items()}
     return away | {"positive − negative": gap}
+
+
+def deletion(context: Context, values: Tensor, base: Tensor, seed: int = 0) -> float:
+    """That of `measures` alone."""
+    taken = _first(_places(values.abs(), seed), _counts(values))
+    return (_without(context, taken, base) - context.prediction).abs().mean().item()
+
+
+def _counts(values: Tensor) -> np.ndarray:
+    """Numbers of cells taken away."""
+    return np.unique(np.geomspace(1, values.numel(), COUNTS).round().astype(int))
 
 
 def _places(values: Tensor, seed: int) -> Tensor:
@@ -87,17 +101,79 @@ def _without(context: Context, taken: Tensor, base: Tensor) -> Tensor:
     return context.answer(variants.flatten(0, 1)).view(variants.shape[:2])
 
 
+class Judge:
+    """Measures each probe's map of a query, beside the plain gradient and random orders.
+
+    Each method also explains two networks of shuffled weights, drawn anew for each query:
+    "shuffled" is the deletion, of the true policy's answer, in the order of the first one's map;
+    "kept" and "kept with signs" are rank correlations of the map with that one, "floor" that of the
+    two with each other. A map is the policy's own where it deletes more than "shuffled", and keeps
+    no more than the floor.
+    """
+
+    def __init__(self, probes: Sequence[AttributionProbe]):
+        self.maps: dict[str, Map] = {probe.name: _map_of(probe) for probe in probes}
+
+    def scores(self, context: Context, seed: int, weights: bool = True) -> Scores:
+        """All measures of one query; those of shuffled weights are nan without `weights`."""
+        base = baseline("episodes", context)[:DRAWS]
+        others = [
+            context.to_policy(shuffled_weights(context.policy, 2 * seed + i))
+            for i in range(2 if weights else 0)
+        ]
+        found = {}
+        for name, make in self.maps.items():
+            values, *there = (make(each) for each in (context, *others))
+            found[name] = measures(context, values, base, seed)
+            found[name] |= _compared(context, values, there, base, seed)
+        gradient = context.gradient(context.features[None])[0]
+        found[GRADIENT] = measures(context, gradient, base, seed)
+        found[RANDOM] = _random(context, base, seed)
+        return found
+
+
+def _compared(
+    context: Context, values: Tensor, shuffled: Sequence[Tensor], base: Tensor, seed: int
+) -> dict[str, float]:
+    """A map beside those of two networks of shuffled weights; nan where there are none."""
+    if not shuffled:
+        return dict.fromkeys((SHUFFLED, KEPT, SIGNED, FLOOR), float("nan"))
+    first, second = shuffled
+    return {
+        SHUFFLED: deletion(context, first, base, seed),
+        KEPT: rank_correlation(values.abs(), first.abs()),
+        SIGNED: rank_correlation(values, first),
+        FLOOR: rank_correlation(first.abs(), second.abs()),
+    }
+
+
 @dataclass(frozen=True)
 class Faithfulness:
     """Measures of several orders over the same queries and masks."""
 
+    MEASURES: ClassVar = (*LARGER_IS_BETTER, SHUFFLED, KEPT, SIGNED, FLOOR)
+
     scores: dict[str, dict[str, np.ndarray]]
     """By order (methods, and the controls GRADIENT and RANDOM), measure: (Q,)."""
-    survival: dict[str, np.ndarray]
-    """By method: rank correlation (Q,) of its map's sizes with that of shuffled weights."""
+
+    @staticmethod
+    def over(queries: Sequence[Scores]) -> "Faithfulness":
+        """That of several queries with the same orders."""
+        return Faithfulness(
+            {
+                order: {name: np.array([each[order][name] for each in queries]) for name in row}
+                for order, row in queries[0].items()
+            }
+        )
+
+    @property
+    def methods(self) -> list[str]:
+        """All orders but the controls, the best deletion first."""
+        names = [name for name in self.scores if name not in (GRADIENT, RANDOM)]
+        return sorted(names, key=lambda name: -self.mean(name)[0])
 
     def mean(self, order: str, measure: str = "deletion") -> tuple[float, float, float]:
-        """Mean over queries, with its 95% bootstrap interval."""
+        """Mean over queries, with its 95% bootstrap interval; nan where no query has a number."""
         return _mean(self.scores[order][measure])
 
     def beats(
@@ -107,6 +183,14 @@ class Faithfulness:
         sign = 1 if LARGER_IS_BETTER[measure] else -1
         pairs = self.scores[order][measure], self.scores[control][measure]
         return _mean(sign * (pairs[0] - pairs[1]))
+
+    def beats_shuffled(self, order: str) -> tuple[float, float, float]:
+        """Mean advantage in deletion over the method's own map of shuffled weights."""
+        return _mean(self.scores[order]["deletion"] - self.scores[order][SHUFFLED])
+
+    def above_floor(self, order: str) -> tuple[float, float, float]:
+        """Mean of what a map keeps under shuffled weights beyond what two of those share."""
+        return _mean(self.scores[order][KEPT] - self.scores[order][FLOOR])
 
     def table(self) -> Table:
         """A row an order, the best deletion first."""
@@ -118,52 +202,46 @@ class Faithfulness:
                 "" if name == control else interval(self.beats(name, control), sign=True)
                 for control in (RANDOM, GRADIENT)
             ]
-            survives = self.survival.get(name)
-            kept = "" if survives is None else f"{np.nanmean(survives):+.2f}"
-            rows.append([name, *cells, *gains, kept])
+            rows.append([name, *cells, *gains])
         marks = {True: "↑", False: "↓"}
         columns = [f"{name} {marks[up]}" for name, up in LARGER_IS_BETTER.items()]
         count = len(next(iter(self.scores.values()))["deletion"])
         return Table(
             f"Faithfulness over {count} queries",
-            [
-                "order",
-                *columns,
-                "deletion beats random by",
-                "beats plain gradient by",
-                "map kept under shuffled weights",
-            ],
+            ["order", *columns, "deletion beats random by", "beats plain gradient by"],
             rows,
         )
 
+    def weights_table(self) -> Table:
+        """What the methods' maps of shuffled weights have in common with the true ones."""
+        rows = [
+            [
+                name,
+                interval(self.beats_shuffled(name), sign=True),
+                *(interval(self.mean(name, measure), True, 2) for measure in (KEPT, SIGNED, FLOOR)),
+            ]
+            for name in self.methods
+        ]
+        columns = [
+            "map",
+            "deletion beats its own map of shuffled weights by",
+            "rank correlation with that map",
+            "with signs",
+            "of two such maps",
+        ]
+        return Table("Are the maps the policy's own?", columns, rows)
+
 
 def faithfulness(
-    probes: Sequence[AttributionProbe], contexts: Sequence[Context], seed: int = 0
+    probes: Sequence[AttributionProbe],
+    contexts: Sequence[Context],
+    seed: int = 0,
+    weights: bool = True,
 ) -> Faithfulness:
-    """All measures of each probe's maps, beside the plain gradient and random orders.
-
-    `survival` explains a policy of shuffled weights: a map that stays is none of the policy's.
-    """
-    maps: dict[str, Map] = {probe.name: _map_of(probe) for probe in probes}
-    maps[GRADIENT] = lambda context: context.gradient(context.features[None])[0]
-    scores: dict[str, list[dict[str, float]]] = {name: [] for name in (*maps, RANDOM)}
-    survival: dict[str, list[float]] = {probe.name: [] for probe in probes}
-    other = shuffled_weights(contexts[0].policy, seed)
-    for number, context in enumerate(contexts):
-        base = baseline("episodes", context)[:DRAWS]
-        found = {name: make(context) for name, make in maps.items()}
-        for name, values in found.items():
-            scores[name].append(measures(context, values, base, seed + number))
-        scores[RANDOM].append(_random(context, base, seed + number))
-        for name in survival:
-            there = maps[name](context.to_policy(other))
-            survival[name].append(rank_correlation(found[name].abs(), there.abs()))
-    return Faithfulness(
-        {
-            name: {m: np.array([row[m] for row in rows]) for m in LARGER_IS_BETTER}
-            for name, rows in scores.items()
-        },
-        {name: np.array(values) for name, values in survival.items()},
+    """All measures over all queries; `weights`: also of shuffled ones, at thrice the cost."""
+    judge = Judge(probes)
+    return Faithfulness.over(
+        [judge.scores(context, seed + i, weights) for i, context in enumerate(contexts)]
     )
 
 
@@ -180,34 +258,16 @@ def _random(context: Context, base: Tensor, seed: int) -> dict[str, float]:
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
 
-@torch.no_grad()
-def shuffled_weights(policy: Policy, seed: int) -> Policy:
-    """A copy with each parameter's numbers in another order (after Adebayo et al., 1810.03292)."""
-    generator, copied = torch.Generator().manual_seed(seed), copy.deepcopy(policy)
-    for parameter in copied.parameters():
-        order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
-        parameter.copy_(parameter.flatten()[order].view_as(parameter))
-    return copied
-
-
-def rank_correlation(a: Tensor, b: Tensor) -> float:
-    """Spearman's, of all numbers of two tensors; nan where one is constant."""
-    ranks = torch.stack([_ranks(x.flatten().double()) for x in (a, b)])
-    return torch.corrcoef(ranks)[0, 1].item()
-
-
-def _ranks(x: Tensor) -> Tensor:
-    """Ties share the mean of their ranks."""
-    _, place, count = x.unique(return_inverse=True, return_counts=True)
-    ends = count.cumsum(0).double()
-    return (ends - (count - 1) / 2)[place]
-
-
 def _mean(values: np.ndarray) -> tuple[float, float, float]:
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return (float("nan"),) * 3
     return (float(values.mean()), *bootstrap_interval(values))
 
 
 def interval(values: tuple[float, ...], sign: bool = False, digits: int = 3) -> str:
-    """A mean and its interval: 0.120 [0.101, 0.140]."""
+    """A mean and its interval: 0.120 [0.101, 0.140]; a dash for none."""
+    if not np.isfinite(values[0]):
+        return "–"
     mean, low, high = (f"{value:{'+' if sign else ''}.{digits}f}" for value in values)
     return f"{mean} [{low}, {high}]"

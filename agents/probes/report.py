@@ -179,18 +179,19 @@ def _map(found: Attribution, width: int) -> dict[str, Any]:
 def _evidence(evidence: Faithfulness | None) -> dict[str, Any] | None:
     if evidence is None:
         return None
-    names = sorted(evidence.survival, key=lambda name: -evidence.mean(name)[0])
     gains = [
         {"name": n, "random": evidence.beats(n, RANDOM), "gradient": evidence.beats(n, GRADIENT)}
-        for n in names
+        for n in evidence.methods
     ]
     gains.append({"name": GRADIENT, "random": evidence.beats(GRADIENT, RANDOM), "gradient": None})
     note = (
         "Taken away means: holds what other episodes held at the same time step. ↑ larger is "
-        "better, ↓ smaller. The last column is the rank correlation of a map with that of the same "
-        "network with shuffled weights: what stays near 1 is none of the policy's doing."
+        "better, ↓ smaller. A map is the policy's own where it beats the same method's map of the "
+        "same network with shuffled weights, and is no more like that one than two such maps are "
+        "like each other: so much of any map is the layers' and the inputs'."
     )
-    return {"gains": gains, "table": _table(evidence.table()), "note": note}
+    tables = [_table(evidence.table()), _table(evidence.weights_table())]
+    return {"gains": gains, "tables": tables, "note": note}
 
 
 def _finding(found: Findings) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from decision_s4.agents.policy import PolicyOptions, SequencePolicy
 from decision_s4.agents.probes.base import Target, make_probe, make_probes, targets_of
 from decision_s4.agents.probes.baselines import BASELINES, baseline
 from decision_s4.agents.probes.context import Context, make_context
-from decision_s4.agents.probes.faithfulness import GRADIENT, RANDOM, faithfulness, rank_correlation
+from decision_s4.agents.probes.faithfulness import GRADIENT, RANDOM, faithfulness
 from decision_s4.agents.probes.gradients import IntegratedGradients, Occlusion, time_blocks
 from decision_s4.agents.probes.recordings import Recording, made
 from decision_s4.envs.errors import UserError
@@ -137,12 +137,6 @@ def test_faithfulness_tells_a_true_map_from_chance(planted):
     assert 0 < low <= value
     assert found.mean("occlusion", "sufficiency")[0] == pytest.approx(0, abs=1e-5)
     assert {"occlusion", GRADIENT, RANDOM} == {row[0] for row in found.table().rows}
-
-
-def test_rank_correlation():
-    a = torch.tensor([1.0, 2.0, 3.0, 4.0])
-    assert rank_correlation(a, a.exp()) == pytest.approx(1)
-    assert rank_correlation(a, -a) == pytest.approx(-1)
 
 
 def test_bad_questions_are_named():

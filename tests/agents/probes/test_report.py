@@ -58,7 +58,7 @@ def test_the_page_holds_names_maps_and_evidence(page):
     assert len(cells) == (query["step"] - query["first"] + 1) * len(data["features"])
     assert np.abs(cells).max() == 32767
     assert found["baseline"] == "the same time step of other episodes"
-    names = [row[0] for row in data["faithfulness"]["table"]["rows"]]
+    names = [row[0] for row in data["faithfulness"]["tables"][0]["rows"]]
     assert {"random order", "plain gradient", "occlusion"} <= set(names)
     assert [found["method"] for found in data["findings"][:2]] == ["patching", "sae"]
     assert data["findings"][-1]["tables"][0]["rows"][0][0] == "nothing"
