@@ -30,7 +30,7 @@ from decision_s4.agents.policy import PolicyOptions
 from decision_s4.agents.program import exit_code
 from decision_s4.agents.run import Row, Run
 from decision_s4.agents.run_dir import create_run_dir, default_run_dir
-from decision_s4.envs.errors import SimulatorError, UserError
+from decision_s4.envs.errors import DivergedError, SimulatorError, UserError
 
 CONFIG_FILE = "config.yaml"
 RETURN_TAG = "rollout/ep_rew_mean"
@@ -123,8 +123,8 @@ def _record(run: Run, run_dir: Path, notes: Sequence[str] = ()) -> None:
         with Interrupt() as interrupt:
             try:
                 _loop(run, logger, run_dir, interrupt)
-            except SimulatorError as error:
-                raise SimulatorError(f"{error}; {_what_is_kept(run_dir)}") from error
+            except (SimulatorError, DivergedError) as error:
+                raise type(error)(f"{error}; {_what_is_kept(run_dir)}") from error
         if interrupt.asked:
             if not run.finished:
                 logger.message(f"stopped at step {run.step}; go on with --resume {run_dir}")
@@ -186,7 +186,7 @@ def _log(
 def _check_finite(run: Run, metrics: Mapping[str, torch.Tensor]) -> None:
     for name, value in metrics.items():
         if not math.isfinite(value):
-            raise UserError(
+            raise DivergedError(
                 f"training diverged: {name} is {value.item()} at step {run.step}; "
                 f"lower --learning-rate {run.config.learning_rate:g}"
             )

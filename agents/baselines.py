@@ -24,7 +24,7 @@ from decision_s4.agents.policy import parameter_count
 from decision_s4.agents.rng import rng_state, seed_everything, set_rng_state
 from decision_s4.agents.run import Row
 from decision_s4.agents.stream_vec_env import StreamVecEnv
-from decision_s4.envs.errors import UserError
+from decision_s4.envs.errors import DivergedError, UserError
 from decision_s4.envs.rollout import open_rows
 from decision_s4.envs.stream import Stream
 from decision_s4.envs.task import environment_task
@@ -222,9 +222,9 @@ class BaselineTraining:
         """Stop where a weight is no number any more, before it is saved."""
         for name, weight in self.model.policy.named_parameters():
             if not math.isfinite(float(weight.detach().sum())):
-                raise UserError(
-                    f"training diverged: {name} is not finite at step {self.step}; the last "
-                    f"checkpoint is kept; lower --learning-rate {self.config.learning_rate:g}"
+                raise DivergedError(
+                    f"training diverged: {name} is not finite at step {self.step}; "
+                    f"lower --learning-rate {self.config.learning_rate:g}"
                 ) from cause
 
 

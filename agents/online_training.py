@@ -28,7 +28,7 @@ from decision_s4.agents.rng import rng_state, seed_everything, set_rng_state
 from decision_s4.agents.run import Row
 from decision_s4.agents.training import part
 from decision_s4.envs import datasets
-from decision_s4.envs.errors import UserError
+from decision_s4.envs.errors import DivergedError, UserError
 from decision_s4.envs.make import make
 from decision_s4.envs.rollout import open_rows
 from decision_s4.envs.scores import reference_scores
@@ -155,9 +155,9 @@ class OnlineTraining:
         self.explorer.act_as(self.learner.policy, self.learner.stored)
         returns = self._act(max(1, config.round_steps // config.environments))
         self.step = self.explorer.steps
-        metrics = self._learn(self.step - before)
+        metrics = self._learn(self.step - before) | self._books(returns)
         self._check(metrics)
-        return metrics | self._books(returns), self.step - before
+        return metrics, self.step - before
 
     def evaluate(self) -> list[Row]:
         """A row of eval.csv for the smoothed policy, asked for the return that is aimed at now."""
@@ -282,11 +282,12 @@ class OnlineTraining:
         for name, value in metrics.items():
             wrong = not math.isfinite(value)
             if wrong or (name in ("value", "actor_value") and abs(value) > bound):
-                raise UserError(
+                raise DivergedError(
                     f"training diverged: {name} is {float(value):g} at environment step "
-                    f"{self.step}, rewards were {self.largest_reward:g} at most; what "
-                    "checkpoints there are hold what was before; lower --critic-learning-rate "
-                    f"{self.config.critic_learning_rate:g} or --discount {self.config.discount:g}"
+                    f"{self.step}, rewards were {self.largest_reward:g} at most; lower "
+                    f"--critic-learning-rate {self.config.critic_learning_rate:g}, "
+                    f"--actor-learning-rate {self.config.actor_learning_rate:g} or "
+                    f"--discount {self.config.discount:g}"
                 )
 
 

@@ -25,7 +25,7 @@ from decision_s4.agents.rng import rng_state, seed_everything, set_rng_state
 from decision_s4.agents.rollouts import Collector, Rollout
 from decision_s4.agents.run import Row
 from decision_s4.agents.training import part
-from decision_s4.envs.errors import UserError
+from decision_s4.envs.errors import DivergedError, UserError
 from decision_s4.envs.rollout import open_rows
 from decision_s4.envs.spaces import leaf_spaces, map_tree
 from decision_s4.envs.stream import Stream
@@ -154,9 +154,9 @@ class PPOTraining:
     def _check(self, metrics: dict[str, Tensor]) -> None:
         value = metrics["value_loss"].item()
         if not math.isfinite(metrics["loss"].item()) or value > EXPLODED:
-            raise UserError(
-                f"training diverged: value_loss is {value:.3g} at step {self.step}; the last "
-                f"checkpoint is kept; lower --learning-rate {self.config.learning_rate:g}"
+            raise DivergedError(
+                f"training diverged: value_loss is {value:.3g} at step {self.step}; "
+                f"lower --learning-rate {self.config.learning_rate:g}"
             )
 
     def _episodes(self) -> dict[str, Tensor]:

@@ -9,6 +9,10 @@ class UserError(ValueError):
     """Bad input. Its message is one line that names the thing, the value and the fix."""
 
 
+class DivergedError(UserError):
+    """Training is past saving: its checkpoints are from before, and its settings must change."""
+
+
 class SimulatorError(RuntimeError):
     """An environment raised an error, or the process that steps it died; one line says which."""
 

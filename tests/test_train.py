@@ -222,7 +222,7 @@ def test_a_run_that_diverges_before_a_checkpoint_leaves_no_folder(capsys):
     assert run(f"{wild} --warmup-steps 0 --env none") == 2
     error = capsys.readouterr().err
     assert error.startswith("train.py: training diverged: ")
-    assert error.endswith("lower --learning-rate 1e+20\n")
+    assert error.endswith("lower --learning-rate 1e+20; no checkpoint had been written\n")
     assert not Path("run").exists()
 
 

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from decision_s4 import evaluate
 from decision_s4.agents import checkpoint, saved
-from decision_s4.agents.ds4_online import this_step
+from decision_s4.agents.ds4_online import DS4OnlineLearner, this_step
 from decision_s4.agents.online_training import DS4OnlineConfig, OnlineTraining
 from decision_s4.agents.stored_state import LastLayer
 from decision_s4.envs.errors import UserError
@@ -168,12 +168,30 @@ def test_logged_steps_of_other_spaces_are_refused(run):
 
 
 @pytest.mark.parametrize("value", [np.nan, 1e9])
-def test_a_run_that_diverges_stops(value):
+def test_values_that_are_none_stop_a_run(value):
     begun = OnlineTraining.begin(settings(), CPU)
     begun.update()
     begun.learner.target_critic.out.bias.fill_(value)
     with pytest.raises(UserError, match=r"training diverged: (loss|value) is"):
         begun.update()
+
+
+def test_a_run_that_diverges_keeps_the_checkpoint_from_before(tmp_path, monkeypatch, capsys):
+    update, folder = DS4OnlineLearner.update, tmp_path / "run"
+
+    def spoiling(learner, *arguments):
+        metrics = update(learner, *arguments)
+        if learner.updates > 80:  # after the evaluation at step 256, which follows on 72
+            learner.policy.head.linear.bias.data.fill_(np.nan)
+        return metrics
+
+    monkeypatch.setattr(DS4OnlineLearner, "update", spoiling)
+    assert main([*flags(run_dir=folder, critic_warmup=0), "--device=cpu"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.startswith("train.py: training diverged: ")
+    assert f"go on from the last checkpoint with --resume {folder}" in error
+    kept = checkpoint.load(folder)
+    assert kept.step == 256 and all(w.isfinite().all() for w in kept.weights.values())
 
 
 @pytest.mark.parametrize("algo", ["ds4-online", "ppo", "sb3-ppo"])

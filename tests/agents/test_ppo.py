@@ -254,7 +254,7 @@ def test_what_diverges_leaves_its_last_good_checkpoint(tmp_path, capsys, monkeyp
 
     monkeypatch.setattr(PPOLearner, "update", poisoned)
     assert train.main([*TINY.split(), "--run-dir", str(tmp_path / "run")]) == 2
-    assert "the last checkpoint is kept" in capsys.readouterr().err
+    assert "go on from the last checkpoint with --resume" in capsys.readouterr().err
     assert checkpoint.load(tmp_path / "run").step == 64
 
 
