@@ -1,18 +1,24 @@
-"""Every backbone's size and speed, as a Markdown table: `python benchmarks/backbones.py`.
+"""Every backbone's size and speed, as a Markdown table and, with --results, rows of a CSV file.
 
-A Decision S4 policy of the default sizes on Hopper. "training" is environment steps a second of
-whole updates on 3 rows of 1,000 steps with episodes of 200; "resets" what those episodes add to a
-forward and backward pass of the backbone beside unbroken rows. "step" is one acting step of the
-policy at batch 1 (Actor), "a block" one step of the backbone over its blocks beside torch's GRUCell
-of its width. Medians of interleaved repeats, one thread.
+    python benchmarks/backbones.py --results benchmarks/results/backbones_cpu.csv
+    python benchmarks/backbones.py --results benchmarks/results/backbones_h100.csv --device cuda
+
+Names that the file has are not measured again; `benchmarks/backbone_table.py` joins it with what
+they return. A Decision S4 policy of the default sizes on Hopper. "training" is environment steps a
+second of whole updates on 3 rows of 1,000 steps with episodes of 200; "resets" what those episodes
+add to a forward and backward pass of the backbone beside unbroken rows. "step" is one acting step
+of the policy at batch 1 (Actor), "a block" one step of the backbone over its blocks beside torch's
+GRUCell of its width. Medians of interleaved repeats, one thread.
 """
 
 import argparse
 import copy
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
+import csv_rows
 import numpy as np
 import torch
 from acting import ACTION, OBSERVATION, time_step
@@ -84,20 +90,32 @@ def gru_cell(device: str) -> Call:
     return synchronised(torch.inference_mode()(lambda: cell(x, x)), device)
 
 
-def row(name: str, device: str, repeats: int) -> str:
+def row(name: str, device: str, repeats: int) -> dict[str, object]:
+    """What was measured of a backbone."""
     policy, timed = calls(name, device)
     slow = {key: timed[key] for key in ("update", "packed", "unbroken")}
     fast = {key: timed[key] for key in ("step", "blocks")} | {"gru": gru_cell(device)}
     seconds = interleaved(slow, repeats, warmup=2) | interleaved(fast, 50 * repeats)
     median = {key: float(np.median(values)) for key, values in seconds.items()}
-    resets = 100 * float(np.median(seconds["packed"] / seconds["unbroken"]) - 1)
-    state = sum(leaf.nbytes for leaf in tree_leaves(policy.initial_state(1)))
-    p50, p99 = 1e6 * median["step"], 1e6 * float(np.percentile(seconds["step"], 99))
     a_block = median["blocks"] / len(policy.backbone.blocks) / median["gru"]
-    rate = ROWS * STEPS / median["update"]
+    return {
+        "backbone": name,
+        "parameters": parameter_count(policy),
+        "steps_per_second": round(ROWS * STEPS / median["update"]),
+        "resets_percent": round(100 * np.median(seconds["packed"] / seconds["unbroken"]) - 100, 1),
+        "step_p50_us": round(1e6 * median["step"], 1),
+        "step_p99_us": round(1e6 * np.percentile(seconds["step"], 99), 1),
+        "block_over_gru_cell": round(a_block, 2),
+        "state_bytes": sum(leaf.nbytes for leaf in tree_leaves(policy.initial_state(1))),
+        "machine": machine() if device == "cpu" else torch.cuda.get_device_name(),
+    }
+
+
+def line(found: dict[str, object]) -> str:
+    name, parameters, rate, resets, p50, p99, a_block, state, _ = found.values()
     return (
-        f"| {name} | {parameter_count(policy):,} | {rate:,.0f} | {resets:+.0f}% "
-        f"| {p50:.0f} / {p99:.0f} | {a_block:.1f} × | {state:,} |"
+        f"| {name} | {int(parameters):,} | {int(rate):,} | {float(resets):+.0f}% "
+        f"| {float(p50):.0f} / {float(p99):.0f} | {float(a_block):.1f} × | {int(state):,} |"
     )
 
 
@@ -106,6 +124,7 @@ def main() -> None:
     parser.add_argument("--names", nargs="*", default=NAMES, choices=NAMES)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--results", type=Path, help="CSV file to go on with")
     given = parser.parse_args()
     logging.basicConfig(level=logging.ERROR)
     torch.set_num_threads(1)
@@ -114,8 +133,12 @@ def main() -> None:
         "\n| backbone | parameters | training, steps/s | resets | step p50 / p99, µs "
         "| a block beside GRUCell | state, bytes |\n|---|---|---|---|---|---|---|"
     )
+    known = {found["backbone"]: found for found in csv_rows.read(given.results)}
     for name in given.names:
-        print(row(name, given.device, given.repeats), flush=True)
+        found = known.get(name) or row(name, given.device, given.repeats)
+        print(line(found), flush=True)
+        if given.results and name not in known:
+            csv_rows.append(given.results, [found])
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@ from pathlib import Path
 Row = dict[str, str]
 
 
-def read(path: Path) -> list[Row]:
-    """All rows; none where there is no file yet."""
-    if not path.exists():
+def read(path: Path | None) -> list[Row]:
+    """All rows; none where there is no file, or not yet."""
+    if path is None or not path.exists():
         return []
     with path.open() as file:
         return list(csv.DictReader(file))
