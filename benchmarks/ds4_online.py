@@ -1,12 +1,11 @@
 """What each stability part of ds4-online is worth: seeds × environments × ablations, and a table.
 
 `python benchmarks/ds4_online.py --runs FOLDER --from hopper=RUN halfcheetah=RUN` trains the grid,
-one thread a run; what is finished is not trained again, what was interrupted goes on. Start is the
-policy begun from, as evaluated at the end of the critics' warm-up, when it has not moved yet.
+one thread a run; what is finished is not trained again, what was interrupted goes on. The table is
+that of ds4_online_table.py; `--results` also keeps what it is made of.
 """
 
 import argparse
-import csv
 import os
 import subprocess
 import sys
@@ -15,7 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 
-import numpy as np
+import csv_rows
+from ds4_online_table import gather, table
 
 EVERY = 10_000
 BASE = (
@@ -69,58 +69,21 @@ def train(folder: Path, source: str, flags: str, deadline: float) -> None:
         try:
             process.wait(left)
         except subprocess.TimeoutExpired:
-            process.terminate()  # saves, and goes on next time
-            process.wait(20)
+            stop(process)
+
+
+def stop(process: subprocess.Popen) -> None:
+    """It saves, and goes on next time; the critics' warm-up, a minute long, is not waited for."""
+    process.terminate()
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
 
 
 def one_thread() -> dict[str, str]:
     """The environment of a run that shares the machine with others."""
     return dict(os.environ) | {"OMP_NUM_THREADS": "1"}
-
-
-def curve(folder: Path, until: float) -> np.ndarray:
-    """(evaluations, 2): steps up to `until` and mean returns; empty before the first."""
-    path = folder / "eval.csv"
-    if not path.is_file():
-        return np.empty((0, 2))
-    with path.open() as file:
-        rows = [(float(r["step"]), float(r["return_mean"])) for r in csv.DictReader(file)]
-    return np.array([row for row in rows if row[0] <= until]).reshape(-1, 2)
-
-
-def row(name: str, curves: list[np.ndarray], starts: list[float]) -> str:
-    """A line of the table, over the seeds that have been evaluated beyond the start."""
-    kept = [(c, s) for c, s in zip(curves, starts, strict=True) if len(c) > 1]
-    if not kept:
-        return f"| {name} | 0 | - | - | - | - | - | - |"
-    start = np.mean([s for _, s in kept])
-    last = np.array([c[-3:, 1].mean() for c, _ in kept])
-    gain = np.array([c[-3:, 1].mean() - s for c, s in kept])
-    lowest = min(float(c[:, 1].min() / s) for c, s in kept)
-    steps = int(min(c[-1, 0] for c, _ in kept))
-    wide = 1.96 * gain.std(ddof=1) / len(gain) ** 0.5 if len(gain) > 1 else np.nan
-    best = np.mean([c[:, 1].max() for c, _ in kept])
-    return (
-        f"| {name} | {len(kept)} | {steps} | {start:.0f} | {last.mean():.0f} | "
-        f"{gain.mean():+.0f} ± {wide:.0f} | {best:.0f} | {lowest:.0%} |"
-    )
-
-
-def table(
-    runs: Path, environments: list[str], names: list[str], seeds: list[int], until: float
-) -> str:
-    """Markdown, a section an environment."""
-    lines = []
-    for env in environments:
-        base = [curve(runs / env / slug("all parts") / str(seed), until) for seed in seeds]
-        first = [float(c[0, 1]) if len(c) else np.nan for c in base]
-        starts = [s if np.isfinite(s) else float(np.nanmean(first)) for s in first]
-        lines += [f"\n{env}\n", "| | seeds | steps | start | last three | gain | best | lowest |"]
-        lines += ["|---|---|---|---|---|---|---|---|"]
-        for name in names:
-            curves = [curve(runs / env / slug(name) / str(seed), until) for seed in seeds]
-            lines.append(row(name, curves, starts))
-    return "\n".join(lines) + "\n"
 
 
 def slug(name: str) -> str:
@@ -138,8 +101,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=50)
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--minutes", type=float, default=1e6)
-    parser.add_argument("--until", type=float, default=np.inf, help="steps that the table counts")
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--results", type=Path, help="CSV file to write all evaluations to")
     args = parser.parse_args()
     sources = dict(source.split("=", 1) for source in args.sources)
     deadline = time.monotonic() + 60 * args.minutes
@@ -149,10 +111,11 @@ def main() -> None:
             flags = f"{base} --seed {seed} {ABLATIONS[name]}"
             folder = args.runs / env / slug(name) / str(seed)
             pool.submit(train, folder, sources[env], flags, deadline)
-    text = table(args.runs, list(sources), args.ablations, args.seeds, args.until)
-    print(text)
-    if args.output:
-        args.output.write_text(text)
+    rows = gather(args.runs)
+    if args.results and rows:
+        args.results.unlink(missing_ok=True)
+        csv_rows.append(args.results, rows)
+    print(table(rows, {slug(name): name for name in ABLATIONS}))
 
 
 if __name__ == "__main__":

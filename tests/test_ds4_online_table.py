@@ -1,0 +1,54 @@
+"""benchmarks/ds4_online_table.py: gains over seeds, and what leaving a part out changes."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+import decision_s4
+
+FOLDER = Path(decision_s4.__file__).parent / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def tables():
+    sys.path.insert(0, str(FOLDER))  # it imports a neighbour, as when it is run
+    spec = importlib.util.spec_from_file_location("table", FOLDER / "ds4_online_table.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.path.remove(str(FOLDER))
+    return module
+
+
+def write(runs: Path, ablation: str, seed: int, returns: list[float]) -> None:
+    folder = runs / "hopper" / ablation / str(seed)
+    folder.mkdir(parents=True)
+    points = [f"{10_000 * (i + 1)},20,{value}" for i, value in enumerate(returns)]
+    (folder / "eval.csv").write_text("\n".join(["step,episodes,return_mean", *points]) + "\n")
+
+
+@pytest.fixture
+def rows(tables, tmp_path):
+    write(tmp_path, "all-parts", 0, [100, 100, 110, 120, 130, 999])
+    write(tmp_path, "all-parts", 1, [200, 180, 220, 230, 240])
+    write(tmp_path, "no-anchor", 0, [100, 50, 90, 100])
+    write(tmp_path, "no-anchor", 1, [200, 150, 210, 220])
+    write(tmp_path, "no-anchor", 2, [300])  # of a seed that all parts lack
+    return tables.gather(tmp_path)
+
+
+def test_gains_by_hand(tables, rows):
+    names = {"all-parts": "all parts", "no-anchor": "no anchor", "unrun": "unrun"}
+    first, second = [x for x in tables.table(rows, names).split("\n") if "k |" in x]
+    # Up to 50k: (110 + 120 + 130) / 3 - 100 and (220 + 230 + 240) / 3 - 200; mean 25, deviation
+    # 7.07, so 12.71 x 7.07 / sqrt 2 = 64. The lowest is 180 of 200.
+    assert first == "| all parts | 2 | 50k | 150 | 175 | +25 ± 64 |  | 90% |"
+    # Up to 40k: 80 - 100 and 193.3 - 200 against 110 - 100 and 210 - 200.
+    assert second == "| no anchor | 2 | 40k | 150 | 137 | -13 ± 85 | -23 ± 85 | 50% |"
+
+
+def test_a_line_of_one_seed_claims_no_interval(tables, rows):
+    names = {"all-parts": "all parts", "no-anchor": "no anchor"}
+    kept = [row for row in rows if row["seed"] == "0"]
+    assert "| no anchor | 1 | 40k | 100 | 80 | -20 | -30 | 50% |" in tables.table(kept, names)
