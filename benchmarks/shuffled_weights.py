@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from faithfulness import probes_for, show
+from faithfulness import probes_for
 
 from decision_s4.agents import checkpoint, saved
-from decision_s4.agents.probes.base import PROBES, AttributionProbe, Table, targets_of
+from decision_s4.agents.probes.base import PROBES, AttributionProbe, targets_of
 from decision_s4.agents.probes.context import Context
 from decision_s4.agents.probes.explain import EPISODES, spread_queries
 from decision_s4.agents.probes.recordings import play
@@ -53,13 +53,13 @@ def report(run: Path, names: list[str], queries: int, seed: int) -> None:
     policy, task = saved.rebuild(found), saved.task(found)
     recordings = play(policy, task, EPISODES, seed)
     contexts = spread_queries(policy, recordings, targets_of(policy), queries)
-    rows, stages = [], []
-    for probe in probes_for(policy, names):
-        each = [kept(probe, context, 2 * i) for i, context in enumerate(contexts)]
-        stages = list(each[0])
-        rows.append([probe.name, *(cell([one[stage] for one in each]) for stage in stages)])
     print(f"\n{task.env_id}, {policy.options.backbone}, {queries} queries (with signs, sizes):\n")
-    show(Table("", ["shuffled down to", *stages], rows))
+    for number, probe in enumerate(probes_for(policy, names)):
+        each = [kept(probe, context, 2 * i) for i, context in enumerate(contexts)]
+        if not number:
+            print(f"| shuffled down to | {' | '.join(each[0])} |\n{'|---' * (1 + len(each[0]))}|")
+        cells = [cell([one[stage] for one in each]) for stage in each[0]]
+        print(f"| {probe.name} | {' | '.join(cells)} |", flush=True)
 
 
 def main() -> None:
