@@ -49,6 +49,10 @@ def _metadata(path: Path, name: str) -> dict[str, Any]:
     if (kind := metadata.get("data_format")) not in get_storage_keys():
         hint = nearest(str(kind), get_storage_keys())
         raise UserError(f"dataset '{name}': {METADATA} has data_format {kind!r}{hint}")
+    if not isinstance(count := metadata.get("total_episodes"), int):
+        raise UserError(
+            f"dataset '{name}': {METADATA} has total_episodes {count!r}, no number; {REPAIR}"
+        )
     return metadata
 
 

@@ -129,7 +129,7 @@ def test_a_missing_key_of_a_dict_space(folder, message):
     [
         ({"total_episodes": 3}, "'episode_2' is missing"),
         ({"total_episodes": 0}, "has no episodes"),
-        ({"total_episodes": None}, "episode 0 cannot be read"),
+        ({"total_episodes": None}, "metadata.json has total_episodes None, no number; download"),
         ({"total_episodes": 1, "total_steps": 6}, "episode 1 cannot be read (3 of 6 steps read)"),
         ({"data_format": "zip"}, "data_format 'zip'"),
         ({"observation_space": '{"type": "Cube"}'}, "observation_space of metadata.json cannot"),
