@@ -61,6 +61,11 @@ class EvaluateConfig:
     """Read episodes in chunks of so many steps, the surest chunk speaks; 0: as one (see docs)."""
     keep_steps: int = 0
     """Leave all but so many steps of a mamba or mamba2 policy's context out; 0: none."""
+    polynomial: int = 0
+    """Play as a polynomial: one of this degree for each activation, norm's root and quotient, on
+    ranges of logged data; prints degree, depth, errors (also RUN/polynomial.csv). 0: as it is."""
+    polynomial_data: str | None = None
+    """The dataset for those ranges and errors; default: that of the training."""
     output: Path | None = None
     """CSV file to write; default: RUN/evaluation.csv."""
     seed: int = 1000
@@ -84,7 +89,7 @@ def evaluate(config: EvaluateConfig) -> None:
     spaces = policy.observation_space, policy.action_space
     check_environment(task.env_id, task.env_kwargs, *spaces, "the policy")
     _check_writable(output)
-    actor = long_context_agent(policy, config.chunk_steps, config.keep_steps)
+    actor = _agent(policy, found.metadata.get("dataset"), config)
     explanation = _planned_explanation(policy, config)
 
     console = Console()
@@ -122,11 +127,31 @@ def _task(found: Checkpoint, config: EvaluateConfig) -> Task:
     return task if config.hold_return else replace(task, return_range=None)
 
 
+def _agent(policy: saved.Saved, dataset: str | None, config: EvaluateConfig) -> Agent:
+    """What plays: the policy, or a reading of it that was asked for."""
+    if not config.polynomial:
+        return long_context_agent(policy, config.chunk_steps, config.keep_steps)
+    if config.chunk_steps or config.keep_steps:
+        raise UserError("--polynomial excludes --chunk-steps and --keep-steps; leave them out")
+    from decision_s4.agents import polynomial, polynomial_report
+
+    polynomial.check_polynomial(policy, "--polynomial")
+    name = config.polynomial_data or dataset
+    if name is None:
+        raise UserError(f"{config.run} names no dataset; give one with --polynomial-data")
+    data = datasets.load(name)
+    _check_spaces(data, policy, f"--polynomial-data {name}")
+    polynomials = polynomial_report.fit(policy, data, config.polynomial)
+    print(*polynomial_report.report(policy, polynomials, data), sep="\n", flush=True)
+    polynomial_report.write(polynomials, config.run / "polynomial.csv")
+    return polynomial.PolynomialAgent(policy, polynomials)
+
+
 def _estimate(policy: Policy, task: Task, config: EvaluateConfig) -> None:
     from decision_s4.agents.fqe import FQEOptions, fitted_q_value
 
     data = datasets.load(config.logged)
-    _check_spaces(data, policy, config.logged)
+    _check_spaces(data, policy, f"--logged {config.logged}")
     print(f"data    {data.summary()}")
     print(f"value   discounted by {FQEOptions.discount} a step, mean over the logged steps")
     for target in config.target_returns or task.target_returns or (0.0,):
@@ -134,11 +159,11 @@ def _estimate(policy: Policy, task: Task, config: EvaluateConfig) -> None:
         print(f"asked for {target:g}: {value:.2f}", flush=True)
 
 
-def _check_spaces(data: Trajectories, policy: Policy, name: str) -> None:
+def _check_spaces(data: Trajectories, policy: Policy, given: str) -> None:
     for kind in ("observation_space", "action_space"):
         ours, theirs = getattr(policy, kind), getattr(data, kind)
         if ours != theirs:
-            raise UserError(f"--logged {name}: its {kind} is {theirs}, the policy's {ours}")
+            raise UserError(f"{given}: its {kind} is {theirs}, the policy's {ours}")
 
 
 def _planned_explanation(policy: Policy, config: EvaluateConfig) -> Any:

@@ -16,6 +16,7 @@ from decision_s4.agents.distributed import ALONE, World, join
 from decision_s4.agents.options import DataOptions
 from decision_s4.agents.policies import make_policy
 from decision_s4.agents.policy import Policy, PolicyOptions, parameter_count
+from decision_s4.agents.range_aware import RangeAwareLearner, RangeOptions
 from decision_s4.agents.recorded import RecordedUpdates, recorded_updates
 from decision_s4.agents.relabel import RelabelOptions, relabelled
 from decision_s4.agents.rng import rng_state, seed_everything, set_rng_state
@@ -32,7 +33,7 @@ from decision_s4.envs.windows import WindowBatches
 
 @dataclass(frozen=True)
 class TrainConfig(
-    OptimiserOptions, ValueRegularisation, RelabelOptions, PolicyOptions, DataOptions
+    OptimiserOptions, RangeOptions, ValueRegularisation, RelabelOptions, PolicyOptions, DataOptions
 ):
     """Train a policy from logged trajectories, evaluate it, film it."""
 
@@ -128,6 +129,11 @@ class Training:
         check_episode_length(int(self.trajectories.lengths.max()), options)
         rates = part(self.config, OptimiserOptions)
         arguments = self.new_policy(options), rates, self.config.steps
+        if self.config.range_weight:
+            if self.config.value_weight:
+                raise UserError("--range-weight and --value-weight exclude each other; use one")
+            ranges = part(self.config, RangeOptions)
+            return RangeAwareLearner(*arguments, ranges, self.world)
         if not self.config.value_weight:
             return DecisionLearner(*arguments, self.world)
         self.check_alone("--value-weight 0")

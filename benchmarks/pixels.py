@@ -2,7 +2,7 @@
 
     python benchmarks/pixels.py                             every kind of eyes, 3 seeds
     python benchmarks/pixels.py --eyes cnn vit-ssm --backbone gru
-    python benchmarks/pixels.py --seeds 0                   only the table of what is there
+    python benchmarks/pixels.py --seeds                     only the table of what is there
 
 Writes a Minari dataset of CartPolePixels-v1 (24 × 24 grey levels; speeds have to be remembered) by
 a controller that sees the state and stumbles now and then; trains `train.py --algo bc` on it, eyes
@@ -78,16 +78,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--eyes", nargs="*", default=KINDS, choices=KINDS)
     parser.add_argument("--backbone", default="lru")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--updates", type=int, default=400)
     parser.add_argument("--data-steps", type=int, default=3000)
     parser.add_argument("--batch-steps", type=int, default=400)
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/pixels")
     given = parser.parse_args()
     os.environ.setdefault("MINARI_DATASETS_PATH", str(given.runs.resolve() / "data"))
-    if not exists(DATASET):
+    if given.seeds and not exists(DATASET):
         make_dataset(given.data_steps)
-    for seed in range(given.seeds):
+    for seed in given.seeds:
         for eyes in given.eyes:
             folder = given.runs.resolve() / f"{eyes}-{seed}"
             train(folder, settings_of(eyes, seed, given), given.updates)

@@ -165,3 +165,36 @@ def test_a_value_from_logged_data_needs_no_simulator(run, monkeypatch, capsys):
     assert "asked for 100: " in capsys.readouterr().out
     assert evaluate.main([run, "--logged", "nothing"]) == 2
     assert "unknown dataset 'nothing'" in capsys.readouterr().err
+
+
+def test_as_a_polynomial(run, tmp_path, capsys):
+    """Many terms play as the policy does; few are told to be off."""
+    tables = []
+    for flags in ([], ["--polynomial", "60"], ["--polynomial", "2"]):
+        output = tmp_path / "table.csv"
+        assert evaluate.main([run, "--episodes", "1", "--output", str(output), *flags]) == 0
+        tables.append(next(csv.DictReader(io.StringIO(output.read_text()))))
+    said = capsys.readouterr().out
+    # gelu, then a layer of norm and two gelu, the last norm and tanh
+    assert f"polynomial of degree {2**4 * 5**2}, multiplicative depth {4 * 1 + 2 * 3}\n" in said
+    assert tables[1]["length_mean"] == tables[0]["length_mean"]
+    assert float(tables[1]["return_mean"]) == pytest.approx(float(tables[0]["return_mean"]), 1e-2)
+    assert tables[2]["return_mean"] != tables[0]["return_mean"]
+    with Path(run, "polynomial.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["function"] for row in rows] == ["gelu", "rsqrt", "gelu", "gelu", "rsqrt", "tanh"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--polynomial 256", "--polynomial is 256; use 0 to 255"),
+        ("--polynomial 3 --keep-steps 5", "--polynomial excludes --chunk-steps and --keep-steps"),
+        ("--polynomial 3 --polynomial-data nowhere.hdf5", "no such file"),
+    ],
+)
+def test_bad_input_of_polynomials(run, flags, message, capsys):
+    assert evaluate.main([run, *flags.split()]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1

@@ -60,6 +60,9 @@ class Mixer(nn.Module, Family, ABC):
     """Names of the parameters (poles, time steps, …) that want a smaller rate and no decay."""
     context: int | None = None
     """None: a recurrent state of fixed size. W: exactly the last W steps."""
+    marked: ClassVar[bool] = False
+    """Whether the layer is sums and products but for functions that it asks `ops` for, each of
+    what the one before gave, so that polynomials can stand in for them (agents/polynomial.py)."""
     mixing: ClassVar[dict[str, Layout]] = {}
     """For probes: parts of `forward` that are linear in the values that it taps as PART.values and
     read at PART.mixed. "layer" is the widest, "scan" the recurrence alone. channels: no channel

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,26 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "tanh": torch.tanh,
 }
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    **ACTIVATIONS,
+    "rsqrt": torch.rsqrt,
+    "reciprocal": torch.reciprocal,
+}
+"""Of one number: all in a layer that is no polynomial, where the layer says so (see `Mixer`)."""
 Handler = Callable[[Tensor], Tensor | None]
+
+
+class Asked(NamedTuple):
+    """A function f(x) of FUNCTIONS, and where in a layer it stands."""
+
+    kind: str
+    degree: int = 1
+    """Of x, as a polynomial in what the layer reads."""
+    beside: int = 0
+    """Degree of what f(x) is multiplied with."""
+
+
+Instead = Callable[[Asked, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -87,6 +106,7 @@ class _Context:
     record: Coefficients | None = None
     replay: Iterator[Tensor] | None = None
     scope: str = ""
+    instead: Instead | None = None
 
 
 _CONTEXT: ContextVar[_Context | None] = ContextVar("probe", default=None)
@@ -132,6 +152,25 @@ def taps(handlers: Mapping[str, Handler]) -> AbstractContextManager[None]:
     """
     context = _current()
     return _opened(replace(context, handlers={**context.handlers, **handlers}))
+
+
+def functions(instead: Instead) -> AbstractContextManager[None]:
+    """Within it, `instead` gives the value of each function that a layer asks for."""
+    return _opened(replace(_current(), instead=instead))
+
+
+def has_stand_in() -> bool:
+    """Whether functions are given by something else, which knows them within a range alone."""
+    context = _CONTEXT.get()
+    return context is not None and context.instead is not None
+
+
+def function(asked: Asked, x: Tensor) -> Tensor:
+    """f(x), or what stands in for it."""
+    context = _CONTEXT.get()
+    if context is None or context.instead is None:
+        return FUNCTIONS[asked.kind](x)
+    return context.instead(asked, x)
 
 
 @contextmanager
@@ -183,7 +222,7 @@ def act(x: Tensor, kind: str, name: str | None = None) -> Tensor:
     """An activation f with f(0) = 0, of ACTIVATIONS; `name` is its held ratio's, for probes."""
     context = _CONTEXT.get()
     if context is None or context.rules.activation == "gradient":
-        return ACTIVATIONS[kind](x)
+        return function(Asked(kind), x)
     return x * _hold(context, name, lambda: _ratio(x, kind))
 
 
@@ -201,12 +240,16 @@ def _ratio(x: Tensor, kind: str) -> Tensor:
 def norm(x: Tensor, module: nn.LayerNorm | nn.RMSNorm, name: str | None = None) -> Tensor:
     """`module` of x, over its last dimension; `name` is its held scale's, for probes."""
     context = _CONTEXT.get()
-    if context is None or context.rules.norm == "gradient":
+    if context is None or (context.rules.norm == "gradient" and context.instead is None):
         return _norm(x, module)
     bias = getattr(module, "bias", None)
     centred = x - x.mean(-1, keepdim=True) if isinstance(module, nn.LayerNorm) else x
     eps = torch.finfo(x.dtype).eps if module.eps is None else module.eps
-    scale = _hold(context, name, lambda: (centred.square().mean(-1, keepdim=True) + eps).rsqrt())
+    square = centred.square().mean(-1, keepdim=True) + eps
+    if context.rules.norm == "gradient":
+        scale = function(Asked("rsqrt", degree=2, beside=1), square)
+    else:
+        scale = _hold(context, name, square.rsqrt)
     y = centred * scale * module.weight
     return y if bias is None else y + bias
 

@@ -51,6 +51,7 @@ class LinearStateSpace(Mixer):
 
     recurrence_parameters = ("log_dt", "log_decay", "frequency", "b", "c")
     mixing: ClassVar = {"layer": "channels"}
+    marked = True
 
     def __init__(self, d_model: int, options: S4Options):
         super().__init__()

@@ -1,0 +1,75 @@
+"""What it takes to run a policy as a polynomial, and how close it is: lines and a CSV file."""
+
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from decision_s4.agents.eval_table import brief
+from decision_s4.agents.policy import Policy
+from decision_s4.agents.polynomial import (
+    Polynomial,
+    Polynomials,
+    check_polynomial,
+    differences,
+    measure,
+)
+from decision_s4.agents.run_dir import replace_text
+from decision_s4.envs.batches import Batch, PackedBatches
+from decision_s4.envs.errors import UserError
+from decision_s4.envs.trajectories import Trajectories
+
+STEPS = 4096  # of a batch that is looked at
+COLUMNS = ("function", "low", "high", "reached_low", "reached_high", "worst_error")
+
+
+def fit(policy: Policy, data: Trajectories, degree: int) -> Polynomials:
+    """Polynomials of this degree on the ranges of every other logged episode.
+
+    Raises:
+        UserError: for a policy that cannot be a polynomial, or a single episode.
+    """
+    check_polynomial(policy, "--polynomial")
+    if data.num_episodes < 2:
+        raise UserError(f"{data.name} has one episode; ranges need one, and errors another")
+    return Polynomials(measure(policy, _half(data, 0)), degree)
+
+
+def report(policy: Policy, polynomials: Polynomials, data: Trajectories) -> Iterator[str]:
+    """Lines for a person, of the episodes that the ranges were not taken from."""
+    most, mean = differences(policy, polynomials, _half(data, 1))
+    yield f"polynomial of degree {polynomials.degree:,}, multiplicative depth {polynomials.depth}"
+    yield (
+        f"functions {len(polynomials.parts)}, of degree {polynomials.degree_each} each; "
+        f"actions off by {most:.2g} at most, {mean:.2g} on average, of half their range"
+    )
+    for part in polynomials.parts:
+        reached = part.reached
+        outside = reached.low < part.low or reached.high > part.high
+        yield (
+            f"  {part.asked.kind:10} on [{brief(part.low)}, {brief(part.high)}], reached "
+            f"[{brief(reached.low)}, {brief(reached.high)}], off by {part.worst:.2g}"
+            f"{' OUTSIDE' if outside else ''}"
+        )
+
+
+def write(polynomials: Polynomials, path: Path) -> None:
+    """A line a function: its interval, what was reached, the largest error there."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(map(_row, polynomials.parts))
+    replace_text(path, text.getvalue())
+
+
+def _row(part: Polynomial) -> tuple:
+    return (part.asked.kind, part.low, part.high, part.reached.low, part.reached.high, part.worst)
+
+
+def _half(data: Trajectories, first: int) -> Iterator[Batch]:
+    """Every other episode, once."""
+    batches = PackedBatches(data, STEPS, 0, episodes=np.arange(first, data.num_episodes, 2))
+    while batches.position < len(batches.order):
+        yield next(batches)
