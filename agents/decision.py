@@ -39,7 +39,8 @@ class OptimiserOptions:
     average_decay: float = 0.995
     """Decay of the running average of weights, which acts and is saved; 0: the last weights."""
     record_updates: bool = False
-    """On a GPU, for s4 and s4d: record a whole update once and replay it in one launch."""
+    """On a GPU, for s4 and s4d: record a whole update once and replay it in one launch. Elsewhere
+    updates run operation by operation."""
 
 
 class DecisionLearner:

@@ -1,6 +1,6 @@
 """Whole updates of a DecisionLearner on CUDA, recorded once as a graph and replayed in one launch.
 
-An update of a small policy is some 800 launches of a few microseconds each: launching is the bound.
+An update of a small policy is hundreds of launches of a few microseconds: launching is the bound.
 A graph's shapes and addresses are fixed, so a batch is laid out on the CPU with room to spare and
 copied to one place; one that needs more room makes a new graph. Shapes: B rows, T steps.
 """
@@ -9,21 +9,24 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from decision_s4.agents.backbones.fixed import versions
 from decision_s4.agents.backbones.s4 import LinearStateSpace
 from decision_s4.agents.critics import follow
 from decision_s4.agents.decision import DecisionLearner
 from decision_s4.agents.heads import BoxHead
 from decision_s4.agents.policy import SequencePolicy
 from decision_s4.envs.batches import Batch
+from decision_s4.envs.spaces import Tree
 from decision_s4.kernels.cuda_graph import WARMUP, aside, record
+from decision_s4.kernels.lti_scan import fastest
 from decision_s4.kernels.lti_scan.chunked import chunk_length
-from decision_s4.kernels.packing import ChunkLayout, Packing, widened
+from decision_s4.kernels.packing import ChunkLayout, Packing, Walk, widened
 
 LOG = logging.getLogger(__name__)
 STEPS, CHUNKS = 256, 4  # room is made in multiples of so many
@@ -31,21 +34,35 @@ ALIGNMENT = 16  # bytes
 INSTEAD = "they run operation by operation"
 
 
+class Learned(NamedTuple):
+    """What an update reads of a Batch."""
+
+    return_to_go: Tensor
+    observation: Tree
+    previous_action: Tree
+    action: Tree
+    start: Tensor
+    valid: Tensor
+
+
 class RecordedUpdates:
     """Updates `learner` as its own `update` does, up to rounding. Give it batches on the CPU."""
 
     def __init__(self, learner: DecisionLearner, device: torch.device):
         self.learner, self.device = learner, device
-        self.steps, self.counts, self.shapes = 0, (), None
+        self.steps, self.counts, self.fits = 0, (), None
         self.warm, self.possible, self.replay = 0, True, None
-        self.rates = [torch.zeros((), device=device) for _ in learner.optimiser.param_groups]
+        self.fixed = [p for p in learner.policy.parameters() if not p.requires_grad]
+        blocks = learner.policy.backbone.blocks
+        self.walks = all(fastest(block.mixer.discretise()) == "triton" for block in blocks)
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One gradient step; returns detached scalars."""
         given = self._lay_out(batch)
         shapes = self.counts, [(x.shape, x.dtype) for x in tree_leaves(given)]
-        if shapes != self.shapes:
-            self.replay, self.warm, self.shapes = None, 0, shapes
+        fits = shapes, versions(self.fixed)
+        if fits != self.fits:
+            self.replay, self.warm, self.fits = None, 0, fits
             self.place = Place(given, self.device)
         self.place.fill(given)
         found = self._replayed() if self._ready() else self._run_aside()
@@ -53,24 +70,37 @@ class RecordedUpdates:
         return dict(zip(("loss", "gradient_norm"), found, strict=True))
 
     def _lay_out(self, batch: Batch) -> dict[str, Any]:
-        """The batch with steps to spare, and where its chunks lie, with chunks to spare."""
-        parts = _parts(batch)
+        """The batch with steps to spare, where its episodes lie, and the rates of the update."""
         self.steps = max(self.steps, _rounded(batch.start.shape[1], STEPS))
+        parts = {name: getattr(batch, name) for name in Learned._fields}
         parts = tree_map(lambda leaf: _lengthened(leaf, self.steps), parts)
         packing = Packing(parts["start"], parts["valid"])
+        known = self._walk(packing) if self.walks else self._layout(packing)
+        rates = torch.tensor([group["lr"] for group in self.learner.optimiser.param_groups])
+        return {"batch": parts, "known": known, "rates": rates}
+
+    def _walk(self, packing: Packing) -> dict[str, Tensor]:
+        return {n: x for n, x in packing.walk._asdict().items() if x is not None}
+
+    def _layout(self, packing: Packing) -> dict[str, Tensor]:
+        """Where its chunks lie, with chunks to spare."""
         layout = packing.chunks(chunk_length(self.steps, self.device))
         ranks = max(len(self.counts), len(layout.counts))
         pairs = zip(_filled(self.counts, ranks), _filled(layout.counts, ranks), strict=True)
         self.counts = tuple(max(room, _rounded(count, CHUNKS)) for room, count in pairs)
         layout = _parts(widened(layout, self.counts))
         del layout["counts"]
-        return {"batch": parts, "layout": layout}
+        return layout
 
     def _run(self) -> tuple[Tensor, Tensor]:
         """An update by the batch that lies in its place: loss, and norm of the gradient."""
         given, learner = self.place.given, self.learner
-        batch, layout = Batch(**given["batch"]), ChunkLayout(**given["layout"], counts=self.counts)
-        packing = Packing.prepared(batch.start, batch.valid, layout)
+        batch, known = Learned(**given["batch"]), given["known"]
+        if self.walks:
+            known = Walk(**{"order": None} | known)
+        else:
+            known = ChunkLayout(**known, counts=self.counts)
+        packing = Packing.prepared(batch.start, batch.valid, known)
         learner.policy.train()
         features, _ = learner.policy(batch, packing=packing)
         losses = learner.policy.head.loss(features, batch.action)
@@ -94,8 +124,6 @@ class RecordedUpdates:
         return self.replay is not None
 
     def _replayed(self) -> tuple[Tensor, Tensor]:
-        for rate, group in zip(self.rates, self.learner.optimiser.param_groups, strict=True):
-            rate.fill_(group["lr"])
         self.replay()
         self.learner.average.n_averaged += 1
         loss, norm = self.found
@@ -106,7 +134,7 @@ class RecordedUpdates:
         """Rates as tensors that the graph reads; outside, the optimiser keeps plain numbers."""
         groups = self.learner.optimiser.param_groups
         before = [group["lr"] for group in groups]
-        for group, rate in zip(groups, self.rates, strict=True):
+        for group, rate in zip(groups, self.place.given["rates"].unbind(), strict=True):
             group["lr"], group["capturable"] = rate, True
         try:
             yield

@@ -21,7 +21,7 @@ UPDATES = 4  # in a profile
 
 def profiled(flags: str, device: torch.device) -> profile:
     """Some updates, after those in which recordings are made."""
-    update, _ = updates(flags, device)
+    update, _ = updates(flags, device, together=1)
     for _ in range(WARMUP):
         update()
     activities = [ProfilerActivity.CPU]

@@ -13,6 +13,7 @@ import torch
 from timing import interleaved, machine
 
 from decision_s4.kernels.lti_scan import System, lti_scan, prepare
+from decision_s4.kernels.lti_scan.prepared import CHUNK
 from decision_s4.kernels.packing import Packing
 
 SIZES = (1, 2048), (16, 1024), (64, 1000), (1, 65_536)
@@ -31,10 +32,12 @@ def make(rows: int, steps: int, low_rank: bool, device: str) -> tuple:
     return u.requires_grad_(), System(*fields), state, Packing(start)
 
 
-def calls(rows: int, steps: int, low_rank: bool, device: str) -> dict[str, Callable[[], object]]:
+def calls(
+    rows: int, steps: int, low_rank: bool, device: str, chunk: int = CHUNK
+) -> dict[str, Callable[[], object]]:
     """Forward alone, and with the backward pass, of each implementation."""
     u, system, state, packing = make(rows, steps, low_rank, device)
-    dy, prepared = torch.randn_like(u), prepare(system)
+    dy, prepared = torch.randn_like(u), prepare(system, chunk)
     frozen = system._replace(c=system.c.clone().requires_grad_())
     trained = System(*(z if z is None else z.clone().requires_grad_() for z in system))
 

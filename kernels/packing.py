@@ -91,10 +91,13 @@ class Packing:
         return cls(torch.zeros(rows, steps, dtype=torch.bool, device=device))
 
     @classmethod
-    def prepared(cls, start: Tensor, valid: Tensor, layout: ChunkLayout) -> "Packing":
-        """With a layout of `start` and `valid` that was computed elsewhere."""
+    def prepared(cls, start: Tensor, valid: Tensor, known: "ChunkLayout | Walk") -> "Packing":
+        """With a layout or walk of `start` and `valid` that was computed elsewhere."""
         packing = cls(start, valid)
-        packing._layouts[layout.source.shape[1]] = layout
+        if isinstance(known, Walk):
+            packing.walk = known
+        else:
+            packing._layouts[known.source.shape[1]] = known
         return packing
 
     @cached_property
@@ -169,10 +172,13 @@ class Packing:
             return Walk(None, segment, count)
         valid, steps = self.valid, self.steps
         segment = (self.start & valid).cumsum(1, dtype=torch.int32)
+        count = valid.sum(1, dtype=torch.int32)
+        if valid.device.type == "cpu" and not (valid[:, 1:] > valid[:, :-1]).any():
+            return Walk(None, segment, count)
         place = torch.where(valid, valid.cumsum(1) - 1, steps)
         number = torch.arange(steps, dtype=torch.int32, device=valid.device).expand_as(place)
         order = segment.new_zeros(self.rows, steps + 1).scatter_(1, place, number)
-        return Walk(order[:, :steps].contiguous(), segment, valid.sum(1, dtype=torch.int32))
+        return Walk(order[:, :steps].contiguous(), segment, count)
 
     def chunks(self, length: int) -> ChunkLayout:
         """The episodes cut into chunks of `length` steps."""

@@ -17,10 +17,19 @@ from torch import Tensor, nn
 
 from decision_s4.agents.backbones import ops, rows
 from decision_s4.agents.backbones.base import Mixer, State, register
+from decision_s4.agents.backbones.fixed import Fixed
 from decision_s4.agents.backbones.hippo import normal_plus_low_rank
 from decision_s4.agents.backbones.initial import check_range, log_uniform
 from decision_s4.envs.errors import UserError, nearest
-from decision_s4.kernels.lti_scan import System, lti_scan, lti_step, transition
+from decision_s4.kernels.lti_scan import (
+    Prepared,
+    System,
+    fastest,
+    lti_scan,
+    lti_step,
+    prepare,
+    transition,
+)
 from decision_s4.kernels.packing import Packing
 
 
@@ -63,6 +72,7 @@ class LinearStateSpace(Mixer):
         self.c = nn.Parameter(torch.zeros(*self.shape, 2))
         self.d = nn.Parameter(torch.randn(d_model))
         self.out = nn.Linear(d_model, d_model)
+        self._fixed = Fixed()
 
     def _start_from(self, poles: np.ndarray, b: np.ndarray) -> None:
         self.log_decay = self._per_channel(np.log(-poles.real))
@@ -85,6 +95,20 @@ class LinearStateSpace(Mixer):
         """The discrete system of each channel, at its own time step."""
         raise NotImplementedError
 
+    def _constants(self) -> tuple[System, Prepared | None]:
+        """What follows from all but c, whatever c is."""
+        system = self.discretise()
+        return system, prepare(system) if fastest(system) == "triton" else None
+
+    def system(self) -> tuple[System, Prepared | None]:
+        """`discretise`, computed once where only c is trained, and what a fused scan needs then."""
+        names = [name for name in self.recurrence_parameters if name != "c"]
+        parameters = [getattr(self, name) for name in names]
+        if any(parameter.requires_grad for parameter in parameters):
+            return self.discretise(), None
+        system, prepared = self._fixed(self._constants, parameters)
+        return system._replace(c=torch.view_as_complex(self.c)), prepared
+
     def constants(self) -> tuple[System, Tensor]:
         return self.discretise(), self.d
 
@@ -94,7 +118,8 @@ class LinearStateSpace(Mixer):
     def forward(self, x: Tensor, state: State, packing: Packing) -> tuple[Tensor, State]:
         with torch.autocast(x.device.type, enabled=False):
             u = ops.tap("layer.values", x.to(self.c.dtype))
-            y, state = lti_scan(u, self.discretise(), state, packing)
+            system, prepared = self.system()
+            y, state = lti_scan(u, system, state, packing, prepared=prepared)
             y = ops.tap("layer.mixed", y) + self.d * u
         return self.mix_channels(y), state
 

@@ -25,7 +25,7 @@ def scan(
     u: Tensor, system: System, state: Tensor, packing: Packing, prepared: Prepared | None = None
 ) -> tuple[Tensor, Tensor]:
     """See `lti_scan`."""
-    check("lti_scan", u.device, misfit(u, system))
+    check("lti_scan", u.device, misfit(system))
     c, carried = torch.view_as_real(system.c).flatten(1), state.flatten(2)
     if prepared is None:
         y, final = FusedScan.apply(u, *_matrices(system, c), carried, packing.walk)
@@ -127,7 +127,7 @@ def _forward(
     kept = u.new_empty(batch, h, chunks, size), u.new_empty(batch, h, digits, size)
     kernels.forward[h, batch](
         u, *matrices, state, *walk.pointers, y, final, *kept,
-        steps, chunks, matrices.kernel.stride(0), **_constants(matrices, walk),
+        steps, h, chunks, matrices.kernel.stride(0), **_constants(matrices, walk),
     )  # fmt: skip
     return y, final, kept
 
@@ -150,16 +150,16 @@ def _backward(
     dstate, scratch = torch.empty_like(dfinal), u.new_empty(groups, h, length, length)
     kernels.backward[h, groups](
         u, dy.contiguous(), dfinal, *matrices, *walk.pointers, *kept, du, dstate, *sums, scratch,
-        batch, steps, chunks, matrices.kernel.stride(0), sums.kernel.stride(1),
+        batch, steps, h, chunks, matrices.kernel.stride(0), sums.kernel.stride(1),
         FULL=full, **_constants(matrices, walk),
     )  # fmt: skip
     return du, dstate
 
 
 def _constants(matrices: Matrices, walk: Walk) -> dict[str, Any]:
-    h, size, length = matrices.ahead.shape
+    _, size, length = matrices.ahead.shape
     return {
-        "H": h, "N": size, "N_": max(2, triton.next_power_of_2(size)), "L": length,
+        "N": size, "N_": max(2, triton.next_power_of_2(size)), "L": length,
         "K": length.bit_length() - 1, "R": matrices.read.shape[3],
         "ORDER": walk.order is not None, "num_warps": WARPS,
     }  # fmt: skip

@@ -75,11 +75,11 @@ def _blank(y, row, steps, h, H, count, L: tl.constexpr):
         tl.store(y + (row * steps + i) * H + h, tl.zeros([L], tl.float32), mask=i < steps)
 
 
-@triton.jit(do_not_specialize=["steps", "chunks", "k_stride"])
+@triton.jit(do_not_specialize=["steps", "H", "chunks", "k_stride"])
 def forward(
     u, kernel, read, ahead, powers, state, order, segment, count, y, final, before, trail,
-    steps, chunks, k_stride,
-    H: tl.constexpr, N: tl.constexpr, N_: tl.constexpr, L: tl.constexpr, K: tl.constexpr,
+    steps, H, chunks, k_stride,
+    N: tl.constexpr, N_: tl.constexpr, L: tl.constexpr, K: tl.constexpr,
     R: tl.constexpr, ORDER: tl.constexpr,
 ):  # fmt: skip
     """y (B, T, H) and final (B, H, N), from `state`; for the gradient, the states `before` each
@@ -156,12 +156,12 @@ def _blame(
     return dtoeplitz, dread, dahead, dx, end == last
 
 
-@triton.jit(do_not_specialize=["rows", "steps", "chunks", "k_stride", "dk_stride"])
+@triton.jit(do_not_specialize=["rows", "steps", "H", "chunks", "k_stride", "dk_stride"])
 def backward(
     u, dy, dfinal, kernel, read, ahead, powers, order, segment, count, before, trail,
     du, dstate, dkernel, dread, dahead, dpowers, scratch,
-    rows, steps, chunks, k_stride, dk_stride,
-    H: tl.constexpr, N: tl.constexpr, N_: tl.constexpr, L: tl.constexpr, K: tl.constexpr,
+    rows, steps, H, chunks, k_stride, dk_stride,
+    N: tl.constexpr, N_: tl.constexpr, L: tl.constexpr, K: tl.constexpr,
     R: tl.constexpr, ORDER: tl.constexpr, FULL: tl.constexpr,
 ):  # fmt: skip
     """du, dstate, and of each group of rows (G, H, …) the gradients of the matrices, those of

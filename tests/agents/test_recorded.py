@@ -13,6 +13,8 @@ from decision_s4.agents.policy import PolicyOptions, SequencePolicy
 from decision_s4.agents.recorded import RecordedUpdates, recorded_updates
 from decision_s4.envs.batches import PackedBatches
 from decision_s4.envs.trajectories import Trajectories
+from decision_s4.kernels import choice
+from decision_s4.kernels.choice import interpreted
 from decision_s4.kernels.lti_scan import System, chunked, lti_scan
 from decision_s4.kernels.packing import Packing, widened
 
@@ -65,10 +67,10 @@ def recordings(monkeypatch):
     return made
 
 
-def assert_the_same_training(backbone, device, tolerance):
+def assert_the_same_training(backbone, device, tolerance, count=14):
     plain, fast = make_learner(backbone, device), make_learner(backbone, device)
     updates, batches = RecordedUpdates(fast, device), PackedBatches(trajectories(), 200, 0)
-    for _ in range(14):
+    for _ in range(count):
         batch = next(batches)
         wanted, found = plain.update(batch.to(device)), updates.update(batch)
         for name in wanted:
@@ -88,6 +90,15 @@ def assert_the_same_training(backbone, device, tolerance):
 def test_they_train_alike(backbone, recordings):
     assert_the_same_training(backbone, CPU, 1e-4)
     assert 1 <= len(recordings) <= 3  # room grows at first only
+
+
+@pytest.mark.skipif(not interpreted(), reason="needs TRITON_INTERPRET=1")
+def test_they_train_alike_by_fused_scans(recordings, monkeypatch):
+    monkeypatch.setattr(choice, "fastest", lambda *about: "triton")
+    monkeypatch.setattr(recorded, "WARMUP", 1)
+    _, fast = assert_the_same_training("s4", CPU, 1e-4, count=5)  # interpreted, they take minutes
+    assert fast.policy.backbone.blocks[0].mixer.system()[1] is not None
+    assert 1 <= len(recordings) <= 3
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -131,6 +142,6 @@ def test_room_changes_no_scan():
 )
 def test_what_cannot_be_recorded_is_said(backbone, action, device, reason, caplog):
     learner = make_learner(backbone, action=action)
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         assert recorded_updates(learner, torch.device(device)) is None
     assert reason in caplog.text

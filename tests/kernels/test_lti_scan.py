@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decision_s4.kernels.lti_scan import System, chunked, lti_scan, lti_step, naive
+from decision_s4.kernels.lti_scan import System, chunked, lti_scan, lti_step, naive, prepare
 from decision_s4.kernels.packing import Packing
 
 CHANNELS, HALF, ROWS = 3, 4, 4
@@ -174,3 +174,30 @@ def test_a_step_neither_writes_nor_shares_its_state():
 def test_unknown_implementation_is_refused():
     with pytest.raises(ValueError, match="'cuda' is unknown"):
         lti_scan(None, None, None, None, impl="cuda")
+
+
+@low_ranks
+@pytest.mark.parametrize("length", [1, 2, 8, 32])
+def test_what_is_prepared_is_what_a_chunk_does(low_rank, length):
+    """Rows c Ā^i and c Ā^i b of any c, states Ā^i b, and the powers of Ā by squaring."""
+    torch.manual_seed(6)
+    system = make_system(low_rank)
+    ahead, powers, rows, later = found = prepare(system, length)
+    _, size, inner, outer = found.shape
+    c = torch.view_as_real(system.c).flatten(1)[..., None]
+    given = torch.bmm(rows, c).squeeze(2)
+    first, kernel = given.split([inner * size, length], dim=1)
+    first = first.view(CHANNELS, inner, size).transpose(1, 2)
+    read = torch.bmm(later, first).view(CHANNELS, outer, size, inner)
+    state = torch.view_as_real(system.b)[None]
+    silence = torch.zeros(1, CHANNELS, dtype=torch.float64)
+    for i in range(length):
+        torch.testing.assert_close(state.flatten(2)[0], ahead[..., i])
+        own = 2 * (system.c * torch.view_as_complex(state[0].contiguous())).real.sum(-1)
+        torch.testing.assert_close(kernel[:, i], own)
+        wanted, after = lti_step(silence, system, state)
+        row = read[:, i // inner, :, i % inner]
+        start = torch.view_as_real(system.b).flatten(1)
+        torch.testing.assert_close((row * start).sum(1), wanted[0])
+        state = after
+    torch.testing.assert_close(powers[-1], torch.linalg.matrix_power(powers[0], length))
