@@ -62,16 +62,43 @@ def pass_on(
     Returns:
         (state before each chunk (M, …), final state (B, …)).
     """
-    first = gain.new_zeros(layout.counts[0], *gain.shape[1:])
-    s = first.index_copy(0, layout.carry_chunks, state[layout.carry_rows])
-    before = []
-    for kept, gained in zip(decay.split(layout.counts), gain.split(layout.counts), strict=True):
-        s = s if len(s) == len(gained) else s[: len(gained)]  # shorter episodes have ended
-        before.append(s)
-        s = product(kept, s) + gained
-    before, last = torch.cat(before), layout.final_chunks
+    kept = decay.split(layout.counts)
+
+    def advance(x: Tensor, gained: Tensor, rank: int) -> Tensor:
+        return product(kept[rank][: len(x)], x) + gained
+
+    before, last = states_before(gain, state, layout, advance), layout.final_chunks
     final = product(decay[last], before[last]) + gain[last]
     return before, state.index_copy(0, layout.final_rows, final)
+
+
+def states_before(
+    gain: Tensor,
+    state: Tensor,
+    layout: ChunkLayout,
+    advance: Callable[[Tensor, Tensor, int], Tensor],
+    dim: int = 0,
+) -> Tensor:
+    """The state before each chunk, M of them along `dim`.
+
+    Args:
+        gain: (…, M, …) what each chunk adds to the state.
+        state: (…, B, …) carried in.
+        layout: of the chunks.
+        advance: of the states before the first chunks of a rank, their gains, and the rank: the
+            states after them.
+        dim: of chunks in `gain`, of rows in `state`.
+    """
+    gains = gain.split(layout.counts, dim)  # not slices: each would cost a whole gradient
+    x = torch.zeros_like(gains[0]).index_copy(
+        dim, layout.carry_chunks, state.index_select(dim, layout.carry_rows)
+    )
+    before = [x]
+    for rank, following in enumerate(layout.counts[1:]):  # shorter episodes have ended
+        x, gained = (each.narrow(dim, 0, following) for each in (x, gains[rank]))
+        x = advance(x, gained, rank)
+        before.append(x)
+    return torch.cat(before, dim)
 
 
 def chunk_for(steps: int, chunk: int) -> int:

@@ -21,6 +21,7 @@ from decision_s4.kernels.packing import Packing
 State: TypeAlias = Any
 Layout: TypeAlias = Literal["channels", "heads", "dense"]
 F = TypeVar("F", bound="type[Family]")
+LARGEST = 1e6  # of an option: sizes and horizons beyond overflow, or no memory holds them
 
 
 class Family:
@@ -42,6 +43,8 @@ class Family:
                 raise UserError(
                     f"backbone option {key} is {value!r}; it needs {wanted}, as {default!r}"
                 )
+            if isinstance(value, int | float) and not abs(value) <= LARGEST:
+                raise UserError(f"backbone option {key} is beyond {LARGEST:g}; try {default!r}")
         return cls.Options(**given)
 
     @classmethod

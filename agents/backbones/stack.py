@@ -8,7 +8,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from decision_s4.agents.backbones import ops
-from decision_s4.agents.backbones.base import Mixer, State, family_of, make_options, reset
+from decision_s4.agents.backbones.base import (
+    LARGEST,
+    Mixer,
+    State,
+    family_of,
+    make_options,
+    reset,
+)
 from decision_s4.agents.backbones.operator import MixerOp, operator_of
 from decision_s4.envs.errors import UserError, nearest
 from decision_s4.kernels.packing import Packing
@@ -254,10 +261,21 @@ def make_backbone(
     """
     if d_model < 1 or n_layers < 1:
         raise UserError(f"d_model {d_model} and n_layers {n_layers} must be at least 1")
+    if d_model > LARGEST or n_layers > 1000:
+        raise UserError(f"d_model {d_model} and n_layers {n_layers} go to {LARGEST:g} and 1000")
     if not (0 <= mlp_ratio < math.inf and 0 <= dropout < 1):
         raise UserError(f"mlp_ratio {mlp_ratio} must be at least 0, dropout {dropout} in [0, 1)")
     if mlp_activation not in ACTIVATIONS:
         near = nearest(mlp_activation, ACTIVATIONS)
         raise UserError(f"mlp_activation '{mlp_activation}' is unknown{near}")
-    mixers = family_of(name).layers(d_model, make_options(name, options), n_layers)
-    return Backbone(mixers, d_model, mlp_ratio, dropout, mlp_activation)
+    try:
+        mixers = family_of(name).layers(d_model, make_options(name, options), n_layers)
+        return Backbone(mixers, d_model, mlp_ratio, dropout, mlp_activation)
+    except (RuntimeError, MemoryError) as error:  # torch has no type of its own for it on the CPU
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        sizes = {"d_model": d_model, "n_layers": n_layers, "mlp_ratio": mlp_ratio} | options
+        raise UserError(
+            f"backbone '{name}' does not fit in memory with "
+            f"{', '.join(f'{key} {value}' for key, value in sizes.items())}; choose smaller sizes"
+        ) from None

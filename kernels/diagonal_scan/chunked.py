@@ -8,7 +8,8 @@ that no chunk holds two (see packing.py); a reset therefore costs nothing and ne
 import torch
 from torch import Tensor
 
-from decision_s4.kernels.packing import ChunkLayout, Packing
+from decision_s4.kernels.chunks import states_before
+from decision_s4.kernels.packing import Packing
 
 CHUNK = 32  # about √T: of 16, 32, 64 the fastest at B = 4, T = 1000 for P = 32 … 128
 
@@ -24,7 +25,9 @@ def scan(
     padded = torch.cat([flat, flat.new_zeros(1, flat.shape[1])])
     alone = _run(padded[layout.source.flip(1).T], a)  # (L, M, P): from a zero state each
     powers = _powers(a, chunk)
-    before = _pass_on(alone[-1], powers[-1], state, layout)
+    before = states_before(
+        alone[-1], state, layout, lambda x, gained, _: torch.addcmul(gained, x, powers[-1])
+    )
     x = torch.stack(alone) + powers[:, None] * before
 
     final = x[layout.final_lengths - 1, layout.final_chunks]
@@ -50,15 +53,3 @@ def _powers(a: Tensor, length: int) -> Tensor:
         powers = torch.cat([powers, powers * square])
         square = square * square
     return powers[:length]
-
-
-def _pass_on(gained: Tensor, power: Tensor, state: Tensor, layout: ChunkLayout) -> Tensor:
-    """The state before each chunk (M, P); `gained` (M, P) is what each adds on its own."""
-    x = gained.new_zeros(layout.counts[0], gained.shape[1])
-    x = x.index_copy(0, layout.carry_chunks, state[layout.carry_rows])
-    before, done = [x], 0
-    for count, following in zip(layout.counts, layout.counts[1:], strict=False):
-        x = torch.addcmul(gained[done : done + following], x[:following], power)
-        before.append(x)
-        done += count
-    return torch.cat(before)

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from decision_s4.kernels.chunks import chunk_for, from_chunks, to_chunks
+from decision_s4.kernels.chunks import chunk_for, from_chunks, states_before, to_chunks
 from decision_s4.kernels.lti_scan.system import System, columns, rows, transition
-from decision_s4.kernels.packing import ChunkLayout, Packing
+from decision_s4.kernels.packing import Packing
 
 CHUNK = 64  # of 16 … 128 the fastest at H = 64, N = 64: about N, where the products balance
 LONG_CHUNK = 256  # on CUDA, where launches are the bound: a quarter of the states to pass on
@@ -45,7 +45,13 @@ def scan(
         [length, operators.read.shape[1]], dim=2
     )
     carried = columns(torch.view_as_complex(state)).transpose(0, 1)  # (H, B, N)
-    before = _pass_on(injected, carried, operators, layout)  # (H, M, N)
+    before = states_before(
+        injected,
+        carried,
+        layout,
+        lambda x, gained, _: _advance(x, operators.powers[-1]) + gained,
+        dim=1,
+    )  # (H, M, N)
     y = torch.baddbmm(direct, before, operators.read).permute(1, 2, 0)
     y = from_chunks(y, layout, batch)
 
@@ -102,22 +108,6 @@ def _advance(x: Tensor, power: Tensor) -> Tensor:
     if power.is_complex():
         return columns(torch.complex(*x.chunk(2, dim=-1)) * power[:, None])
     return torch.bmm(x, power)
-
-
-def _pass_on(
-    injected: Tensor, carried: Tensor, operators: Operators, layout: ChunkLayout
-) -> Tensor:
-    """The state before each chunk, (H, M, N)."""
-    channels, _, size = injected.shape
-    x = injected.new_zeros(channels, layout.counts[0], size)
-    x = x.index_copy(1, layout.carry_chunks, carried[:, layout.carry_rows])
-    before, done = [x], 0
-    for count, following in zip(layout.counts, layout.counts[1:], strict=False):
-        gained = injected[:, done : done + following]
-        x = _advance(x[:, :following], operators.powers[-1]) + gained
-        before.append(x)
-        done += count
-    return torch.cat(before, dim=1)
 
 
 def _remainder(x: Tensor, operators: Operators, lengths: Tensor) -> Tensor:
