@@ -101,7 +101,7 @@ class DS4OnlineLearner:
         pretrained: bool,
         returns_change: bool = False,
     ):
-        _check_continuous(policy.action_space)
+        check_continuous(policy.action_space)
         self.options, self.updates, self.anchor = options, 0, options.anchor_weight
         usual = "states" if pretrained else "memory"
         self.policy = freeze(policy.eval(), usual if options.freeze == "auto" else options.freeze)
@@ -306,7 +306,8 @@ def _read_out_weights(policy: SequencePolicy) -> list[nn.Parameter]:
     return [mixer.c for mixer in mixers if isinstance(getattr(mixer, "c", None), nn.Parameter)]
 
 
-def _check_continuous(space: spaces.Space) -> None:
+def check_continuous(space: spaces.Space) -> None:
+    """Raises UserError for an action space other than a Box."""
     if not isinstance(space, spaces.Box):
         raise UserError(f"ds4-online needs a Box action space, not {space}; take --algo ppo")
 

@@ -18,7 +18,7 @@ from decision_s4.agents import checkpoint, saved
 from decision_s4.agents.actor import Actor
 from decision_s4.agents.config import read_setting
 from decision_s4.agents.distributed import ALONE
-from decision_s4.agents.ds4_online import DS4OnlineLearner, DS4OnlineOptions
+from decision_s4.agents.ds4_online import DS4OnlineLearner, DS4OnlineOptions, check_continuous
 from decision_s4.agents.explorer import ExplorationOptions, Explorer
 from decision_s4.agents.logged_replay import remember
 from decision_s4.agents.options import RunOptions
@@ -345,6 +345,7 @@ def _untrained(config: DS4OnlineConfig) -> tuple[SequencePolicy, Task]:
     if config.env in (None, "none"):
         raise UserError("ds4-online learns in an environment; give --env, or --from and a run")
     env = make(config.env)
+    check_continuous(env.action_space)
     policy = SequencePolicy(env.observation_space, env.action_space, part(config, PolicyOptions))
     env.close()
     targets = config.target_returns[:1] or (0.0,)

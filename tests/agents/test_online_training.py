@@ -13,8 +13,8 @@ from decision_s4.agents import checkpoint, saved
 from decision_s4.agents.ds4_online import DS4OnlineLearner, this_step
 from decision_s4.agents.online_training import DS4OnlineConfig, OnlineTraining
 from decision_s4.agents.stored_state import LastLayer
-from decision_s4.envs.errors import UserError
-from decision_s4.envs.rows import WorkerRows
+from decision_s4.envs.errors import DivergedError, UserError
+from decision_s4.envs.rows import LocalRows, WorkerRows
 from decision_s4.train import main
 
 SIZES = {"d_model": 8, "n_layers": 1, "d_embed": 4, "critic_width": 8}
@@ -192,6 +192,28 @@ def test_a_run_that_diverges_keeps_the_checkpoint_from_before(tmp_path, monkeypa
     assert f"go on from the last checkpoint with --resume {folder}" in error
     kept = checkpoint.load(folder)
     assert kept.step == 256 and all(w.isfinite().all() for w in kept.weights.values())
+
+
+def test_a_policy_whose_actions_are_no_numbers_stops_a_run():
+    begun = OnlineTraining.begin(settings(), CPU)
+    begun.learner.policy.head.linear.bias.data.fill_(np.nan)
+    with pytest.raises(DivergedError, match="the policy's action is not finite at step 0"):
+        begun.update()
+
+
+@pytest.mark.parametrize("name", ["reward", "observation"])
+def test_an_environment_that_gives_no_numbers_stops_a_run(name, tmp_path, monkeypatch, capsys):
+    step, calls = LocalRows.step, []
+
+    def broken_step(rows, *arguments):
+        calls.append(rows)
+        outcome = step(rows, *arguments)
+        return outcome._replace(**{name: getattr(outcome, name) * np.nan} if calls[20:] else {})
+
+    monkeypatch.setattr(LocalRows, "step", broken_step)
+    assert main([*flags(run_dir=tmp_path / "run"), "--device=cpu"]) == 2
+    error = capsys.readouterr().err
+    assert f"the environment gave {name}s that are not finite at environment step 160" in error
 
 
 @pytest.mark.parametrize("algo", ["ds4-online", "ppo", "sb3-ppo"])
