@@ -45,6 +45,7 @@ FIXED = {
     "critic_width",
     "relabel_rounds",
     "relabel_steps",
+    "distill_from",
     *(f.name for f in dataclasses.fields(PolicyOptions)),
 }
 

@@ -42,7 +42,7 @@ RANGES = {
     **dict.fromkeys(("relabel_rounds", "value_weight"), NOT_NEGATIVE),
     **dict.fromkeys(("relabel_steps", "critic_width"), COUNT),
     "critic_learning_rate": POSITIVE,
-    "range_weight": NOT_NEGATIVE,
+    **dict.fromkeys(("range_weight", "distill_steps"), NOT_NEGATIVE),
     "range_limit": Range(1.01, 1000, "1.01 to 1000"),
     "polynomial": Range(0, 255, "0 to 255; 0 for none"),
     **dict.fromkeys(("value_discount", "discount"), Range(0, 1, "0 to 1")),

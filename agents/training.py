@@ -12,6 +12,7 @@ from torch import Tensor
 from decision_s4.agents import checkpoint, saved
 from decision_s4.agents.actor import Actor
 from decision_s4.agents.decision import DecisionLearner, OptimiserOptions
+from decision_s4.agents.distillation import DistillationOptions, DistilledLearner, load_teacher
 from decision_s4.agents.distributed import ALONE, World, join
 from decision_s4.agents.options import DataOptions
 from decision_s4.agents.policies import make_policy
@@ -33,7 +34,13 @@ from decision_s4.envs.windows import WindowBatches
 
 @dataclass(frozen=True)
 class TrainConfig(
-    OptimiserOptions, RangeOptions, ValueRegularisation, RelabelOptions, PolicyOptions, DataOptions
+    OptimiserOptions,
+    DistillationOptions,
+    RangeOptions,
+    ValueRegularisation,
+    RelabelOptions,
+    PolicyOptions,
+    DataOptions,
 ):
     """Train a policy from logged trajectories, evaluate it, film it."""
 
@@ -128,16 +135,38 @@ class Training:
         options = part(self.config, PolicyOptions)
         check_episode_length(int(self.trajectories.lengths.max()), options)
         rates = part(self.config, OptimiserOptions)
-        arguments = self.new_policy(options), rates, self.config.steps
-        if self.config.range_weight:
-            if self.config.value_weight:
-                raise UserError("--range-weight and --value-weight exclude each other; use one")
-            ranges = part(self.config, RangeOptions)
-            return RangeAwareLearner(*arguments, ranges, self.world)
-        if not self.config.value_weight:
-            return DecisionLearner(*arguments, self.world)
-        self.check_alone("--value-weight 0")
-        return ValueRegularisedLearner(*arguments, part(self.config, ValueRegularisation))
+        match self._beside_imitation():
+            case "distill_from":
+                return self._pupil(options, rates)
+            case "range_weight":
+                own = part(self.config, RangeOptions)
+                return RangeAwareLearner(*self._start(options, rates), own, self.world)
+            case "value_weight":
+                self.check_alone("--value-weight 0")
+                own = part(self.config, ValueRegularisation)
+                return ValueRegularisedLearner(*self._start(options, rates), own)
+        return DecisionLearner(*self._start(options, rates), self.world)
+
+    def _beside_imitation(self) -> str | None:
+        """The setting that asks for another loss. Raises UserError where two do."""
+        names = ("distill_from", "range_weight", "value_weight")
+        asked = [name for name in names if getattr(self.config, name)]
+        if len(asked) > 1:
+            first, second = (f"--{name.replace('_', '-')}" for name in asked[:2])
+            raise UserError(f"{first} and {second} exclude each other; use one")
+        return asked[0] if asked else None
+
+    def _start(
+        self, options: PolicyOptions, rates: OptimiserOptions
+    ) -> tuple[Policy, OptimiserOptions, int]:
+        return self.new_policy(options), rates, self.config.steps
+
+    def _pupil(self, options: PolicyOptions, rates: OptimiserOptions) -> DistilledLearner:
+        teacher = load_teacher(self.config.distill_from, options).to(self.device)
+        options = replace(options, backbone_options=(*options.backbone_options, "bias=true"))
+        policy, *others = self._start(options, rates)
+        steps = self.config.distill_steps
+        return DistilledLearner(policy, teacher, *others, steps, self.world)
 
     @cached_property
     def conditioned(self) -> Trajectories:

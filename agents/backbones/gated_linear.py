@@ -64,12 +64,12 @@ class GatedLinearAttention(Mixer):
         )
         self.shape = (heads, key, value)
 
-    def _make_projections(self, d_model: int, *widths: int) -> None:
+    def _make_projections(self, d_model: int, *widths: int, bias: bool = False) -> None:
         """Input to parts of these widths, and all heads' values to output."""
         heads, _, value = self.shape
         self.widths = widths
-        self.in_proj = nn.Linear(d_model, sum(widths), bias=False)
-        self.out_proj = nn.Linear(heads * value, d_model, bias=False)
+        self.in_proj = nn.Linear(d_model, sum(widths), bias=bias)
+        self.out_proj = nn.Linear(heads * value, d_model, bias=bias)
         with torch.no_grad():
             for part in (*self.in_proj.weight.split(widths), self.out_proj.weight):
                 nn.init.xavier_uniform_(part, gain=GAIN)

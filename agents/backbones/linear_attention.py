@@ -9,6 +9,7 @@ at a fixed rate a head.
 Shapes: H heads, K key, F feature and V value width of a head.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,7 +30,8 @@ class LinearAttention(GatedLinearAttention):
     def __init__(self, d_model: int, options: GatedLinearOptions):
         super().__init__(d_model, options)
         heads, key, value = self.shape
-        self._make_projections(d_model, heads * key, heads * key, heads * value)
+        bias = getattr(options, "bias", False)
+        self._make_projections(d_model, heads * key, heads * key, heads * value, bias=bias)
 
     def feature_width(self) -> int:
         """F."""
@@ -87,6 +89,14 @@ def _divide(o: Tensor) -> Tensor:
     return o[..., :-1] / ops.coefficient("sum", o[..., -1:])
 
 
+@dataclass(frozen=True)
+class HedgehogOptions(GatedLinearOptions):
+    """Options of `hedgehog`."""
+
+    bias: bool = False
+    """Whether the projections have biases, as a transformer's do (see --distill-from)."""
+
+
 @register("hedgehog")
 class Hedgehog(LinearAttention):
     """φ(x) = (softmax(W x), softmax(−W x)), W (K, K) a head, one for queries and one for keys.
@@ -94,7 +104,9 @@ class Hedgehog(LinearAttention):
     They begin as identities, as published.
     """
 
-    def __init__(self, d_model: int, options: GatedLinearOptions):
+    Options = HedgehogOptions
+
+    def __init__(self, d_model: int, options: HedgehogOptions):
         super().__init__(d_model, options)
         heads, key, _ = self.shape
         eye = torch.eye(key).expand(2, heads, key, key)

@@ -114,6 +114,11 @@ class Transformer(Mixer):
         split = self.queries_keys_values(x).unflatten(-1, (3, self.heads, self.width))
         return split.movedim(-3, 0)
 
+    def queries_and_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Of x (…, D), not turned: (…, H, d) each."""
+        q, k, _ = self._project(x)
+        return q, k
+
     def _turns(self, steps: int, like: Tensor) -> tuple[Tensor, Tensor] | None:
         return sinusoids(steps, self.width, like) if self.options.positions == "rotary" else None
 
