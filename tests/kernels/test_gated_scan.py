@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from decision_s4.kernels.gated_scan import gated_scan, gated_step
+from decision_s4.kernels.gated_scan import fused, gated_scan, gated_step
 from decision_s4.kernels.packing import Packing
 
 D, H, ROWS = 3, 5, 4
@@ -165,3 +165,20 @@ def test_unknown_implementation_is_refused():
     x, network, state = make(nn.GRU, 1)
     with pytest.raises(ValueError, match="'cuda' is unknown"):
         gated_scan(x, network, state, Packing.unbroken(ROWS, 1), impl="cuda")
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
+@pytest.mark.parametrize(("every", "pays"), [(100, True), (4, False)])
+def test_onednn_is_taken_for_long_episodes_and_is_the_equation(every, pays):
+    torch.manual_seed(7)
+    x, network, state = make(nn.LSTM, 100)
+    network, x, state = network.float(), x.detach().float(), state.detach().float()
+    start = torch.arange(100).expand(ROWS, -1) % (every + torch.arange(ROWS)[:, None]) == 0
+    packing = Packing(start)
+    assert fused.pays(x, network, packing) is pays
+    outcomes = [
+        outcome(impl, x.requires_grad_(), network, state.requires_grad_(), packing)
+        for impl in ("fused", "naive")
+    ]
+    for a, b in zip(*outcomes, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
