@@ -1,0 +1,53 @@
+"""benchmarks/memory_tasks.py: a small grid is trained once, and what its table says."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import decision_s4
+
+FOLDER = Path(decision_s4.__file__).parent / "benchmarks"
+TINY = "--steps 64 --eval-every 32 --eval-episodes 1 --rows 2 --rollout-steps 16 --epochs 1"
+
+
+def load(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    path = FOLDER / "memory_tasks.py"
+    spec = importlib.util.spec_from_file_location("memory_tasks", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(module, monkeypatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["memory_tasks.py", *arguments])
+    module.main()
+
+
+def test_a_grid_is_trained_once_with_its_tasks_settings(tmp_path, monkeypatch, capsys):
+    module, table = load(monkeypatch), tmp_path / "table.md"
+    arguments = ["--tasks", "TMaze-v0", "--seeds", "0", "--runs", str(tmp_path / "runs")]
+    arguments += ["--processes", "1", "--flags", f"{TINY} --d-model 8", "--output", str(table)]
+    run(module, monkeypatch, *arguments)
+    assert "done" in capsys.readouterr().out
+    settings = (tmp_path / "runs/TMaze-v0/lru/0/config.yaml").read_text()
+    assert "discount: 0.9" in settings and "steps: 64" in settings
+    before = table.read_text()
+    run(module, monkeypatch, *arguments)
+    assert "done" not in capsys.readouterr().out
+    assert table.read_text() == before
+
+
+def test_a_line_tells_mean_interval_and_when_the_slowest_seed_got_there(tmp_path, monkeypatch):
+    module = load(monkeypatch)
+    jobs = []
+    for seed, returns in enumerate([(0.2, 0.8, 0.9), (0.2, 0.3, 0.8)]):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        rows = [f"{step},{value}" for step, value in zip((1000, 2000, 3000), returns, strict=True)]
+        (folder / "eval.csv").write_text("\n".join(["step,return_mean", *rows]) + "\n")
+        (folder / "seconds.json").write_text('{"seconds": 90, "finished": true}')
+        jobs.append(module.Job("RepeatPrevious-v0", "lru", (), seed, folder))
+    *_, line = module.table(jobs).splitlines()
+    assert line.startswith("| RepeatPrevious-v0 | lru | 2 | 0.85 [0.80, 0.90] | 0.80 | 0.74")
+    assert line.endswith("| 3k | 3k | 1.5 |")
