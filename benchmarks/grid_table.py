@@ -54,7 +54,7 @@ def _summary(rows: Rows) -> dict:
     final = max(int(row["step"]) for row in rows)
     last = next(row for row in rows if int(row["step"]) == final)
     best = max(rows, key=_score)
-    kept = {name: rows[0][name] for name in ("dataset", "algorithm", "seed", "finished", "seconds")}
+    kept = {name: last[name] for name in ("dataset", "algorithm", "seed", "finished", "seconds")}
     for name, row in (("last", last), ("best", best)):
         kept |= {
             name: round(_score(row), 2),

@@ -6,9 +6,9 @@
 (benchmarks/peers/decision_transformers.py) and a CUDA graph replays them. Settings are those of
 configs/decision-transformer.yaml, initial weights and evaluation those of `train.py` at each seed;
 windows and dropout are drawn anew. Over several GPUs: one command a seed, each with its own
---output. Weights are kept every --keep-every updates and evaluated by processes beside the
-training, on the CPU while it runs and on its GPU afterwards, the last ones first. A command that
-was stopped goes on from the weights it kept. Rows are written as they come, to a file that
+--output. Weights are kept every --keep-every updates and evaluated by processes beside the training
+on the CPU, those of its second half afterwards on the GPU, the last ones first. A command that was
+stopped goes on from the weights it kept. Rows are written as they come, to a file that
 `benchmarks/d4rl.py --add` takes; their `seconds` are those of all runs together.
 """
 
@@ -106,17 +106,23 @@ class Evaluations:
         rows = csv_rows.read(given.rows)
         self.done = {tuple(row[name] for name in columns) for row in rows}
         self.pending: dict[Future, tuple[Point, int]] = {}
+        self.waiting: list[tuple[Point, int]] = []
 
-    def submit(self, point: Point, device: str) -> None:
-        """All runs of the point that have no rows yet."""
+    def add(self, point: Point, meanwhile: bool) -> None:
+        """All runs of the point that have no rows yet: on the CPU meanwhile, or in the end."""
         for run, (dataset, seed) in enumerate(self.runs):
-            if (str(point.updates), dataset, str(seed)) not in self.done:
-                self._submit(point, run, device)
+            if (str(point.updates), dataset, str(seed)) in self.done:
+                continue
+            if meanwhile:
+                self._submit(point, run, "cpu")
+            else:
+                self.waiting.append((point, run))
 
-    def move_to(self, device: str) -> None:
-        """What waits is evaluated there instead, the newest weights first."""
-        waiting = [task for future, task in self.pending.items() if future.cancel()]
-        for point, run in sorted(waiting, key=lambda task: (-task[0].updates, task[1])):
+    def finish(self, device: str) -> None:
+        """What waits, and what has not begun on the CPU: there, the newest weights first."""
+        late = [task for future, task in self.pending.items() if future.cancel()]
+        newest_first = sorted(self.waiting + late, key=lambda task: (-task[0].updates, task[1]))
+        for point, run in newest_first:
             self._submit(point, run, device)
 
     def _submit(self, point: Point, run: int, device: str) -> None:
@@ -184,7 +190,7 @@ def train_all(given: argparse.Namespace, evaluations: Evaluations) -> None:
         begin -= points[-1].seconds
         print(f"on from {points[-1].updates} updates", flush=True)
         for point in points:
-            evaluations.submit(point, "cpu")
+            evaluations.add(point, point.updates <= most / 2)
 
     def keep() -> None:
         updates, seconds = int(learner.step), round(time.monotonic() - begin)
@@ -193,7 +199,7 @@ def train_all(given: argparse.Namespace, evaluations: Evaluations) -> None:
         _save(kept, points[-1].path)
         plain = [[str(point.path), *point[1:]] for point in points]
         _save({"learner": learner.state_dict(), "points": plain}, state)
-        evaluations.submit(points[-1], given.device if updates >= most else "cpu")
+        evaluations.add(points[-1], updates <= most / 2)  # later ones would outlast the training
 
     train(learner, given.seconds, most, given.keep_every, keep)
     last = points[-1]
@@ -228,7 +234,7 @@ def main() -> None:
     with ProcessPoolExecutor(given.workers, mp_context=apart) as pool:
         evaluations = Evaluations(given, pool)
         train_all(given, evaluations)
-        evaluations.move_to(given.device)
+        evaluations.finish(given.device)
 
 
 if __name__ == "__main__":
