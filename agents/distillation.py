@@ -6,7 +6,7 @@
 
 q and k are the transformer's, of its own activations in layer l; everything but the feature maps
 begins as a copy of it. p sees the transformer's window, w the whole episode.
-Shapes: B rows, T steps, H heads, K width of a head.
+Shapes: B rows, T steps, I of them, H heads, K width of a head.
 """
 
 from dataclasses import dataclass, fields
@@ -24,6 +24,8 @@ from decision_s4.agents.distributed import ALONE, World
 from decision_s4.agents.policy import Policy, PolicyOptions, SequencePolicy
 from decision_s4.envs.errors import UserError
 
+QUERIES = 64
+"""Steps of a row, drawn anew for each update, whose attention is compared."""
 OWN = ("backbone", "backbone_options", "dropout", "observation_noise")
 """Options in which a policy may differ from its teacher."""
 RENAMED = {"queries_keys_values": "in_proj", "out": "out_proj"}
@@ -58,9 +60,11 @@ class DistilledLearner(DecisionLearner):
 
     def loss(self, batch: Any) -> Tensor:
         """Of attention at first, then the imitation's."""
-        if self.schedule.last_epoch < self.distill_steps:
-            return self.world.mean(attention_loss(self.policy, self.teacher, batch)[batch.valid])
-        return super().loss(batch)
+        if self.schedule.last_epoch >= self.distill_steps:
+            return super().loss(batch)
+        steps = torch.randperm(batch.start.shape[1], device=batch.start.device)[:QUERIES]
+        losses = attention_loss(self.policy, self.teacher, batch, steps)
+        return self.world.mean(losses[batch.valid[:, steps]])
 
 
 def load_teacher(folder: Path, options: PolicyOptions) -> SequencePolicy:
@@ -107,15 +111,16 @@ def _renamed(name: str) -> str:
     return ".".join([*lead, RENAMED.get(module, module), kind]) if "mixer" in lead else name
 
 
-def attention_loss(policy: Policy, teacher: SequencePolicy, batch: Any) -> Tensor:
-    """(B, T): how far the policy's attention weights are from the teacher's, mean over layers and
-    heads; 0 where they are the same."""
-    losses, mask = [], _seen(batch)
+def attention_loss(policy: Policy, teacher: SequencePolicy, batch: Any, steps: Tensor) -> Tensor:
+    """(B, I): how far the policy's attention weights are from the teacher's at `steps` (I,), mean
+    over layers and heads; 0 where they are the same."""
+    losses, mask = [], _seen(batch, steps)
     read = _mixer_inputs(teacher, batch)
     for ours, theirs, x in zip(policy.backbone.blocks, teacher.backbone.blocks, read, strict=True):
         with torch.no_grad():
             q, k = theirs.mixer.queries_and_keys(x)
-            p = _softmax(q, k, mask & _within(mask, theirs.mixer.context))
+            q = q[:, steps]
+            p = _softmax(q, k, mask & _within(mask, steps, theirs.mixer.context))
         log_w = _log_weights(ours.mixer, q, k, mask)
         losses.append((torch.xlogy(p, p) - p * log_w).sum(-1).mean(1))
     return torch.stack(losses).mean(0)
@@ -135,17 +140,16 @@ def _mixer_inputs(teacher: SequencePolicy, batch: Any) -> list[Tensor]:
     return found
 
 
-def _seen(batch: Any) -> Tensor:
-    """(B, 1, T, T) bool: steps of the same episode, no later; every step sees itself."""
-    episode = batch.start.cumsum(1)
-    same = episode[:, :, None] == episode[:, None]
-    valid = batch.valid[:, None] | torch.eye(same.shape[-1], dtype=torch.bool, device=same.device)
-    return (same & valid).tril()[:, None]
+def _seen(batch: Any, steps: Tensor) -> Tensor:
+    """(B, 1, I, T) bool: steps of the same episode, no later."""
+    episode, place = batch.start.cumsum(1), torch.arange(batch.start.shape[1], device=steps.device)
+    same = episode[:, steps, None] == episode[:, None]
+    return (same & (place <= steps[:, None]))[:, None]
 
 
-def _within(mask: Tensor, window: int) -> Tensor:
-    """(T, T) bool: no older than the window."""
-    return torch.ones_like(mask[0, 0]).triu(1 - window)
+def _within(mask: Tensor, steps: Tensor, window: int) -> Tensor:
+    """(I, T) bool: no older than the window."""
+    return steps[:, None] - torch.arange(mask.shape[-1], device=steps.device) < window
 
 
 def _softmax(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
@@ -154,7 +158,7 @@ def _softmax(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
 
 
 def _log_weights(mixer: Hedgehog, q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
-    """log w (B, H, T, T), 0 where nothing is seen."""
+    """log w (B, H, I, T), 0 where nothing is seen."""
     products = torch.einsum("bthf,bshf->bhts", *mixer.features(q, k))
     sums = (products * mask).sum(-1, keepdim=True)
     return (products.log() - sums.log()).masked_fill(~mask, 0)

@@ -51,8 +51,13 @@ def make_batch(seed: int, rows: int = 4, steps: int = 12) -> SimpleNamespace:
     )
 
 
+def losses(policy, teacher, batch) -> torch.Tensor:
+    """At all steps."""
+    return attention_loss(policy, teacher, batch, torch.arange(batch.start.shape[1]))
+
+
 def loss(policy, teacher, batch) -> float:
-    return attention_loss(policy, teacher, batch)[batch.valid].mean().item()
+    return losses(policy, teacher, batch)[batch.valid].mean().item()
 
 
 def distance(policy, teacher, batch) -> float:
@@ -82,11 +87,14 @@ def test_the_loss_is_zero_where_weights_are_the_same_and_sees_no_other_episode()
     teacher, policy, batch = sharp_teacher(), make(PUPIL, 1), make_batch(0)
     copy_weights(policy, teacher)
     batch.start[:] = True
-    assert attention_loss(policy, teacher, batch).abs().max() < 1e-6
+    assert losses(policy, teacher, batch).abs().max() < 1e-6
     batch = make_batch(0)
-    before = attention_loss(policy, teacher, batch)
+    before = losses(policy, teacher, batch)
     batch.observation[:, :5] = 1e3
-    torch.testing.assert_close(attention_loss(policy, teacher, batch)[:, 5:], before[:, 5:])
+    after = losses(policy, teacher, batch)
+    torch.testing.assert_close(after[:, 5:], before[:, 5:])
+    some = torch.tensor([7, 2])
+    torch.testing.assert_close(attention_loss(policy, teacher, batch, some), after[:, some])
 
 
 def test_distilling_brings_attention_and_actions_nearer():
