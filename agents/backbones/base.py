@@ -5,6 +5,7 @@ float32 or wider whatever the autocast type, and is never written in place.
 """
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
@@ -43,7 +44,7 @@ class Family:
                 raise UserError(
                     f"backbone option {key} is {value!r}; it needs {wanted}, as {default!r}"
                 )
-            if isinstance(value, int | float) and not abs(value) <= LARGEST:
+            if isinstance(value, int | float) and LARGEST < abs(value) < math.inf:
                 raise UserError(f"backbone option {key} is beyond {LARGEST:g}; try {default!r}")
         return cls.Options(**given)
 
