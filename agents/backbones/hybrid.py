@@ -68,6 +68,10 @@ class Hybrid(Family):
 
 def _part_options(options: HybridOptions, part: str, given: dict[str, Any]) -> Any:
     name = getattr(options, part)
-    if issubclass(family_of(name), Hybrid):
+    try:
+        family = family_of(name)
+    except UserError as error:
+        raise UserError(f"{part}: {error}") from None
+    if issubclass(family, Hybrid):
         raise UserError(f"{part} '{name}' is a mixture itself; name the backbone of one layer")
     return make_options(name, given)
