@@ -1,7 +1,8 @@
 """Scans: ours beside what others run, forward and forward + backward.
 
     python benchmarks/kernels.py                  CPU: S6 on one and two threads beside mambapy's
-                                                  pscan, S4D beside FFT
+                                                  pscan, GRU, LSTM and AL-RNN on a batch of Hopper
+                                                  beside torch's packed GRU and LSTM, S4D beside FFT
     python benchmarks/kernels.py --device cuda    S6 beside mamba-ssm and the memory's bandwidth,
                                                   gated linear attention beside fla
 
@@ -18,8 +19,14 @@ import numpy as np
 import s4d
 import torch
 from timing import interleaved
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
+from decision_s4.envs.batches import PackedBatches
+from decision_s4.envs.datasets import load
+from decision_s4.kernels.almost_linear import almost_linear
+from decision_s4.kernels.gated_scan import gated_scan
+from decision_s4.kernels.packing import Packing
 from decision_s4.kernels.selective_scan import selective_scan
 
 Scan = Callable[..., Tensor]
@@ -123,6 +130,56 @@ def on_cpu(threads: int, repeats: int) -> None:
     table(title, contenders, "mambapy", inputs, repeats, lambda: None)
 
 
+def recurrences(repeats: int) -> None:
+    """Nonlinear ones of width 64 over a training batch, one thread; each beside its peer."""
+    torch.set_num_threads(1)
+    batch = next(PackedBatches(load("hopper-mixed"), 3000, 0))
+    packing = Packing(batch.start, batch.valid)
+    counts = packing.chunks(1).counts
+    title = f"CPU, 1 thread, {sum(counts)} steps of Hopper in {counts[0]} episodes, "
+    title += f"the longest {len(counts)}, width 64, float32"
+    for kind in (nn.GRU, nn.LSTM):
+        contenders, inputs = gated(kind, packing)
+        table(f"{kind.__name__}, {title}", contenders, "nn packed", inputs, repeats, lambda: None)
+    contenders, inputs = almost_linears(packing)
+    table(f"AL-RNN, {title}", contenders, "torch", inputs, repeats, lambda: None)
+
+
+def gated(kind: type, packing: Packing) -> tuple[dict[str, Scan], dict[str, Tensor]]:
+    """Ours from packed rows to packed rows; the peer gets its PackedSequence ready made."""
+    torch.manual_seed(0)
+    network, rows = kind(64, 64), torch.randn(packing.rows, packing.steps, 64)
+    state = torch.zeros(packing.rows, 2 if kind is nn.LSTM else 1, 64)
+    order = packing.chunks(1)
+    counts, data = torch.tensor(order.counts), rows.flatten(0, 1)[order.source.squeeze(1)]
+
+    def ours(impl: str) -> Scan:
+        return lambda x, **_: gated_scan(x, network, state, packing, impl)[0]
+
+    def theirs(data: Tensor, **_) -> Tensor:
+        return network(PackedSequence(data, counts))[0].data
+
+    impls = ("torch", "fused", "cpu")
+    contenders = {impl: ours(impl) for impl in impls} | {"nn packed": theirs}
+    inputs = {"x": rows.requires_grad_(), "data": data.requires_grad_()}
+    return contenders, inputs | dict(network.named_parameters())
+
+
+def almost_linears(packing: Packing) -> tuple[dict[str, Scan], dict[str, Tensor]]:
+    torch.manual_seed(0)
+    inputs = {"u": torch.randn(packing.rows, packing.steps, 64), "decay": torch.rand(64)}
+    inputs["weight"] = torch.randn(64, 64) / 128
+    state = torch.zeros(packing.rows, 64)
+
+    def ours(impl: str) -> Scan:
+        return lambda **inputs: almost_linear(
+            **inputs, linear=48, state=state, packing=packing, impl=impl
+        )[0]
+
+    contenders = {impl: ours(impl) for impl in ("torch", "cpu")}
+    return contenders, {name: x.requires_grad_() for name, x in inputs.items()}
+
+
 def copy_bandwidth() -> float:
     """Bytes a second, read and written, of a copy on this GPU."""
     source = torch.empty(1 << 28, dtype=torch.float32, device="cuda")
@@ -169,7 +226,7 @@ def main() -> None:
         return
     for threads in (1, 2):
         on_cpu(threads, args.repeats)
-    torch.set_num_threads(1)
+    recurrences(args.repeats)
     s4d.table(args.repeats)
 
 

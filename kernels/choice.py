@@ -1,14 +1,18 @@
-"""Which implementation runs where none is named, said once in the log; where the fused can."""
+"""Which implementation runs where none is named, said once in the log; what each can do."""
 
 import functools
+import importlib
 import importlib.util
 import logging
 import os
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 LOG = logging.getLogger(__name__)
 NO_FLA = "has no such kernel"
+COMPILED = (torch.float32, torch.float64)
 
 
 def fastest(
@@ -43,6 +47,40 @@ def check(op: str, device: torch.device, misfit: str | None) -> None:
 def interpreted() -> bool:
     """Whether Triton runs its programs in Python, on any device."""
     return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@functools.cache
+def fastest_on_cpu(op: str, device: str, dtype: torch.dtype) -> str:
+    """ "cpu", the library of `op`, for what it takes where it compiles, else "torch"."""
+    impl = "torch"
+    if device == "cpu" and dtype in COMPILED:
+        compiled = importlib.import_module(f"decision_s4.kernels.{op}.cpu")
+        impl = "cpu" if compiled.library() else "torch"
+    LOG.info("%s: '%s' runs on %s in %s", op, impl, device, dtype)
+    return impl
+
+
+def check_compiled(op: str, tensor: Tensor, library: Callable[[], object]) -> None:
+    """Raises ValueError where the C++ library of `op` does not take such tensors, RuntimeError
+    where there is none."""
+    if tensor.device.type != "cpu" or tensor.dtype not in COMPILED:
+        raise ValueError(
+            f"{op}: impl 'cpu' needs float32 or float64 on the CPU, not {tensor.dtype} on "
+            f"{tensor.device}; use 'torch'"
+        )
+    if library() is None:
+        raise RuntimeError(
+            f"{op}: impl 'cpu' needs a C++ compiler and ninja; install them or use 'torch'"
+        )
+
+
+def refuse_second_derivatives(op: str, impl: str) -> None:
+    """Called in a backward pass by hand. Raises RuntimeError where it is recorded: autograd would
+    take what was saved for constants, which is wrong, and silent."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            f"{op}: impl '{impl}' has no second derivatives; use impl='naive', or no create_graph"
+        )
 
 
 @functools.cache

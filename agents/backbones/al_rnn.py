@@ -6,7 +6,7 @@
 Yield Highly Interpretable Symbolic Codes in Dynamical Systems Reconstruction", arXiv 2410.14240.
 There A (diagonal) and W are free, and chaos is wanted. A memory must not explode over an episode:
 here 0 < A < 1 and no row of W sums to more than 1 in absolute value, so that the largest difference
-between two states never grows. Shapes: M units, E episodes.
+between two states never grows. Shapes: M units.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from decision_s4.agents.backbones import ops
 from decision_s4.agents.backbones.base import Mixer, State, register
 from decision_s4.envs.errors import UserError
-from decision_s4.kernels.gated_scan.order import pack, shrink, unpack
+from decision_s4.kernels.almost_linear import almost_linear, almost_linear_step, ranks
 from decision_s4.kernels.packing import Packing
 
 
@@ -59,41 +59,35 @@ class AlmostLinearRNN(Mixer):
         return torch.zeros(shape, dtype=self.log_rate.dtype, device=device)
 
     def constants(self) -> tuple[Tensor, Tensor]:
-        """A (M,) and (1 − A) W (M, M), transposed."""
+        """A (M,) and (1 − A) W (M, M)."""
         rate = self.log_rate.exp()
         weight = self.weight / self.weight.abs().sum(1, keepdim=True).clamp(min=1)
-        return torch.exp(-rate), (-torch.expm1(-rate)[:, None] * weight).T
+        return torch.exp(-rate), -torch.expm1(-rate)[:, None] * weight
 
     def forward(self, x: Tensor, state: State, packing: Packing) -> tuple[Tensor, State]:
-        layout, constants = packing.chunks(1), self.constants()
         u = self.read_in(x).to(state.dtype)
-        if not layout.counts:
-            return self.read_out(torch.zeros_like(u)), state
         with torch.autocast(x.device.type, enabled=False):
-            inputs, before = pack(u, state[:, None], layout)
-            z, units, ended = before[:, 0], [], []
-            for u_t in inputs.split(layout.counts):  # k-th steps of all episodes at once
-                z = self._advance(u_t, shrink(z, len(u_t), ended), constants)
-                units.append(z)
-            after = torch.cat([z, *reversed(ended)])[:, None]
-            z, after = unpack(torch.cat(units), after, state[:, None], layout, x.shape[1])
-        return self.read_out(z), after[:, 0]
+            arguments = u, *self.constants(), len(self.log_rate) - self.n_relu, state, packing
+            if ops.is_open():
+                z, state = ranks.scan(*arguments, bend=_marked_relu)
+            else:
+                z, state = almost_linear(*arguments)
+        return self.read_out(z), state
 
     def log_decays(self, coefficients: ops.Coefficients) -> Tensor:
         """Of A alone: what W adds depends on which units are open."""
         return -self.log_rate.exp()
 
     def step(self, x: Tensor, state: State, constants: Any) -> tuple[Tensor, State]:
+        linear = len(self.log_rate) - self.n_relu
         with torch.autocast(x.device.type, enabled=False):
             u = self.read_in(x.to(state.dtype))
-            state = self._advance(u, state, constants)
+            state = almost_linear_step(u, state, *constants, linear, _marked_relu)
         return self.read_out(state), state
 
-    def _advance(self, u: Tensor, z: Tensor, constants: tuple[Tensor, Tensor]) -> Tensor:
-        decay, weight = constants
-        linear, bent = z.tensor_split([z.shape[1] - self.n_relu], dim=1)
-        opened = torch.cat([linear, ops.act(bent, "relu")], dim=1)
-        return torch.addcmul(torch.addmm(u, opened, weight), decay, z)
+
+def _marked_relu(z: Tensor) -> Tensor:
+    return ops.act(z, "relu")
 
 
 def _check(options: AlmostLinearOptions) -> None:

@@ -12,12 +12,14 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from decision_s4.kernels import choice
 from decision_s4.kernels.gated_scan import fused, naive, ranks
 from decision_s4.kernels.packing import Packing
 
 __all__ = ["gated_scan", "gated_step"]
 
 gated_step = naive.step
+IMPLS = ("naive", "torch", "cpu", "fused")
 
 
 def gated_scan(
@@ -25,7 +27,7 @@ def gated_scan(
     network: nn.GRU | nn.LSTM,
     state: Tensor,
     packing: Packing,
-    impl: Literal["naive", "torch", "fused"] | None = None,
+    impl: Literal["naive", "torch", "cpu", "fused"] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run a network of one layer; differentiable in `x`, its parameters and `state`.
 
@@ -35,17 +37,31 @@ def gated_scan(
         state: (B, parts, H) carried in; parts are h, and c of an LSTM.
         packing: where episodes start; the state is zero before each start.
         impl: "naive" is the equation as a loop, "torch" a loop with its gradient by hand (once
-            differentiable), "fused" torch's own kernels; None takes the fastest, which on the CPU
-            depends on how often episodes end.
+            differentiable), "cpu" that loop in C++ (compiled at its first use), "fused" torch's own
+            kernels. None takes the fastest that can and logs it once: on CUDA "fused", on the CPU
+            "cpu", or where that cannot be compiled what suits the lengths of the episodes.
 
     Returns:
         (h (B, T, H), final state (B, parts, H)). h is 0 at steps that are not valid.
 
     Raises:
-        ValueError: for an unknown `impl`.
+        ValueError: for an unknown `impl`, or tensors that do not fit it.
+        RuntimeError: for "cpu" where the machine has no compiler.
     """
-    runs = {"naive": naive.scan, "torch": ranks.scan, "fused": fused.scan}
-    impl = impl or ("fused" if fused.pays(x, network, packing) else "torch")
-    if impl not in runs:
-        raise ValueError(f"gated_scan: impl '{impl}' is unknown; use {', '.join(runs)}")
-    return runs[impl](x, network, state, packing)
+    if impl not in (None, *IMPLS):
+        raise ValueError(f"gated_scan: impl '{impl}' is unknown; use {', '.join(IMPLS)}")
+    chosen = impl or _fastest(x, network, state, packing)
+    if chosen == "cpu":
+        from decision_s4.kernels.gated_scan import cpu  # compiles
+
+        return cpu.scan(x, network, state, packing)
+    run = {"naive": naive.scan, "torch": ranks.scan, "fused": fused.scan}[chosen]
+    return run(x, network, state, packing)
+
+
+def _fastest(x: Tensor, network: nn.GRU | nn.LSTM, state: Tensor, packing: Packing) -> str:
+    if not state.is_cuda:
+        impl = choice.fastest_on_cpu("gated_scan", state.device.type, state.dtype)
+        if impl == "cpu":
+            return impl
+    return "fused" if fused.pays(x, network, packing) else "torch"

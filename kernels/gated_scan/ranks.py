@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from decision_s4.kernels import choice
 from decision_s4.kernels.gated_scan.order import pack, shrink, unpack
 from decision_s4.kernels.packing import Packing
 
@@ -55,7 +56,7 @@ class GRURanks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_hidden: Tensor, d_final: Tensor) -> tuple[Tensor | None, ...]:
-        _refuse_second_derivatives()
+        choice.refuse_second_derivatives("gated_scan", "torch")
         weight, before, rz, n, inner = ctx.saved_tensors
         r, z = rz.chunk(2, dim=1)
         to_n = (1 - z) * (1 - n * n)
@@ -99,7 +100,7 @@ class LSTMRanks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_hidden: Tensor, *d_final: Tensor) -> tuple[Tensor | None, ...]:
-        _refuse_second_derivatives()
+        choice.refuse_second_derivatives("gated_scan", "torch")
         weight, gate, g, bent, before, cell = ctx.saved_tensors
         i, f, _, o = gate.chunk(4, dim=1)
         through_c = torch.stack([g * i * (1 - i), cell * f * (1 - f), i * (1 - g * g)], dim=1)
@@ -119,12 +120,3 @@ class LSTMRanks(torch.autograd.Function):
 def _grow(part: Tensor, final: Tensor, count: int) -> Tensor:
     """Going back, the episodes that end here join, with the gradient of their final state."""
     return torch.cat([part, final[len(part) : count]]) if len(part) < count else part
-
-
-def _refuse_second_derivatives() -> None:
-    """Autograd would take what is saved for constants: wrong, and silent."""
-    if torch.is_grad_enabled():
-        raise RuntimeError(
-            "gated_scan: impl 'torch' has no second derivatives; use impl='naive', "
-            "or no create_graph"
-        )

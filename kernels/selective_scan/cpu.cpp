@@ -8,101 +8,19 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include <algorithm>
-#include <cstring>
-#include <limits>
 #include <optional>
 #include <tuple>
 #include <utility>
 #include <vector>
 
+#include "../lanes.h"
+
 namespace {
 
 using at::Tensor;
 
-#if defined(__AVX512F__)
-constexpr int64_t kBytes = 64;
-#elif defined(__AVX2__)
-constexpr int64_t kBytes = 32;
-#else
-constexpr int64_t kBytes = 16;
-#endif
 constexpr int64_t kChunk = 16;  // steps between the states kept for the backward pass
 constexpr int64_t kTasks = 32;  // pieces of the backward pass, at least, where the shape allows
-
-template <typename T>
-struct Lanes;
-
-template <>
-struct Lanes<float> {
-  typedef float V __attribute__((vector_size(kBytes)));
-  typedef int32_t I __attribute__((vector_size(kBytes)));
-  static constexpr int kMantissa = 23, kBias = 127, kDegree = 6;
-  // Minimax of 2^x on [-1/2, 1/2]: relative error 2e-9.
-  static constexpr float kPower[] = {1.0f, 0.69314720670283259577f, 0.24022650922288758071f,
-                                     0.055503272266703020589f, 0.0096180566785246380754f,
-                                     0.001340042817761583794f, 0.00015461444698569129083f};
-};
-
-template <>
-struct Lanes<double> {
-  typedef double V __attribute__((vector_size(kBytes)));
-  typedef int64_t I __attribute__((vector_size(kBytes)));
-  static constexpr int kMantissa = 52, kBias = 1023, kDegree = 11;
-  // The same: 3e-18.
-  static constexpr double kPower[] = {
-      0.99999999999999999693,   0.69314718055994530925,    0.24022650695910159567,
-      0.055504108664821627039,  0.0096181291075872566681,  0.0013333558146406470697,
-      0.00015403530463724354209, 0.000015252733841556772589, 1.3215432535912376166e-6,
-      1.0178057087733941105e-7, 7.0741942972885210056e-9,  4.455817908336064493e-10};
-};
-
-template <typename T>
-using Vec = typename Lanes<T>::V;
-template <typename T>
-constexpr int64_t kWidth = kBytes / sizeof(T);
-
-template <typename T>
-inline Vec<T> load(const T* from) {
-  Vec<T> v;
-  std::memcpy(&v, from, sizeof v);
-  return v;
-}
-
-template <typename T>
-inline void store(T* to, Vec<T> v) {
-  std::memcpy(to, &v, sizeof v);
-}
-
-template <typename T>
-inline Vec<T> load_some(const T* from, int64_t count) {
-  if (count == kWidth<T>) return load(from);
-  Vec<T> v = {};
-  for (int64_t i = 0; i < count; ++i) v[i] = from[i];
-  return v;
-}
-
-template <typename T>
-inline void store_some(T* to, Vec<T> v, int64_t count) {
-  if (count == kWidth<T>) return store(to, v);
-  for (int64_t i = 0; i < count; ++i) to[i] = v[i];
-}
-
-// 2^x: x = n + f, n whole, |f| <= 1/2; a polynomial in f, times 2^n made from its exponent bits.
-template <typename T>
-inline Vec<T> exp2(Vec<T> x) {
-  using L = Lanes<T>;
-  using I = typename L::I;
-  constexpr T rounder = T(1.5) * T(int64_t(1) << L::kMantissa);  // adding it rounds to whole numbers
-  const Vec<T> shifted = x + rounder;
-  const Vec<T> f = x - (shifted - rounder);
-  Vec<T> p = f * L::kPower[L::kDegree] + L::kPower[L::kDegree - 1];
-  for (int i = L::kDegree - 2; i >= 0; --i) p = p * f + L::kPower[i];
-  const auto one = decltype(I{}[0] + 0)(int64_t(L::kBias) << L::kMantissa);
-  const Vec<T> scale = (Vec<T>)(((I)shifted << L::kMantissa) + one);
-  const Vec<T> zero = {}, infinity = zero + std::numeric_limits<T>::infinity();
-  p = x > T(L::kBias + 0.5) ? infinity : p * scale;
-  return x < T(1 - L::kBias) ? zero : p;
-}
 
 template <typename T>
 inline T sum(const T* x) {
@@ -158,8 +76,6 @@ void scatter(const T* from, int64_t states, int64_t lanes, T* to) {
   for (int64_t l = 0; l < lanes; ++l)
     for (int64_t n = 0; n < states; ++n) to[l * states + n] = from[n * kWidth<T> + l];
 }
-
-constexpr double kLog2E = 1.4426950408889634074;
 
 template <typename T>
 void forward_block(const Inputs<T>& in, int64_t row, int64_t block, const T* state, T* y, T* final,

@@ -1,28 +1,49 @@
 """The fast paths of GRU and LSTM equal the equation's loop: outputs, state, every gradient."""
 
+import copy
+import logging
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from decision_s4.kernels import choice
+from decision_s4.kernels.gated_scan import cpu as cpu_path
 from decision_s4.kernels.gated_scan import fused, gated_scan, gated_step
 from decision_s4.kernels.packing import Packing
 
 D, H, ROWS = 3, 5, 4
-impls = pytest.mark.parametrize("impl", ["naive", "torch", "fused"])
-fast = pytest.mark.parametrize("impl", ["torch", "fused"])
+impls = pytest.mark.parametrize("impl", ["naive", "torch", "cpu", "fused"])
+fast = pytest.mark.parametrize("impl", ["torch", "cpu", "fused"])
 kinds = pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
 
 
-def make(kind: type, steps: int, rows: int = ROWS):
+@pytest.fixture(autouse=True)
+def compiled(request):
+    """Skips what needs the C++ library where it cannot be built."""
+    params = getattr(request.node, "callspec", None)
+    if params and params.params.get("impl") == "cpu" and cpu_path.library() is None:
+        pytest.skip("no C++ library: needs a compiler and ninja")
+
+
+def make(kind: type, steps: int, rows: int = ROWS, width: int = H):
     """x (B, T, D), a network with every parameter drawn, state (B, parts, H)."""
-    network = kind(D, H).double()
+    network = kind(D, width).double()
     for parameter in network.parameters():
         nn.init.normal_(parameter)
     parts = 2 if kind is nn.LSTM else 1
     x = torch.randn(rows, steps, D, dtype=torch.float64, requires_grad=True)
-    return x, network, torch.randn(rows, parts, H, dtype=torch.float64, requires_grad=True)
+    return x, network, torch.randn(rows, parts, width, dtype=torch.float64, requires_grad=True)
+
+
+def masks(steps: int, rows: int = ROWS):
+    """(start, valid) with an unbroken row, a full one and one that begins anew."""
+    start, valid = torch.rand(rows, steps) < 0.05, torch.rand(rows, steps) < 0.8
+    start[0], valid[1], valid[2] = False, True, False
+    start[3, 0] = True
+    return start, valid
 
 
 def outcome(impl: str, x, network, state, packing) -> list[torch.Tensor]:
@@ -44,11 +65,79 @@ def assert_all_near(found: list[torch.Tensor], expected: list[torch.Tensor]) -> 
 @pytest.mark.parametrize("steps", [1, 2, 3, 64, 257])
 def test_fast_paths_equal_the_loop(impl, kind, steps):
     torch.manual_seed(steps)
-    start, valid = torch.rand(ROWS, steps) < 0.05, torch.rand(ROWS, steps) < 0.8
-    start[0], valid[1], valid[2] = False, True, False
-    start[3, 0] = True
-    arguments = (*make(kind, steps), Packing(start, valid))
+    arguments = (*make(kind, steps), Packing(*masks(steps)))
     assert_all_near(outcome(impl, *arguments), outcome("naive", *arguments))
+
+
+@kinds
+@pytest.mark.parametrize("impl", ["cpu"])
+@pytest.mark.parametrize("width", [1, 8, 16, 37, 64])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_widths_beside_a_vector_s(impl, kind, width, dtype, tolerance):
+    """Against the loop in float64, of weights that keep its differences from growing."""
+    torch.manual_seed(width)
+    start, valid = masks(40, rows=9)
+    x, network, state = make(kind, 40, 9, width)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.div_(2 * width**0.5)
+    expected = outcome("naive", x, network, state, Packing(start, valid))
+    x, state = (each.detach().to(dtype).requires_grad_() for each in (x, state))
+    found = outcome(impl, x, copy.deepcopy(network).to(dtype), state, Packing(start, valid))
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == dtype
+        assert (a - b).norm() <= tolerance * b.norm()
+
+
+@kinds
+@pytest.mark.parametrize("impl", ["cpu"])
+def test_bits_hang_neither_on_threads_nor_on_who_shares_the_batch(impl, kind):
+    torch.manual_seed(7)
+    start, valid = masks(300, rows=13)
+    x, network, state = make(kind, 300, 13, 64)
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(outcome(impl, x, network, state, Packing(start, valid))[:4])
+        alone = gated_scan(x[:1], network, state[:1], Packing(start[:1], valid[:1]), impl)
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(other, found[0], strict=True))
+    torch.testing.assert_close(alone[0], found[0][0][:1], rtol=1e-12, atol=1e-12)
+
+
+@kinds
+@pytest.mark.parametrize("impl", ["cpu"])
+def test_memory_it_did_not_write_is_not_read(impl, kind, monkeypatch):
+    """What it allocates begins as NaN."""
+    torch.manual_seed(8)
+    arguments = (*make(kind, 33), Packing(*masks(33)))
+    expected = outcome("naive", *arguments)
+    torch.use_deterministic_algorithms(True)  # fills empty tensors with NaN
+    try:
+        found = outcome(impl, *arguments)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert_all_near(found, expected)
+
+
+@kinds
+@pytest.mark.parametrize("impl", ["cpu"])
+def test_gates_shut_and_open_to_the_last_bit(impl, kind):
+    """Inputs from 1e-9 to 1e4 of both signs: no overflow, no loss near zero."""
+    x, network, state = make(kind, 28, rows=2)
+    sizes = 10.0 ** torch.arange(-9, 5, dtype=torch.float64)
+    with torch.no_grad():
+        x.copy_(torch.cat([sizes, -sizes])[None, :, None])
+        for parameter in network.parameters():
+            parameter.mul_(1 if parameter is network.weight_ih_l0 else 1e-9)
+    arguments = x, network, state * 1e-9, Packing(torch.ones(2, 28, dtype=torch.bool))
+    found, expected = (gated_scan(*arguments, each)[0] for each in (impl, "naive"))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-15)
+    small = (x[0, :, 0].abs() < 0.1).nonzero().squeeze(1)
+    torch.testing.assert_close(found[:, small], expected[:, small], rtol=1e-12, atol=0)
 
 
 @settings(deadline=None, max_examples=30)
@@ -59,7 +148,9 @@ def test_any_mix_of_starts_and_holes(data, kind):
     mask = st.lists(st.booleans(), min_size=rows * steps, max_size=rows * steps)
     start, valid = (torch.tensor(data.draw(mask)).view(rows, steps) for _ in range(2))
     arguments = (*make(kind, steps, rows), Packing(start, valid))
-    assert_all_near(outcome("torch", *arguments), outcome("naive", *arguments))
+    expected = outcome("naive", *arguments)
+    for impl in ["torch"] + ["cpu"] * bool(cpu_path.library()):
+        assert_all_near(outcome(impl, *arguments), expected)
 
 
 def gru_by_hand(x, network, h):
@@ -153,12 +244,65 @@ def test_a_step_neither_writes_nor_shares_its_state(kind):
 
 
 @kinds
-def test_a_second_derivative_is_refused_rather_than_wrong(kind):
+@pytest.mark.parametrize("impl", ["torch", "cpu"])
+def test_a_second_derivative_is_refused_rather_than_wrong(impl, kind):
     torch.manual_seed(6)
     x, network, state = make(kind, 3)
-    y, _ = gated_scan(x, network, state, Packing.unbroken(ROWS, 3), impl="torch")
-    with pytest.raises(RuntimeError, match="no second derivatives"):
+    y, _ = gated_scan(x, network, state, Packing.unbroken(ROWS, 3), impl)
+    with pytest.raises(RuntimeError, match=f"impl '{impl}' has no second derivatives"):
         torch.autograd.grad(y.sum(), x, create_graph=True)
+
+
+@pytest.mark.parametrize("impl", ["cpu"])
+def test_nothing_is_kept_without_gradients(impl):
+    """Nor is what is given written."""
+    arguments = (*make(nn.LSTM, 9), Packing(*masks(9)))
+    before = [arguments[0].clone(), arguments[2].clone()]
+    with torch.no_grad():
+        y, final = gated_scan(*arguments, impl)
+    assert y.grad_fn is None and final.grad_fn is None
+    assert torch.equal(arguments[0], before[0]) and torch.equal(arguments[2], before[1])
+
+
+def test_the_choice_is_logged_once(caplog):
+    choice.fastest_on_cpu.cache_clear()
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            gated_scan(*make(nn.GRU, 2), Packing.unbroken(ROWS, 2))
+    chosen = "cpu" if cpu_path.library() else "torch"
+    lines = [r.message for r in caplog.records if "runs on" in r.message]
+    assert lines == [f"gated_scan: '{chosen}' runs on cpu in torch.float64"]
+
+
+def test_without_a_compiler_it_warns_once_and_runs_in_torch(monkeypatch, caplog):
+    def fail():
+        raise RuntimeError("Ninja is required to load C++ extensions\nand more")
+
+    monkeypatch.setattr(cpu_path, "_load", fail)
+    arguments = (*make(nn.GRU, 5), Packing.unbroken(ROWS, 5))
+    expected = gated_scan(*arguments, impl="torch")
+    caches = cpu_path.library, choice.fastest_on_cpu
+    for cache in caches:
+        cache.cache_clear()
+    try:
+        with caplog.at_level(logging.WARNING):
+            found = [gated_scan(*arguments) for _ in range(2)]
+        with pytest.raises(RuntimeError, match="impl 'cpu' needs a C\\+\\+ compiler"):
+            gated_scan(*arguments, impl="cpu")
+    finally:
+        for cache in caches:
+            cache.cache_clear()
+    assert torch.equal(found[0][0], expected[0])
+    assert caplog.text.count("Ninja is required") == 1
+
+
+def test_a_type_that_is_not_compiled_is_refused_by_name_and_runs_in_torch():
+    x, network, state = make(nn.GRU, 4)
+    half = x.bfloat16(), network.bfloat16(), state.bfloat16()
+    packing = Packing.unbroken(ROWS, 4)
+    with pytest.raises(ValueError, match="impl 'cpu' needs float32 or float64 on the CPU"):
+        gated_scan(*half, packing, impl="cpu")
+    assert torch.equal(gated_scan(*half, packing)[0], gated_scan(*half, packing, impl="torch")[0])
 
 
 def test_unknown_implementation_is_refused():

@@ -34,14 +34,6 @@ def test_outputs_and_gradients_equal_the_equation():
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
 
 
-def test_a_step_a_hand_can_check():
-    """z = (1, −2): 1/2 · z + u + 1/2 W (1, relu −2 = 0), W the exchange of both: (.5, −1 + .5)."""
-    layer = AlmostLinearRNN(1, AlmostLinearRNN.Options(d_state=2, n_relu=1))
-    decay, weight = torch.full((2,), 0.5), torch.tensor([[0.0, 0.5], [0.5, 0.0]])
-    z = layer._advance(torch.zeros(1, 2), torch.tensor([[1.0, -2.0]]), (decay, weight.T))
-    assert z.tolist() == [[0.5, -0.5]]
-
-
 def test_two_states_never_drift_apart_whatever_the_weights():
     torch.manual_seed(1)
     layer = AlmostLinearRNN(D, AlmostLinearRNN.Options(d_state=32, n_relu=16)).double()

@@ -1,0 +1,71 @@
+"""gated_scan in C++ (cpu.cpp), with its gradients. Compiled once a machine.
+
+Only what hangs on the step before runs there: the input's part of the gates, and the gradients of
+the weights, are one matrix product each of all steps.
+"""
+
+import functools
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from decision_s4.kernels import choice
+from decision_s4.kernels.extension import compile_library, library_or_none
+from decision_s4.kernels.gated_scan.order import pack, unpack
+from decision_s4.kernels.packing import Packing
+
+
+def scan(
+    x: Tensor, network: nn.GRU | nn.LSTM, state: Tensor, packing: Packing
+) -> tuple[Tensor, Tensor]:
+    """See `gated_scan`."""
+    choice.check_compiled("gated_scan", state, library)
+    layout = packing.chunks(1)
+    if not layout.counts:
+        return state.new_zeros(*x.shape[:2], state.shape[2]), state
+    inputs, before = pack(x, state, layout)
+    gates = F.linear(inputs, network.weight_ih_l0, network.bias_ih_l0)
+    arguments = gates, network.weight_hh_l0, network.bias_hh_l0, before
+    name, keep = network.mode.lower(), torch.is_grad_enabled()
+    hidden, after = CompiledRanks.apply(name, layout.counts, keep, *arguments)
+    return unpack(hidden, after, state, layout, x.shape[1])
+
+
+class CompiledRanks(torch.autograd.Function):
+    """(network, counts, whether to keep, gates (M, G·H), U (G·H, H), b (G·H,), state (E, parts, H))
+    -> (h (M, H), final state)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, name: str, counts: tuple[int, ...], keep: bool, *inputs: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        gates, weight, bias, state = (x.contiguous() for x in inputs)
+        keep = keep and any(ctx.needs_input_grad)
+        run = getattr(library(), name)
+        hidden, final, *kept = run(gates, weight, bias, state, counts, keep)
+        ctx.name, ctx.counts = name, counts
+        ctx.save_for_backward(weight, *kept)
+        return hidden, final
+
+    @staticmethod
+    def backward(ctx: Any, d_hidden: Tensor, d_final: Tensor) -> tuple[Tensor | None, ...]:
+        choice.refuse_second_derivatives("gated_scan", "cpu")
+        weight, before, kept = ctx.saved_tensors
+        run = getattr(library(), f"{ctx.name}_backward")
+        given = before, kept, d_hidden.contiguous(), d_final.contiguous()
+        d_product, d_gates, d_state = run(weight, ctx.counts, *given)
+        return None, None, None, d_gates, d_product.T @ before, d_product.sum(0), d_state
+
+
+@functools.cache
+def library() -> ModuleType | None:
+    """The compiled library, from torch's extension cache or built now; None if it cannot be."""
+    return library_or_none("gated_scan", _load, instead="running in torch")
+
+
+def _load() -> ModuleType:
+    return compile_library("gated_scan", Path(__file__).with_name("cpu.cpp"))
