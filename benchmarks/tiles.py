@@ -1,4 +1,4 @@
-"""The tiles of the fused scans, each timed on this GPU: `python benchmarks/tiles.py [--what s6]`.
+"""The tiles of fused kernels, each timed on this GPU: `python benchmarks/tiles.py [--what s6]`.
 
 Sets the constants of a module in turn; forward, forward + backward: medians in ms by CUDA events.
 What does not compile or run says so.
@@ -6,7 +6,9 @@ What does not compile or run says so.
 
 import argparse
 import itertools
+import runpy
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
 import lti
@@ -14,11 +16,16 @@ import numpy as np
 import torch
 from timing import machine
 
-import kernels
 from decision_s4.kernels.lti_scan import triton as lti_module
+from decision_s4.kernels.packing import Packing
 from decision_s4.kernels.selective_scan import triton as s6_module
+from decision_s4.kernels.short_conv import short_conv
+from decision_s4.kernels.short_conv import triton as conv_module
 
+BESIDE = runpy.run_path(str(Path(__file__).with_name("kernels.py")))
 S6 = {"CHANNELS": (16, 32), "STATES": (4, 8), "REGISTERS": (128, 168, None)}
+CONV = {"TIME": (32, 16, 64), "CHANNELS": (64, 32)}
+CHOICES = ["s6", "lti", "conv"]
 LTI = {"CHUNK": (64, 32), "WARPS": (8, 4, 16)}
 
 
@@ -49,17 +56,38 @@ def sweep(module: ModuleType, choices: dict[str, tuple], name: str, make: Callab
         print(f"{name}; {label}: {'; '.join(cells)}", flush=True)
 
 
+def conv_calls(size: tuple[int, int, int]) -> dict[str, Callable[[], object]]:
+    """The fused convolution of four taps, and torch's shifts beside it."""
+    rows, steps, channels = size
+    packing = Packing(torch.rand(rows, steps, device="cuda") < 0.004)
+    shapes = size, (channels, 4), (channels,), (rows, channels, 3)
+    inputs = [torch.randn(shape, device="cuda").requires_grad_() for shape in shapes]
+    dy = torch.randn_like(inputs[0])
+    made = {}
+    for impl in ("triton", "torch"):
+
+        def run(impl: str = impl) -> object:
+            return short_conv(*inputs, packing, impl=impl)[0]
+
+        made[f"{impl} forward"] = torch.no_grad()(run)
+        made[f"{impl} both"] = lambda run=run: torch.autograd.grad(run(), inputs, dy)
+    return made
+
+
 def s6_calls(size: tuple[int, int, int, int]) -> dict[str, Callable[[], object]]:
-    inputs = kernels.make_inputs(*size, device="cuda", dtype=torch.bfloat16)
+    inputs = BESIDE["make_inputs"](*size, device="cuda", dtype=torch.bfloat16)
     start = torch.rand(size[:2], device="cuda") < 0.001
-    return kernels.both_ways(kernels.ours("triton", start), inputs)
+    return BESIDE["both_ways"](BESIDE["ours"]("triton", start), inputs)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--what", choices=["s6", "lti"], nargs="+", default=["s6", "lti"])
+    parser.add_argument("--what", choices=CHOICES, nargs="+", default=CHOICES)
     given = parser.parse_args()
     print(f"{machine()}; {torch.cuda.get_device_name()}", flush=True)
+    if "conv" in given.what:
+        for size in ((1, 2048, 128), (64, 1000, 512)):
+            sweep(conv_module, CONV, f"short_conv {size}", lambda size=size: conv_calls(size))
     if "lti" in given.what:
         for size in ((1, 2048), (64, 1000)):
             sweep(lti_module, LTI, f"lti {size}", lambda size=size: lti_calls(size))
