@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from decision_s4.envs.errors import UserError
+from decision_s4.envs.frames import Frames
 from decision_s4.envs.spaces import Tree, map_tree
 from decision_s4.envs.trajectories import Trajectories
 
@@ -45,7 +46,7 @@ class Steps:
     """
 
     def __init__(self, trajectories: Trajectories, episodes: np.ndarray | None = None):
-        self.observations = map_tree(np.asarray, trajectories.observations)
+        self.observations = map_tree(_as_it_is, trajectories.observations)
         self.actions = map_tree(np.asarray, trajectories.actions)
         self.rewards = np.asarray(trajectories.rewards)
         self.terminations = np.asarray(trajectories.terminations)
@@ -187,6 +188,11 @@ def as_tensor(values: np.ndarray) -> torch.Tensor:
     elif values.dtype not in (np.uint8, np.bool_):
         values = values.astype(np.int64, copy=False)
     return torch.from_numpy(values)
+
+
+def _as_it_is(leaf: np.ndarray | Frames) -> np.ndarray | Frames:
+    """A plain view of a memory map, which is indexed sooner; images stay compressed."""
+    return leaf if isinstance(leaf, Frames) else np.asarray(leaf)
 
 
 def _cleared(values: np.ndarray, where: np.ndarray) -> np.ndarray:

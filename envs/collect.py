@@ -18,9 +18,11 @@ from minari.dataset.minari_storage import MinariStorage
 
 from decision_s4.envs.datasets import minari_root
 from decision_s4.envs.errors import UserError
+from decision_s4.envs.frames import compress_hdf5, holds_frames
+from decision_s4.envs.minari_files import MAIN_FILE
 from decision_s4.envs.rollout import Transition, rollout
 from decision_s4.envs.scores import ReferenceScores, normalized_score
-from decision_s4.envs.spaces import Tree, map_tree
+from decision_s4.envs.spaces import Tree, leaf_spaces, leaves, map_tree
 from decision_s4.envs.timestep import Agent
 from decision_s4.envs.trajectories import Episode
 
@@ -198,6 +200,8 @@ def _write(data: Path, episodes: Iterable[Episode], about: Description) -> Quali
             yield _buffer(episode, observation_space, action_space)
 
     storage.update_episodes(buffers())
+    if any(holds_frames(leaf) for _, leaf in leaves(leaf_spaces(observation_space))):
+        compress_hdf5(data / MAIN_FILE)
     if not returns:
         raise UserError(f"dataset '{about.dataset_id}': no episode was recorded; take more steps")
     storage.update_metadata(_metadata(about))

@@ -50,7 +50,10 @@ class DatasetInfo:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Trajectories(DatasetInfo):
-    """Whole episodes laid end to end, as (memory-mapped, read-only) arrays or trees of them."""
+    """Whole episodes laid end to end, as (memory-mapped, read-only) arrays or trees of them.
+
+    Observations that are images may be `Frames`, which decode the rows that they are indexed by.
+    """
 
     observations: Tree  # (N + E, …)
     actions: Tree  # (N, …)

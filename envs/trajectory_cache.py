@@ -1,7 +1,8 @@
 """Trajectories on disk: a folder of .npy files and index.json, written once, memory-mapped after.
 
-Episodes stream through, so a dataset larger than memory converts; the folder is written under
-another name and renamed when whole, so nobody ever opens half a dataset.
+Images are compressed (frames.py). Episodes stream through, so a dataset larger than memory
+converts; the folder is written under another name and renamed when whole, so nobody ever opens half
+a dataset.
 """
 
 import itertools
@@ -18,6 +19,7 @@ from minari.serialization import deserialize_space, serialize_space
 
 from decision_s4.envs.episode_checks import checked
 from decision_s4.envs.errors import UserError
+from decision_s4.envs.frames import SUFFIX, Frames, GrowingFrames, holds_frames
 from decision_s4.envs.spaces import Tree, leaf_spaces, map_tree
 from decision_s4.envs.trajectories import DatasetInfo, Episode, Trajectories
 
@@ -91,11 +93,11 @@ def _write_arrays(folder: Path, info: DatasetInfo, episodes: Iterator[Episode]) 
         for number, episode in enumerate(episodes):
             checked(episode, number, info)
             for name, array in arrays.items():
-                map_tree(_GrowingArray.append, array, getattr(episode, name))
+                map_tree(lambda a, v: a.append(v), array, getattr(episode, name))
             lengths.append(len(episode.rewards))
     finally:
         for array in arrays.values():
-            map_tree(_GrowingArray.close, array)
+            map_tree(lambda a: a.close(), array)
     if not lengths:
         raise UserError(f"dataset '{info.name}' has no episodes; record or download it again")
     return np.array(lengths, np.int64)
@@ -111,11 +113,22 @@ def _publish(partial: Path, folder: Path) -> None:
 
 def _grow_tree(folder: Path, name: str, space: spaces.Space) -> Tree:
     paths = _leaf_paths(folder, name, space)
-    return map_tree(lambda s, p: _GrowingArray(p, s.dtype, s.shape), leaf_spaces(space), paths)
+    return map_tree(_grow, leaf_spaces(space), paths)
+
+
+def _grow(space: spaces.Space, path: Path) -> _GrowingArray | GrowingFrames:
+    if holds_frames(space):
+        return GrowingFrames(path)
+    return _GrowingArray(path, space.dtype, space.shape)
 
 
 def _open_tree(folder: Path, name: str, space: spaces.Space) -> Tree:
-    return map_tree(_open, _leaf_paths(folder, name, space))
+    return map_tree(_open_leaf, leaf_spaces(space), _leaf_paths(folder, name, space))
+
+
+def _open_leaf(space: spaces.Space, path: Path) -> np.ndarray | Frames:
+    compressed = path.with_suffix(SUFFIX).exists()  # not in folders written before they were
+    return Frames(path, space.shape) if compressed else _open(path)
 
 
 def _leaf_paths(folder: Path, name: str, space: spaces.Space) -> Tree:

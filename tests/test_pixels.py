@@ -10,6 +10,7 @@ import pytest
 
 import decision_s4
 from decision_s4.envs import datasets
+from decision_s4.envs.frames import Frames
 
 FOLDER = Path(decision_s4.__file__).parent / "benchmarks"
 
@@ -32,7 +33,10 @@ def test_the_dataset_holds_pictures(pixels, tmp_path, monkeypatch):
     assert data.env_id == "CartPolePixels-v1"
     assert data.observations.dtype == np.uint8
     assert data.observations.shape[1:] == (24, 24, 1)
-    assert isinstance(data.observations, np.memmap)  # not held in memory
+    assert isinstance(data.observations, Frames)  # not held in memory
+    raw = np.prod(data.observations.shape)
+    assert len(data.observations.streams) < raw / 4
+    assert (tmp_path / "data/cartpole/pixels-v0/data/main_data.hdf5").stat().st_size < raw / 2
     assert data.rewards.sum() / data.num_episodes > 100  # it balances
 
 
