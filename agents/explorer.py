@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from decision_s4.agents.actor import Actor
 from decision_s4.agents.backbones.base import reset
@@ -19,8 +18,8 @@ from decision_s4.agents.replay import Replay, Transition
 from decision_s4.agents.stored_state import Stored, StoredState
 from decision_s4.envs.actions import environment_action
 from decision_s4.envs.episode_table import EpisodeTable, as_tensor
-from decision_s4.envs.errors import DivergedError, SimulatorError
-from decision_s4.envs.rows import Outcome, Rows
+from decision_s4.envs.errors import DivergedError
+from decision_s4.envs.rows import Outcome, Rows, check_finite
 from decision_s4.envs.spaces import map_tree
 from decision_s4.envs.timestep import TimeStep
 
@@ -90,7 +89,7 @@ class Explorer:
         action, self.state = self.actor.act(seen, self.state)
         taken = self._explore(action)
         outcome = self.rows.step(self.everyone, taken)
-        self._check(outcome)
+        check_finite(outcome, self.steps)
         self.table.update(self.everyone, taken, outcome)
         self.kept = self.stored.keep(self.state, self.table.time_step(self.everyone))
         positions = replay.add(transition(seen, before, taken, outcome, self.kept, updates))
@@ -128,16 +127,6 @@ class Explorer:
         first = self.seed + self.episodes
         self.episodes += count
         return list(range(first, first + count))
-
-    def _check(self, outcome: Outcome) -> None:
-        parts = {"reward": outcome.reward, "observation": outcome.observation}
-        for name, tree in parts.items():
-            for leaf in tree_leaves(tree):
-                if not np.isfinite(leaf).all():
-                    raise SimulatorError(
-                        f"the environment gave {name}s that are not finite at environment step "
-                        f"{self.steps}; mend it"
-                    )
 
     def _explore(self, action: Tensor) -> np.ndarray:
         if not action.isfinite().all():

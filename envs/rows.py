@@ -16,7 +16,7 @@ from gymnasium import spaces
 
 from decision_s4.envs.actions import space_value
 from decision_s4.envs.errors import SimulatorError, UserError
-from decision_s4.envs.spaces import Tree, map_tree, space_tree
+from decision_s4.envs.spaces import Tree, leaf_spaces, leaves, map_tree, space_tree
 
 MakeEnv = Callable[[], gym.Env]
 
@@ -28,6 +28,18 @@ class Outcome(NamedTuple):
     reward: np.ndarray  # (n,) float64
     terminated: np.ndarray  # (n,) bool
     truncated: np.ndarray  # (n,) bool
+
+
+def check_finite(outcome: Outcome, step: int) -> None:
+    """Raises SimulatorError where an environment's rewards or observations are no numbers."""
+    parts = {"rewards": outcome.reward, "observations": outcome.observation}
+    for name, tree in parts.items():
+        for _, leaf in leaves(tree):
+            if not np.isfinite(leaf).all():
+                raise SimulatorError(
+                    f"the environment gave {name} that are not finite at environment step {step}; "
+                    "mend it"
+                )
 
 
 class Rows(Protocol):
@@ -62,6 +74,8 @@ class LocalRows:
         self.envs = [make_env() for _ in self.numbers]
         self.observation_space = self.envs[0].observation_space
         self.action_space = self.envs[0].action_space
+        for space in (self.observation_space, self.action_space):
+            leaf_spaces(space)  # raises UserError for one that no array holds
 
     def reset(self, seeds: Sequence[int], rows: np.ndarray | None = None) -> Tree:
         rows = range(len(self.envs)) if rows is None else rows

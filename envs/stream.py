@@ -10,7 +10,7 @@ import numpy as np
 
 from decision_s4.envs.actions import environment_action
 from decision_s4.envs.episode_table import EpisodeTable
-from decision_s4.envs.rows import Outcome, Rows
+from decision_s4.envs.rows import Outcome, Rows, check_finite
 from decision_s4.envs.spaces import Tree
 from decision_s4.envs.timestep import TimeStep
 
@@ -34,11 +34,15 @@ class Stream:
         return self.table.time_step(self.all if rows is None else rows)
 
     def step(self, action: Tree) -> Outcome:
-        """Step all rows with actions (N, …); then `renew` those that ended."""
+        """Step all rows with actions (N, …); then `renew` those that ended.
+
+        Raises SimulatorError where what comes back is no number.
+        """
         taken = environment_action(
             self.rows.action_space, action, np.ones(len(self.all), bool), self.time
         )
         outcome = self.rows.step(self.all, taken)
+        check_finite(outcome, self.time * len(self.all))
         self.table.update(self.all, taken, outcome)
         self.time += 1
         return outcome

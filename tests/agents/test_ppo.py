@@ -258,6 +258,41 @@ def test_what_diverges_leaves_its_last_good_checkpoint(tmp_path, capsys, monkeyp
     assert checkpoint.load(tmp_path / "run").step == 64
 
 
+class Odd(Counter):
+    """Of spaces that are given, with rewards of `reward`."""
+
+    def __init__(self, seen=None, done=None, reward=1.0):
+        super().__init__()
+        self.observation_space = seen or self.observation_space
+        self.action_space, self.reward = done or self.action_space, reward
+
+    def step(self, action):
+        seen, _, *ended, info = super().step(action)
+        return seen, self.reward, *ended, info
+
+
+UNIT = spaces.Box(-1, 1, (2,), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"seen": spaces.Sequence(UNIT)}, "space Sequence"),
+        ({"done": spaces.MultiBinary(3)}, "action space MultiBinary(3) has no distribution"),
+        ({"done": spaces.Dict(a=UNIT)}, "has no distribution"),
+        ({"reward": float("nan")}, "gave rewards that are not finite at environment step 0"),
+    ],
+)
+def test_an_environment_that_cannot_be_learned_in_is_named(
+    options, said, tmp_path, monkeypatch, capsys
+):
+    spec = gym.envs.registration.EnvSpec("Odd-v0", entry_point=Odd, kwargs=options)
+    monkeypatch.setitem(gym.registry, "Odd-v0", spec)
+    assert train.main([*TINY.split(), "--env", "Odd-v0", "--run-dir", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
 def test_a_resumed_run_stays_in_its_environment(tmp_path, capsys):
     folder = str(tmp_path / "run")
     assert train.main([*TINY.split(), "--run-dir", folder]) == 0

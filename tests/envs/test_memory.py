@@ -24,7 +24,7 @@ from decision_s4.envs.memory.tmaze import (
     TMaze,
 )
 
-HIDDEN = ("HopperNoVel-v5", "HalfCheetahNoVel-v5", "Walker2dNoVel-v5")
+HIDDEN = ("HopperNoVel-v5", "HalfCheetahNoVel-v5", "Walker2dNoVel-v5", "AntNoVel-v5")
 ROW = np.zeros(1, np.int64)
 
 
