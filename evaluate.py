@@ -133,25 +133,23 @@ def _agent(policy: saved.Saved, dataset: str | None, config: EvaluateConfig) -> 
         return long_context_agent(policy, config.chunk_steps, config.keep_steps)
     if config.chunk_steps or config.keep_steps:
         raise UserError("--polynomial excludes --chunk-steps and --keep-steps; leave them out")
-    from decision_s4.agents import polynomial, polynomial_report
+    from decision_s4.agents.polynomial import PolynomialAgent, check_polynomial
+    from decision_s4.agents.polynomial_report import fit, report
 
-    polynomial.check_polynomial(policy, "--polynomial")
+    check_polynomial(policy, "--polynomial")  # before data are loaded, for any kind of policy
     name = config.polynomial_data or dataset
     if name is None:
         raise UserError(f"{config.run} names no dataset; give one with --polynomial-data")
-    data = datasets.load(name)
-    _check_spaces(data, policy, f"--polynomial-data {name}")
-    polynomials = polynomial_report.fit(policy, data, config.polynomial)
-    print(*polynomial_report.report(policy, polynomials, data), sep="\n", flush=True)
-    polynomial_report.write(polynomials, config.run / "polynomial.csv")
-    return polynomial.PolynomialAgent(policy, polynomials)
+    data = _data_for(policy, name, "--polynomial-data")
+    polynomials = fit(policy, data, config.polynomial)
+    print(*report(policy, polynomials, data, config.run), sep="\n", flush=True)
+    return PolynomialAgent(policy, polynomials)
 
 
 def _estimate(policy: Policy, task: Task, config: EvaluateConfig) -> None:
     from decision_s4.agents.fqe import FQEOptions, fitted_q_value
 
-    data = datasets.load(config.logged)
-    _check_spaces(data, policy, f"--logged {config.logged}")
+    data = _data_for(policy, config.logged, "--logged")
     print(f"data    {data.summary()}")
     print(f"value   discounted by {FQEOptions.discount} a step, mean over the logged steps")
     for target in config.target_returns or task.target_returns or (0.0,):
@@ -159,11 +157,14 @@ def _estimate(policy: Policy, task: Task, config: EvaluateConfig) -> None:
         print(f"asked for {target:g}: {value:.2f}", flush=True)
 
 
-def _check_spaces(data: Trajectories, policy: Policy, given: str) -> None:
+def _data_for(policy: Policy, name: str, flag: str) -> Trajectories:
+    """The dataset that a flag names. Raises UserError where its spaces are not the policy's."""
+    data = datasets.load(name)
     for kind in ("observation_space", "action_space"):
         ours, theirs = getattr(policy, kind), getattr(data, kind)
         if ours != theirs:
-            raise UserError(f"{given}: its {kind} is {theirs}, the policy's {ours}")
+            raise UserError(f"{flag} {name}: its {kind} is {theirs}, the policy's {ours}")
+    return data
 
 
 def _planned_explanation(policy: Policy, config: EvaluateConfig) -> Any:

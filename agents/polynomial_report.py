@@ -12,7 +12,6 @@ from decision_s4.agents.policy import Policy
 from decision_s4.agents.polynomial import (
     Polynomial,
     Polynomials,
-    check_polynomial,
     differences,
     measure,
 )
@@ -29,16 +28,17 @@ def fit(policy: Policy, data: Trajectories, degree: int) -> Polynomials:
     """Polynomials of this degree on the ranges of every other logged episode.
 
     Raises:
-        UserError: for a policy that cannot be a polynomial, or a single episode.
+        UserError: for a single episode.
     """
-    check_polynomial(policy, "--polynomial")
     if data.num_episodes < 2:
         raise UserError(f"{data.name} has one episode; ranges need one, and errors another")
     return Polynomials(measure(policy, _half(data, 0)), degree)
 
 
-def report(policy: Policy, polynomials: Polynomials, data: Trajectories) -> Iterator[str]:
-    """Lines for a person, of the episodes that the ranges were not taken from."""
+def report(
+    policy: Policy, polynomials: Polynomials, data: Trajectories, run: Path
+) -> Iterator[str]:
+    """Lines for a person, and RUN/polynomial.csv, of the episodes that set no ranges."""
     most, mean = differences(policy, polynomials, _half(data, 1))
     yield f"polynomial of degree {polynomials.degree:,}, multiplicative depth {polynomials.depth}"
     yield (
@@ -53,9 +53,10 @@ def report(policy: Policy, polynomials: Polynomials, data: Trajectories) -> Iter
             f"[{brief(reached.low)}, {brief(reached.high)}], off by {part.worst:.2g}"
             f"{' OUTSIDE' if outside else ''}"
         )
+    _write(polynomials, run / "polynomial.csv")
 
 
-def write(polynomials: Polynomials, path: Path) -> None:
+def _write(polynomials: Polynomials, path: Path) -> None:
     """A line a function: its interval, what was reached, the largest error there."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
