@@ -12,6 +12,8 @@ import h5py
 import numpy as np
 from gymnasium import spaces
 
+from decision_s4.envs.errors import UserError
+
 SMALLEST = 256  # bytes of an image below which it stays as it is
 SUFFIX = ".frames"
 
@@ -25,7 +27,8 @@ def holds_frames(space: spaces.Space) -> bool:
 class Frames:
     """(N, …) uint8 of a file that GrowingFrames wrote; `frames[rows]` decodes those alone.
 
-    Raises OSError or ValueError where the files are missing or damaged.
+    Raises OSError or ValueError where the files are missing or of other lengths, UserError where an
+    image cannot be decoded.
     """
 
     def __init__(self, path: Path, row_shape: tuple[int, ...]):
@@ -42,10 +45,19 @@ class Frames:
         numbers = np.arange(len(self))[rows]
         frames = np.empty((numbers.size, *self.shape[1:]), self.dtype)
         for place, number in enumerate(numbers.flat):
-            first, last = self.offsets[number : number + 2]
-            stream = zlib.decompress(self.streams[first:last])
-            frames[place] = np.frombuffer(stream, self.dtype).reshape(self.shape[1:])
+            frames[place] = self._frame(number)
         return frames.reshape(*numbers.shape, *self.shape[1:])
+
+    def _frame(self, number: int) -> np.ndarray:
+        first, last = self.offsets[number : number + 2]
+        try:
+            stream = zlib.decompress(self.streams[first:last])
+            return np.frombuffer(stream, self.dtype).reshape(self.shape[1:])
+        except (zlib.error, ValueError) as error:
+            raise UserError(
+                f"{self.streams.filename}: image {number} is damaged ({error}); remove that folder, "
+                "it is made anew from the dataset"
+            ) from error
 
 
 class GrowingFrames:

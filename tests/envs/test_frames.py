@@ -6,6 +6,7 @@ import pytest
 from gymnasium import spaces
 
 from decision_s4.envs.batches import PackedBatches
+from decision_s4.envs.errors import UserError
 from decision_s4.envs.frames import Frames, GrowingFrames, compress_hdf5, holds_frames
 from decision_s4.envs.trajectories import DatasetInfo, Episode
 from decision_s4.envs.trajectory_cache import open_trajectories, write_trajectories
@@ -53,6 +54,17 @@ def test_damage_is_seen(written, tmp_path):
     (tmp_path / "a.0.frames").write_bytes(b"less")
     with pytest.raises(ValueError, match="does not belong"):
         Frames(tmp_path / "a.0.npy", IMAGE.shape)
+
+
+def test_a_damaged_image_is_named(written, tmp_path):
+    path = tmp_path / "a.0.frames"
+    content = bytearray(path.read_bytes())
+    content[written[1].offsets[3]] ^= 255
+    path.write_bytes(content)
+    frames = Frames(tmp_path / "a.0.npy", IMAGE.shape)
+    np.testing.assert_array_equal(frames[2], written[0][2])
+    with pytest.raises(UserError, match=r"a\.0\.frames: image 3 is damaged"):
+        frames[3]
 
 
 def test_what_is_worth_it():
