@@ -55,8 +55,8 @@ class Frames:
             return np.frombuffer(stream, self.dtype).reshape(self.shape[1:])
         except (zlib.error, ValueError) as error:
             raise UserError(
-                f"{self.streams.filename}: image {number} is damaged ({error}); remove that folder, "
-                "it is made anew from the dataset"
+                f"{self.streams.filename}: image {number} is damaged ({error}); remove its folder, "
+                "which is made anew from the dataset"
             ) from error
 
 
