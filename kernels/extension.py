@@ -1,5 +1,6 @@
 """C++ libraries of the kernels: compiled once a machine, when first asked for."""
 
+import hashlib
 import logging
 import os
 import platform
@@ -13,6 +14,7 @@ import torch
 from filelock import FileLock, Timeout
 
 LOG = logging.getLogger(__name__)
+HEADERS = Path(__file__).parent  # for all libraries
 
 # Not -ffast-math: linked into a library it makes the whole process flush small numbers to zero.
 FLAGS = ("-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
@@ -36,24 +38,36 @@ def compile_library(op: str, source: Path, flags: tuple[str, ...] = ()) -> Modul
     level = torch.backends.cpu.get_cpu_capability()
     march = (f"-march={LEVELS[level]}",) if level in LEVELS else ()
     name = f"decision_s4_{op}_{level.lower()}"
-    folder = _folder(cpp_extension.get_default_build_root(), name)
+    texts = {path.name: path.read_bytes() for path in (source, *sorted(HEADERS.glob("*.h")))}
+    folder = _folder(cpp_extension.get_default_build_root(), name, texts)
     LOG.info("%s: loading the C++ library %s, compiled if new (about 30 s)", op, folder)
     with _alone(op, folder):
+        _write(folder, texts)
         return cpp_extension.load(
             name,
-            [str(source)],
+            [str(folder / source.name)],
             extra_cflags=[*FLAGS, *flags, *march],
             extra_ldflags=["-fopenmp"],
             build_directory=str(folder),
         )
 
 
-def _folder(root: str, name: str) -> Path:
-    """Where a library is built: a place for each version of Python and torch."""
+def _folder(root: str, name: str, texts: dict[str, bytes]) -> Path:
+    """Where a library is built: a place for each version of Python, of torch and of its sources, so
+    that two versions of this package do not build in turns."""
     versions = f"py{platform.python_version()}-torch{torch.__version__}"
-    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR", root)) / versions / name
+    of_sources = hashlib.sha256(b"".join(texts.values())).hexdigest()[:8]
+    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR", root)) / versions / f"{name}-{of_sources}"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def _write(folder: Path, texts: dict[str, bytes]) -> None:
+    """The sources, beside what is built of them; left alone where they are there."""
+    for name, text in texts.items():
+        path = folder / name
+        if not path.exists() or path.read_bytes() != text:
+            path.write_bytes(text)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 // The almost-linear recurrence, forward and backward: equation in __init__.py, the loop in ranks.h.
 // What the matrix multiplies, Φ(z), is a part of its own beside z.
 
-#include "../ranks.h"
+#include "ranks.h"
 
 namespace {
 

@@ -1,7 +1,7 @@
 // GRU and LSTM, forward and backward: equations in __init__.py, the loop over steps in ranks.h.
 // Gates: the input's part of all steps, (M, G H); the recurrent bias belongs to the product.
 
-#include "../ranks.h"
+#include "ranks.h"
 
 namespace {
 

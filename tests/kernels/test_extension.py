@@ -36,8 +36,10 @@ def built(tmp_path, monkeypatch):
     return folders
 
 
-def build():
-    extension.compile_library("op", extension.Path("op.cpp"))
+def build(folder, text="// nothing"):
+    source = folder / "op.cpp"
+    source.write_text(text)
+    extension.compile_library("op", source)
 
 
 def hold(folder):
@@ -49,20 +51,20 @@ def hold(folder):
 
 
 def test_a_process_killed_as_it_builds_blocks_nobody(built, tmp_path):
-    build()
+    build(tmp_path)
     holder = hold(built[0])
     holder.kill()
     holder.wait()
     assert (built[0] / "lock").exists()
-    build()
+    build(tmp_path)
     assert built == [built[0]] * 2 and tmp_path in built[0].parents
 
 
-def test_whoever_waits_says_so_and_goes_on(built, caplog):
-    build()
+def test_whoever_waits_says_so_and_goes_on(built, tmp_path, caplog):
+    build(tmp_path)
     holder = hold(built[0])
     with caplog.at_level(logging.WARNING):
-        waiting = threading.Thread(target=build)
+        waiting = threading.Thread(target=build, args=(tmp_path,))
         waiting.start()
         waiting.join(0.3)
         assert waiting.is_alive() and len(built) == 1
@@ -71,3 +73,16 @@ def test_whoever_waits_says_so_and_goes_on(built, caplog):
         waiting.join(10)
     assert len(built) == 2
     assert f"op: another process builds its C++ library in {built[0]}; waiting" in caplog.text
+
+
+def test_each_version_of_the_sources_has_a_place_that_the_next_leaves_alone(built, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    build(tmp_path)
+    first = built[0] / "op.cpp"
+    written = first.stat().st_mtime_ns
+    build(tmp_path, "// other")
+    build(elsewhere)
+    assert built[0] == built[2] != built[1]
+    assert first.read_text() == "// nothing" and first.stat().st_mtime_ns == written
+    assert (built[0] / "ranks.h").read_text() == (extension.HEADERS / "ranks.h").read_text()
