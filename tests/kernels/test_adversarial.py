@@ -79,9 +79,8 @@ def diagonal(kind: Kind, gate: float, impl: str) -> tuple[Callable, list, tuple]
 
 
 def invariant(kind: Kind, gate: float, impl: str) -> tuple[Callable, list, tuple]:
-    poles = torch.polar(
-        _decay(gate, kind).exp().expand(3, 2), torch.arange(6.0).view(3, 2).to(kind)
-    )
+    angles = torch.arange(6.0).view(3, 2).to(kind)
+    poles = torch.polar(_decay(gate, kind).exp().expand(3, 2), angles)
     b = torch.polar(torch.ones(3, 2, dtype=kind), angles)
     system = System(poles, b, b.conj())
 
