@@ -1,11 +1,11 @@
-"""Every backbone on the embedded Hopper set: what it returns, as a Markdown table, best first.
+"""Every backbone on the embedded Hopper set: what it returns, as rows of a CSV file.
 
-    python benchmarks/backbone_returns.py                    train what is missing, then the table
-    python benchmarks/backbone_returns.py --seeds 0          only the table of what is there
+    python benchmarks/backbone_returns.py                    train what is missing, then the rows
+    python benchmarks/backbone_returns.py --seeds 0          only the rows of what is there
 
 Each run is `train.py --algo decision-s4 --backbone NAME --seed S --steps N` on one thread; finished
-ones in --runs are not trained again. Returns are means of the last evaluation over seeds and 20
-episodes, with the 95% bootstrap interval of the mean over seeds, and each seed's own.
+ones in --runs are not trained again, nor those that --results has. Returns are means over the 20
+episodes of the last evaluation; `benchmarks/backbone_table.py` makes the table.
 """
 
 import argparse
@@ -15,12 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import csv_rows
-import numpy as np
 
 from decision_s4.agents.backbones.base import BACKBONES, MEMORYLESS
-from decision_s4.envs.statistics import bootstrap_interval
 
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks/results/backbone_returns.csv"
 NAMES = [*sorted(BACKBONES), *sorted(MEMORYLESS)]
 
 
@@ -45,33 +44,20 @@ def evaluations(folder: Path) -> list[dict[str, str]]:
     return csv_rows.read(folder / "eval.csv")
 
 
-def returns(runs: Path, name: str) -> dict[float, list[float]]:
-    """Mean return of each seed's last evaluation, by target."""
-    found: dict[float, list[float]] = {}
-    for folder in sorted(runs.glob(f"{name}-*")):
-        rows = evaluations(folder)
-        for row in rows:
-            if row["step"] == rows[-1]["step"]:
-                found.setdefault(float(row["target_return"]), []).append(float(row["return_mean"]))
-    return found
-
-
-def table(runs: Path, names: list[str]) -> None:
-    """Best first."""
-    found = {name: returns(runs, name) for name in names}
-    found = {name: by_target for name, by_target in found.items() if by_target}
-    targets = sorted({target for each in found.values() for target in each}, reverse=True)
-    print(f"| backbone | {' | '.join(f'asked for {target:g}' for target in targets)} |")
-    print("|---" * (len(targets) + 1) + "|")
-    for name in sorted(found, key=lambda name: -np.mean(found[name][targets[0]])):
-        cells = [cell(found[name][target]) for target in targets]
-        print(f"| {name} | {' | '.join(cells)} |")
-
-
-def cell(means: list[float]) -> str:
-    low, high = bootstrap_interval(np.array(means))
-    each = ", ".join(f"{mean:.0f}" for mean in means)
-    return f"**{np.mean(means):.0f}** [{low:.0f}, {high:.0f}] ({each})"
+def rows_of(folder: Path) -> list[csv_rows.Row]:
+    """Of the last evaluation of a run, one a return asked for."""
+    rows, (name, _, seed) = evaluations(folder), folder.name.rpartition("-")
+    return [
+        {
+            "backbone": name,
+            "seed": seed,
+            "updates": row["step"],
+            "target_return": f"{float(row['target_return']):g}",
+            "return_mean": f"{float(row['return_mean']):.1f}",
+        }
+        for row in rows
+        if row["step"] == rows[-1]["step"]
+    ]
 
 
 def main() -> None:
@@ -81,14 +67,20 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/backbones")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args()
+    known = {(row["backbone"], row["seed"]) for row in csv_rows.read(given.results)}
     with ThreadPoolExecutor(given.processes) as pool:
         for seed in range(given.seeds):
             for name in given.names:
                 folder = given.runs / f"{name}-{seed}"
                 settings = f"--algo decision-s4 --backbone {name} --seed {seed}"
-                pool.submit(train, folder, settings, given.steps)
-    table(given.runs, given.names)
+                if (name, str(seed)) not in known:
+                    pool.submit(train, folder, settings, given.steps)
+    for folder in sorted(given.runs.glob("*-*")):
+        found = rows_of(folder)
+        if found and (found[0]["backbone"], found[0]["seed"]) not in known:
+            csv_rows.append(given.results, found)
 
 
 if __name__ == "__main__":

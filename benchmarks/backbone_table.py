@@ -1,0 +1,108 @@
+"""Every backbone's returns, size and speed as one Markdown table, from the files of those runs.
+
+    python benchmarks/backbone_returns.py
+    python benchmarks/backbones.py --results benchmarks/results/backbones_cpu.csv
+    python benchmarks/backbones.py --results benchmarks/results/backbones_gpu.csv --device cuda
+    python benchmarks/backbone_table.py
+
+Returns: the mean over seeds, the 95% bootstrap interval of that mean, and each seed's own. What the
+other columns are says `benchmarks/backbones.py`. Best first; what was not measured is left empty.
+"""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+import csv_rows
+import numpy as np
+
+from decision_s4.envs.statistics import bootstrap_interval
+
+RESULTS = Path(__file__).parent / "results"
+COLUMNS = (
+    "parameters",
+    "training, steps/s: CPU",
+    "GPU",
+    "resets: CPU",
+    "GPU",
+    "step p50 / p99, µs: CPU",
+    "GPU",
+    "a block beside GRUCell: CPU",
+    "GPU",
+    "state, bytes",
+)
+Returns = dict[str, dict[float, list[float]]]
+
+
+def returns(path: Path) -> Returns:
+    """By backbone and return asked for, each seed's."""
+    found: Returns = {}
+    for row in sorted(csv_rows.read(path), key=lambda row: int(row["seed"])):
+        target = float(row["target_return"])
+        seeds = found.setdefault(row["backbone"], {}).setdefault(target, [])
+        seeds.append(float(row["return_mean"]))
+    return found
+
+
+def speeds(path: Path) -> dict[str, csv_rows.Row]:
+    return {row["backbone"]: row for row in csv_rows.read(path)}
+
+
+def return_cell(means: list[float]) -> str:
+    if not means:
+        return ""
+    low, high = bootstrap_interval(np.array(means))
+    each = ", ".join(f"{mean:.0f}" for mean in means)
+    return f"**{np.mean(means):.0f}** [{low:.0f}, {high:.0f}] ({each})"
+
+
+def speed_cells(cpu: Mapping[str, str], gpu: Mapping[str, str]) -> list[str]:
+    def each(show: str, *names: str) -> list[str]:
+        """By device."""
+        return [
+            show.format(*(float(row[name]) for name in names)) if row else "" for row in (cpu, gpu)
+        ]
+
+    parameters, state = (
+        each("{:,.0f}", name)[0 if cpu else 1] for name in ("parameters", "state_bytes")
+    )
+    return [
+        parameters,
+        *each("{:,.0f}", "steps_per_second"),
+        *each("{:+.0f}%", "resets_percent"),
+        *each("{:.0f} / {:.0f}", "step_p50_us", "step_p99_us"),
+        *each("{:.1f} ×", "block_over_gru_cell"),
+        state,
+    ]
+
+
+def table(found: Returns, cpu: dict[str, csv_rows.Row], gpu: dict[str, csv_rows.Row]) -> str:
+    targets = sorted({target for each in found.values() for target in each}, reverse=True)
+    names = sorted(set(found) | set(cpu) | set(gpu))
+    best = {name: np.mean(found.get(name, {}).get(targets[0], [-np.inf])) for name in names}
+    asked = [f"asked for {target:g}" for target in targets]
+    lines = [f"| backbone | {' | '.join([*asked, *COLUMNS])} |"]
+    lines.append("|---" * (1 + len(targets) + len(COLUMNS)) + "|")
+    for name in sorted(names, key=lambda name: -best[name]):
+        cells = [return_cell(found.get(name, {}).get(target, [])) for target in targets]
+        cells += speed_cells(cpu.get(name, {}), gpu.get(name, {}))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--returns", type=Path, default=RESULTS / "backbone_returns.csv")
+    parser.add_argument("--cpu", type=Path, default=RESULTS / "backbones_cpu.csv")
+    parser.add_argument("--gpu", type=Path, default=RESULTS / "backbones_gpu.csv")
+    given = parser.parse_args()
+    cpu, gpu = speeds(given.cpu), speeds(given.gpu)
+    for device, rows in (("CPU", cpu), ("GPU", gpu)):
+        for machine in sorted({row["machine"] for row in rows.values()}):
+            print(f"{device}: {machine}")
+    print()
+    print(table(returns(given.returns), cpu, gpu))
+
+
+if __name__ == "__main__":
+    main()
