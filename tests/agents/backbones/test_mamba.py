@@ -97,6 +97,39 @@ def test_decays_and_time_steps_are_trained_gently():
     assert {id(parameter) for parameter in backbone.recurrence_parameters()} == wanted
 
 
+def test_mambapys_block_is_the_same_layer():
+    """A whole layer by others with the same weights: outputs and every gradient, in float32."""
+    theirs = pytest.importorskip("mambapy.mamba")
+    torch.manual_seed(3)
+    layer = Mamba(16, MambaOptions(d_state=4))
+    block = theirs.MambaBlock(theirs.MambaConfig(d_model=16, n_layers=1, d_state=4))
+    pairs = {
+        "in_proj.weight": layer.in_proj.weight,
+        "conv1d.weight": layer.conv_weight,
+        "conv1d.bias": layer.conv_bias,
+        "x_proj.weight": layer.x_proj.weight,
+        "dt_proj.weight": layer.dt_proj.weight,
+        "dt_proj.bias": layer.dt_bias,
+        "A_log": layer.A_log,
+        "D": layer.D,
+        "out_proj.weight": layer.out_proj.weight,
+    }
+    weights = dict(block.named_parameters())
+    assert set(weights) == set(pairs)
+    with torch.no_grad():
+        for name, ours in pairs.items():
+            weights[name].copy_(ours.view_as(weights[name]))
+    x = torch.randn(2, 32, 16, requires_grad=True)
+    y, _ = layer(x, layer.initial_state(2), Packing.unbroken(2, 32))
+    expected = block(x)
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-6)
+    by = torch.randn_like(y)
+    found = torch.autograd.grad((y * by).sum(), [x, *pairs.values()])
+    wanted = torch.autograd.grad((expected * by).sum(), [x, *(weights[name] for name in pairs)])
+    for a, b in zip(found, wanted, strict=True):
+        assert (a.view_as(b) - b).norm() <= 1e-5 * b.norm()
+
+
 def test_ten_thousand_steps_do_not_drift():
     """float32 stepping against one float64 scan."""
     torch.manual_seed(2)

@@ -108,6 +108,44 @@ def legs_states(u: torch.Tensor, dt: float) -> torch.Tensor:
     return y[0]
 
 
+def cauchy_kernel(layer: S4, h: int, steps: int) -> torch.Tensor:
+    """(T,) of channel h by the S4 repository's algorithm: its generating function at the roots of
+    unity, Cauchy products and Woodbury's identity, inverted by FFT (arXiv 2111.00396, algorithm 1).
+    """
+    dt = layer.log_dt[h].exp()
+    poles = both(torch.complex(-layer.log_decay[h].exp(), layer.frequency[h]))
+    b, c, p = (both(complex_of(part[h])) for part in (layer.b, layer.c, layer.p))
+    a, _ = bilinear(torch.diag(poles) - torch.outer(p, p.conj()), b, dt)
+    c = c - c @ torch.linalg.matrix_power(a, steps)
+    z = torch.exp(-2j * math.pi * torch.arange(steps) / steps)
+    resolvent = 1 / ((2 / dt * (1 - z) / (1 + z))[:, None] - poles)
+
+    def cauchy(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        return resolvent @ (left * right)
+
+    low_rank = cauchy(c, p) * cauchy(p.conj(), b) / (1 + cauchy(p.conj(), p))
+    return torch.fft.ifft(2 / (1 + z) * (cauchy(c, b) - low_rank)).real
+
+
+def vandermonde_kernel(layer: S4D, steps: int) -> torch.Tensor:
+    """(D, T) as the S4 repository's s4d.py has it, its input vector of ones inside C."""
+    dt = layer.log_dt.exp()[:, None]
+    A = torch.complex(-layer.log_decay.exp(), layer.frequency)
+    dtA, C = A * dt, complex_of(layer.c) * complex_of(layer.b)
+    K = dtA[..., None] * torch.arange(steps)
+    return 2 * torch.einsum("hn,hnl->hl", C * (torch.exp(dtA) - 1) / A, torch.exp(K)).real
+
+
+@torch.no_grad()
+def test_kernels_are_those_of_the_s4_repository():
+    layer, steps = stirred(S4), STEPS - 1  # odd: −1 is no root of unity
+    expected = torch.stack([cauchy_kernel(layer, h, steps) for h in range(3)], 1)
+    torch.testing.assert_close(layer.kernel(steps), expected, rtol=1e-10, atol=1e-10)
+    layer = stirred(S4D)
+    expected = vandermonde_kernel(layer, STEPS).T
+    torch.testing.assert_close(layer.kernel(STEPS), expected, rtol=1e-10, atol=1e-10)
+
+
 def test_a_new_s4_is_the_bilinear_hippo_matrix():
     u, dt = torch.randn(STEPS), 0.1
     a, b = bilinear(*(torch.from_numpy(part) for part in legs(N)), dt)
