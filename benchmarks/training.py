@@ -5,6 +5,7 @@ whole episodes for Decision S4, 64 windows of 20 for Decision Transformer at its
 "timesteps" are steps whose action is learned. Medians of interleaved repeats; on CUDA a repeat is
 eight updates, waited for at their end, as training waits for none but those that it logs. There
 Decision S4 also replays updates recorded as a graph; Decision Transformer runs as it is published.
+--backbones NAME … adds others in place of S4.
 """
 
 import argparse
@@ -54,10 +55,13 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--backbones", nargs="*", default=[], help="beside those of the table")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     print(f"{machine()}; {given.threads} threads, {given.device}\n")
     runs = RUNS | RECORDED if given.device == "cuda" else RUNS
+    s4 = RUNS["decision-s4"]
+    runs |= {f"decision-s4 on {name}": f"{s4} --backbone {name}" for name in given.backbones}
     device, together = torch.device(given.device), TOGETHER[given.device]
     made = {name: updates(flags, device, together) for name, flags in runs.items()}
     contenders = {name: call for name, (call, _) in made.items()}
