@@ -3,8 +3,9 @@
 `python benchmarks/ds4_online_table.py benchmarks/results/ds4_online.csv` prints it. A line counts
 all its seeds up to the step that the shortest of them reached. Start is the policy begun from, as
 `all parts` was evaluated when the critics had learned alone. A gain is the mean of the last three
-evaluations less the start; what leaving something out changes is that gain less the one of `all
-parts` at the same step, seed by seed. Intervals are Student's, 95%, over seeds.
+evaluations less the start; what leaving something out changes is the mean gain less that of all
+seeds of `all parts` at the same step, with Student's 95% interval of a difference, the deviations
+pooled. A gain's own interval needs three seeds; of two both are named.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import numpy as np
 
 WHOLE = "all parts"
 COLUMNS = ("environment", "ablation", "seed", "step", "episodes", "return_mean")
-STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # from two seeds on
+STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)  # of 1, 2, … degrees
 Curves = dict[int, np.ndarray]  # seed -> (evaluations, 2): steps and mean returns
 
 
@@ -41,25 +42,48 @@ def curves(rows: list[csv_rows.Row], environment: str, ablation: str) -> Curves:
 
 def line(name: str, own: Curves, whole: Curves) -> str:
     """A line of the table, over the seeds that were evaluated beyond the start."""
-    seeds = [s for s, c in own.items() if len(c) > 1 and len(whole.get(s, ())) > 1]
-    if not seeds:
+    own = {seed: c for seed, c in own.items() if len(c) > 1 and len(whole.get(seed, ())) > 1}
+    if not own:
         return f"| {name} | 0 | | | | | | |"
-    until = min(min(own[s][-1, 0], whole[s][-1, 0]) for s in seeds)
-    starts = np.array([whole[s][0, 1] for s in seeds])
-    cut, base = ([c[s][c[s][:, 0] <= until, 1] for s in seeds] for c in (own, whole))
-    last, usual = (np.array([c[-3:].mean() for c in each]) for each in (cut, base))
-    lowest = min(c.min() / start for c, start in zip(cut, starts, strict=True))
-    change = "" if own is whole else interval(last - usual)
-    head = f"| {name} | {len(seeds)} | {until / 1000:.0f}k | {starts.mean():.0f} | "
-    return f"{head}{last.mean():.0f} | {interval(last - starts)} | {change} | {lowest:.0%} |"
+    until = min(c[-1, 0] for c in own.values())
+    base = {seed: c for seed, c in whole.items() if len(c) > 1 and c[-1, 0] >= until}
+    gained, usual = (gains(each, whole, until) for each in (own, base))
+    start = np.mean([whole[seed][0, 1] for seed in own])
+    lowest = min(c[c[:, 0] <= until, 1].min() / whole[s][0, 1] for s, c in own.items())
+    change = difference(gained, usual) if name != WHOLE and base else ""
+    head = f"| {name} | {len(own)} | {until / 1000:.0f}k | {start:.0f} | "
+    last = start + gained.mean()
+    return f"{head}{last:.0f} | {interval(gained)} | {change} | {lowest:.0%} |"
+
+
+def gains(own: Curves, whole: Curves, until: float) -> np.ndarray:
+    """(seeds,) the mean of the last three evaluations up to a step, less the seed's start."""
+    kept = [(c[c[:, 0] <= until, 1], whole[seed][0, 1]) for seed, c in own.items()]
+    return np.array([returns[-3:].mean() - start for returns, start in kept])
 
 
 def interval(values: np.ndarray) -> str:
-    """Mean ± half the width of its interval."""
-    if len(values) == 1:
-        return f"{values[0]:+.0f}"
-    student = STUDENT[min(len(values) - 2, len(STUDENT) - 1)]
-    return f"{values.mean():+.0f} ± {student * values.std(ddof=1) / len(values) ** 0.5:.0f}"
+    """Mean ± half the width of its interval, or the values where there are too few for one."""
+    if len(values) < 3:
+        return ", ".join(f"{value:+.0f}" for value in values)
+    wide = student(len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+    return f"{values.mean():+.0f} ± {wide:.0f}"
+
+
+def difference(own: np.ndarray, usual: np.ndarray) -> str:
+    """Mean of `own` less that of `usual` ± half the width of its interval."""
+    degrees = len(own) + len(usual) - 2
+    mean = own.mean() - usual.mean()
+    if degrees < 1:
+        return f"{mean:+.0f}"
+    pooled = (((own - own.mean()) ** 2).sum() + ((usual - usual.mean()) ** 2).sum()) / degrees
+    wide = student(degrees) * (pooled * (1 / len(own) + 1 / len(usual))) ** 0.5
+    return f"{mean:+.0f} ± {wide:.0f}"
+
+
+def student(degrees: int) -> float:
+    """The 97.5% quantile of Student's distribution; from ten degrees on that of ten."""
+    return STUDENT[min(degrees, len(STUDENT)) - 1]
 
 
 def table(rows: list[csv_rows.Row], names: dict[str, str]) -> str:

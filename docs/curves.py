@@ -4,10 +4,12 @@
     python docs/curves.py docs/loss.png s4=runs/decision-s4/x --tag train/loss
 
 A line for each name: the mean over its runs (seeds, say), each interpolated between its points, and
-a band from the lowest run to the highest. The logs may be those of any program.
+a band from the lowest run to the highest. The logs may be those of any program; a run's eval.csv
+serves as well.
 """
 
 import argparse
+import csv
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,12 +23,23 @@ COLOURS = ("#1f6f8b", "#d1495b", "#edae49", "#66a182", "#8d6a9f", "#5c5c5c")
 
 def read(run: Path, tag: str) -> np.ndarray:
     """(2, points): steps and values of a run's curve. Exits where it has none."""
+    if run.suffix == ".csv":
+        return read_csv(run, tag.removeprefix("eval/"))
     events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
     known = events.Tags()["scalars"]
     if tag not in known:
         sys.exit(f"{run}: no curve '{tag}'; it has {', '.join(known) or 'none'}; choose by --tag")
     points = sorted((event.step, event.value) for event in events.Scalars(tag))
     return np.array(points, float).T
+
+
+def read_csv(file: Path, column: str) -> np.ndarray:
+    """(2, points): steps and values of a column. Exits where there is none."""
+    with file.open() as lines:
+        rows = list(csv.DictReader(lines))
+    if not rows or column not in rows[0]:
+        sys.exit(f"{file}: no column '{column}', or no line; choose by --tag eval/NAME")
+    return np.array([(float(row["step"]), float(row[column])) for row in rows]).T
 
 
 def over_runs(curves: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

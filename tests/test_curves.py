@@ -48,6 +48,13 @@ def test_a_missing_curve_is_named_with_those_there_are(curves, runs):
         curves.read(runs[0], "loss")
 
 
+def test_a_run_may_be_a_csv_file(curves, tmp_path):
+    (tmp_path / "eval.csv").write_text("step,return_mean\n10,1.5\n20,2\n")
+    assert curves.read(tmp_path / "eval.csv", "eval/return_mean").tolist() == [[10, 20], [1.5, 2]]
+    with pytest.raises(SystemExit, match="no column 'loss', or no line"):
+        curves.read(tmp_path / "eval.csv", "eval/loss")
+
+
 def test_a_group_without_a_name_is_refused(curves, capsys):
     with pytest.raises(SystemExit):
         curves.main(["picture.png", "runs/a"])

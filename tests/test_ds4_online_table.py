@@ -4,6 +4,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import decision_s4
@@ -41,11 +42,17 @@ def rows(tables, tmp_path):
 def test_gains_by_hand(tables, rows):
     names = {"all-parts": "all parts", "no-anchor": "no anchor", "unrun": "unrun"}
     first, second = [x for x in tables.table(rows, names).split("\n") if "k |" in x]
-    # Up to 50k: (110 + 120 + 130) / 3 - 100 and (220 + 230 + 240) / 3 - 200; mean 25, deviation
-    # 7.07, so 12.71 x 7.07 / sqrt 2 = 64. The lowest is 180 of 200.
-    assert first == "| all parts | 2 | 50k | 150 | 175 | +25 ± 64 |  | 90% |"
-    # Up to 40k: 80 - 100 and 193.3 - 200 against 110 - 100 and 210 - 200.
-    assert second == "| no anchor | 2 | 40k | 150 | 137 | -13 ± 85 | -23 ± 85 | 50% |"
+    # Up to 50k: 120 - 100 and 230 - 200. The lowest is 180 of 200.
+    assert first == "| all parts | 2 | 50k | 150 | 175 | +20, +30 |  | 90% |"
+    # Up to 40k: 80 - 100 and 193.3 - 200 against 110 - 100 and 210 - 200: -13.3 less 10, and
+    # the deviation pooled over two degrees 6.67, so 4.30 x 6.67 x sqrt(1 / 2 + 1 / 2) = 29.
+    assert second == "| no anchor | 2 | 40k | 150 | 137 | -20, -7 | -23 ± 29 | 50% |"
+
+
+def test_an_interval_by_hand(tables):
+    # Of 1, 2, 3: deviation 1, and 4.30 / sqrt 3 = 2.48.
+    assert tables.interval(np.array([1.0, 2.0, 3.0])) == "+2 ± 2"
+    assert tables.interval(np.array([1.0, 2.0, 3.0]) * 100) == "+200 ± 248"
 
 
 def test_a_line_of_one_seed_claims_no_interval(tables, rows):
