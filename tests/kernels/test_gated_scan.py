@@ -110,7 +110,7 @@ def test_bits_hang_neither_on_threads_nor_on_who_shares_the_batch(impl, kind):
 
 @kinds
 @pytest.mark.parametrize("impl", ["cpu"])
-def test_memory_it_did_not_write_is_not_read(impl, kind, monkeypatch):
+def test_memory_it_did_not_write_is_not_read(impl, kind):
     """What it allocates begins as NaN."""
     torch.manual_seed(8)
     arguments = (*make(kind, 33), Packing(*masks(33)))
