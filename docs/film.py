@@ -31,7 +31,8 @@ def shrunk(frame: np.ndarray, width: int, names: Sequence[str]) -> Image.Image:
     image = Image.fromarray(frame)
     image = image.resize((width, round(width * image.height / image.width)), Image.LANCZOS)
     for i, name in enumerate(names):
-        ImageDraw.Draw(image).text((6 + i * width // len(names), 4), name, fill="white")
+        place = (6 + i * width // len(names), 4)
+        ImageDraw.Draw(image).text(place, name, "white", stroke_width=1, stroke_fill="black")
     return image
 
 
