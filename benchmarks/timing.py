@@ -21,16 +21,19 @@ def machine() -> str:
 
 
 def interleaved(
-    contenders: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 20
+    contenders: Mapping[str, Callable[[], object]],
+    repeats: int,
+    warmup: int = 20,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, np.ndarray]:
-    """Seconds of each call (repeats,), the contenders taking turns."""
+    """Seconds of each call (repeats,) on `clock`, the contenders taking turns."""
     for call in contenders.values():
         for _ in range(warmup):
             call()
     seconds = {name: np.empty(repeats) for name in contenders}
     for i in range(repeats):
         for name, call in contenders.items():
-            begin = time.perf_counter()
+            begin = clock()
             call()
-            seconds[name][i] = time.perf_counter() - begin
+            seconds[name][i] = clock() - begin
     return seconds
