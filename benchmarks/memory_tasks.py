@@ -28,6 +28,8 @@ class Task(NamedTuple):
     """A file of configs/tasks."""
     bar: float
     source: str
+    flags: str = ""
+    """Beside those settings."""
 
 
 ZOO = "zoo's LSTM PPO, 100k"
@@ -37,7 +39,7 @@ TASKS = {
     "PendulumNoVel-v1": Task("ppo-pendulum", -218.0, ZOO),
     "RepeatPrevious-v0": Task("ppo-cards", 0.74, POPGYM),
     "RepeatFirst-v0": Task("ppo-cards", 0.81, POPGYM),
-    "CountRecall-v0": Task("ppo-cards", 0.0, "half of the answers"),
+    "CountRecall-v0": Task("ppo-cards", 0.0, "half of the answers", "--steps 1000000"),
     "TMaze-v0": Task("ppo-tmaze", 0.95, "without memory: 0.5"),
 }
 
@@ -52,7 +54,7 @@ def jobs_of(given: argparse.Namespace) -> list[Job]:
                 config = ROOT / "configs/tasks" / f"{TASKS[task].settings}.yaml"
                 flags = ("--config", str(config), "--env", task, "--no-video", "--device", "cpu")
                 folder = (given.runs / task / name / str(seed)).absolute()
-                flags += (*shlex.split(own), *given.flags)
+                flags += (*shlex.split(TASKS[task].flags), *shlex.split(own), *given.flags)
                 jobs.append(Job(task, name, flags, seed, folder))
     return jobs
 
