@@ -99,7 +99,9 @@ def main() -> None:
     cpu, gpu = speeds(given.cpu), speeds(given.gpu)
     for device, rows in (("CPU", cpu), ("GPU", gpu)):
         for machine in sorted({row["machine"] for row in rows.values()}):
-            print(f"{device}: {machine}")
+            loads = [row["load"] for row in rows.values() if row["machine"] == machine]
+            loads = sorted(float(load) for load in loads if load) or [float("nan")]
+            print(f"{device}: {machine}; load {loads[0]:.0f} to {loads[-1]:.0f}")
     print()
     print(table(returns(given.returns), cpu, gpu))
 

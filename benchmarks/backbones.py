@@ -14,6 +14,7 @@ GRUCell of its width. Medians of interleaved repeats, one thread.
 import argparse
 import copy
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -107,12 +108,15 @@ def row(name: str, device: str, repeats: int) -> dict[str, object]:
         "step_p99_us": round(1e6 * np.percentile(seconds["step"], 99), 1),
         "block_over_gru_cell": round(a_block, 2),
         "state_bytes": sum(leaf.nbytes for leaf in tree_leaves(policy.initial_state(1))),
-        "machine": machine() if device == "cpu" else torch.cuda.get_device_name(),
+        "load": round(os.getloadavg()[0], 1),
+        "machine": torch.cuda.get_device_name()
+        if device == "cuda"
+        else machine().split("; load")[0],
     }
 
 
 def line(found: dict[str, object]) -> str:
-    name, parameters, rate, resets, p50, p99, a_block, state, _ = found.values()
+    name, parameters, rate, resets, p50, p99, a_block, state, *_ = found.values()
     return (
         f"| {name} | {int(parameters):,} | {int(rate):,} | {float(resets):+.0f}% "
         f"| {float(p50):.0f} / {float(p99):.0f} | {float(a_block):.1f} × | {int(state):,} |"
