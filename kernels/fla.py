@@ -13,6 +13,7 @@ from torch import Tensor
 from decision_s4.kernels.packing import Packing
 
 TYPES = (torch.bfloat16, torch.float32)
+PROVEN = False  # whether tests/kernels/test_fla.py has passed on a GPU: not taken unasked before
 
 
 def misfit(*tensors: Tensor) -> str | None:
@@ -32,6 +33,8 @@ def unasked(*tensors: Tensor) -> str | None:
 
     It multiplies float32 in TF32, three digits, which torch leaves to its user to allow.
     """
+    if not PROVEN:
+        return "runs only by name yet"
     exact = torch.get_float32_matmul_precision() == "highest"
     if exact and any(x.dtype == torch.float32 for x in tensors):
         return "takes float32 in TF32, for which torch.set_float32_matmul_precision('high') asks"

@@ -51,6 +51,11 @@ class GatedNetwork(Mixer):
         self.rnn.train()
         return self
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """As ever, but a copy's weights lie in one piece again, as cuDNN wants them."""
+        super().__setstate__(state)
+        self.rnn.flatten_parameters()
+
     def initial_state(self, batch_size: int, device: torch.device | None = None) -> Tensor:
         shape = (batch_size, self.parts, self.rnn.hidden_size)
         return torch.zeros(shape, dtype=self.out.weight.dtype, device=device)

@@ -140,6 +140,8 @@ def test_what_it_cannot_run_on_is_said(op, monkeypatch):
 def test_float32_is_rounded_only_where_that_is_allowed(monkeypatch):
     monkeypatch.setattr(fla.importlib.util, "find_spec", lambda name: object())
     x = torch.empty(1, device="meta")
+    assert fla.unasked(x) == "runs only by name yet"
+    monkeypatch.setattr(fla, "PROVEN", True)
     assert "TF32" in fla.unasked(x) and "on CUDA" in fla.unasked(x.bfloat16())
     try:
         torch.set_float32_matmul_precision("high")
@@ -183,7 +185,8 @@ def test_nothing_leaks_across_a_start_on_cuda(op, poison):
 
 
 @on_cuda
-def test_it_is_the_choice_where_ours_cannot_run_on_cuda(caplog):
+def test_it_is_the_choice_where_ours_cannot_run_on_cuda(caplog, monkeypatch):
+    monkeypatch.setattr(fla, "PROVEN", True)
     from decision_s4.kernels import choice
 
     choice._say.cache_clear()

@@ -1,5 +1,7 @@
 """GRU and LSTM against torch's own networks, run on each episode separately."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -99,6 +101,15 @@ def test_evaluation_mode_has_gradients_and_changes_nothing(kind):
     assert not layer.training
     assert layer.rnn.training  # or cuDNN refuses the gradient
     assert torch.autograd.grad(evaluated.sum(), x)[0].abs().max() > 0
+
+
+@kinds
+def test_a_copy_lays_its_weights_out_again(kind, monkeypatch):
+    """Else cuDNN compacts them at every call, and warns."""
+    laid_out = []
+    monkeypatch.setattr(nn.RNNBase, "flatten_parameters", lambda self: laid_out.append(self))
+    copied = copy.deepcopy(kind(D, GatedOptions(d_state=H)))
+    assert any(network is copied.rnn for network in laid_out)
 
 
 @kinds
