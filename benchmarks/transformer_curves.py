@@ -1,12 +1,11 @@
 """Our Decision Transformer's learning curves beside published ones: a picture and a Markdown table.
 
-    python benchmarks/transformers_at_once.py --datasets hopper-medium halfcheetah-medium \\
-        walker2d-medium --flags '--steps 20000' --keep-every 1000 --episodes 10 --rows ours.csv
-    python benchmarks/transformer_curves.py ours.csv --published min_dt --picture docs/dt.png
+    python benchmarks/transformers_at_once.py --rows ours.csv
+    python benchmarks/transformer_curves.py ours.csv --published min_dt --picture docs/dt_curves.png
 
 --published is a folder of logs of github.com/nikhilbarhate99/min-decision-transformer, which has
-the paper's settings and D4RL's sets; ours are trained on Minari's. Scores are normalised, of 10
-episodes asked for the higher return, mean over three runs with the lowest and the highest.
+the paper's settings and D4RL's sets; ours are trained on Minari's. Scores are normalised, of the
+higher return asked for, mean over three runs with the lowest and the highest.
 """
 
 import argparse
@@ -19,7 +18,8 @@ from matplotlib.figure import Figure
 
 OURS, PUBLISHED = "ours", "published"
 COLOURS = {OURS: "#1f6f8b", PUBLISHED: "#d1495b"}
-SHOWN = (1000, 2000, 5000, 10_000, 15_000, 20_000)
+SHOWN = (1000, 2000, 5000, 10_000, 20_000, 40_000, 60_000, 80_000, 100_000)
+ALGORITHM = "decision-transformer"
 
 
 class Curves(NamedTuple):
@@ -31,15 +31,19 @@ class Curves(NamedTuple):
     """(runs, P)"""
 
 
+def rows_of(path: Path) -> list[csv_rows.Row]:
+    return [row for row in csv_rows.read(path) if row["algorithm"] == ALGORITHM]
+
+
 def ours(path: Path, dataset: str) -> Curves:
     """From what transformers_at_once.py writes: the rows of the highest return asked for."""
-    rows = [row for row in csv_rows.read(path) if row["dataset"] == dataset]
+    rows = [row for row in rows_of(path) if row["dataset"] == dataset]
     highest = max(float(row["target_return"]) for row in rows)
     found: dict[str, dict[int, float]] = {}
     for row in rows:
         if float(row["target_return"]) == highest:
             run = found.setdefault(row["seed"], {})
-            run[int(row["step"])] = float(row["normalized_score"])
+            run[round(int(row["step"]), -3)] = float(row["normalized_score"])
     updates = sorted(set.intersection(*(set(run) for run in found.values())))
     return Curves(
         np.array(updates), np.array([[run[i] for i in updates] for run in found.values()])
@@ -62,7 +66,8 @@ def draw(curves: dict[str, dict[str, Curves]]) -> Figure:
         for name, (updates, scores) in pair.items():
             low, high = scores.min(0), scores.max(0)
             axis.fill_between(updates, low, high, color=COLOURS[name], alpha=0.2, linewidth=0)
-            axis.plot(updates, scores.mean(0), color=COLOURS[name], label=name)
+            marker = "o" if len(updates) < 10 else None
+            axis.plot(updates, scores.mean(0), marker=marker, color=COLOURS[name], label=name)
         axis.set(title=dataset, xlabel="updates", ylim=(0, None))
         axis.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("normalised score")
@@ -91,13 +96,14 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="PNG or SVG file to write")
     parser.add_argument("--every", type=int, default=1000, help="updates between points")
     given = parser.parse_args()
-    datasets = dict.fromkeys(row["dataset"] for row in csv_rows.read(given.rows))
+    datasets = dict.fromkeys(row["dataset"] for row in rows_of(given.rows))
     curves = {
         name: {
             OURS: ours(given.rows, name),
             PUBLISHED: published(given.published, name, given.every),
         }
         for name in datasets
+        if any(given.published.glob(f"dt_{name}-v2_log_*.csv"))
     }
     print(table(curves))
     if given.picture:
