@@ -45,7 +45,10 @@ class Family:
                     f"backbone option {key} is {value!r}; it needs {wanted}, as {default!r}"
                 )
             if isinstance(value, int | float) and LARGEST < abs(value) < math.inf:
-                raise UserError(f"backbone option {key} is beyond {LARGEST:g}; try {default!r}")
+                raise UserError(
+                    f"backbone option {key} is {str(value)[:20]}; it goes to {LARGEST:g}, "
+                    f"try {default!r}"
+                )
         return cls.Options(**given)
 
     @classmethod
@@ -154,7 +157,7 @@ def parse_options(pairs: Iterable[str]) -> dict[str, Any]:
 def _value(pair: str, text: str) -> Any:
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # ValueError: a date that is none, a number too long
         raise UserError(f"backbone option '{pair}' is malformed; write name=value") from None
     try:
         return float(value) if isinstance(value, str) else value  # YAML takes 1e-3 for a text

@@ -322,7 +322,7 @@ def test_options_are_read_as_written():
     assert parse_options(pairs) == expected
 
 
-@pytest.mark.parametrize("pair", ["d_state", "init=["])
+@pytest.mark.parametrize("pair", ["d_state", "init=[", "init=2024-13-01", f"d={'9' * 5000}"])
 def test_a_malformed_option_is_named(pair):
     with pytest.raises(UserError, match=rf"backbone option '{re.escape(pair)}'"):
         parse_options([pair])
