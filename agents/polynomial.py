@@ -28,7 +28,7 @@ from decision_s4.envs.batches import Batch
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.timestep import TimeStep
 
-MARGIN = 0.1  # by which intervals are wider than the range they were measured on
+MARGIN = 0.25  # by which intervals are wider, on each side, than the range they were measured on
 POSITIVE = ("rsqrt", "reciprocal")
 
 
@@ -77,12 +77,17 @@ class Polynomial:
 
     def watched(self, x: Tensor) -> Tensor:
         """p(x), noting the range reached and the largest error."""
-        self.reached.see(x)
         y = self(x)
         if x.numel():
-            error = (y - ops.FUNCTIONS[self.asked.kind](x)).abs().max().item()
+            self.reached.see(_finite(x))
+            error = _finite(y - ops.FUNCTIONS[self.asked.kind](x)).abs().max().item()
             self.worst = max(self.worst, error)
         return y
+
+
+def _finite(x: Tensor) -> Tensor:
+    """x, with infinity for what is no number: no maximum may hide it."""
+    return x.nan_to_num(nan=float("inf"), posinf=float("inf"), neginf=float("-inf"))
 
 
 class Polynomials:
@@ -164,22 +169,20 @@ def actions_of(policy: Policy, batch: Batch) -> Tensor:
     return policy.head.act(policy(batch)[0])
 
 
-def differences(
-    policy: Policy, polynomials: Polynomials, batches: Iterable[Batch]
-) -> tuple[float, float]:
-    """Largest and mean difference between the actions of a policy and of it as polynomials, each
-    in units of half the action's range, or 0 and 1 where actions are choices."""
+def differences(policy: Policy, polynomials: Polynomials, batches: Iterable[Batch]) -> Tensor:
+    """(steps,): how far an action is off where polynomials stand in, at each step.
+
+    Of its dimensions the largest, in units of half the action's range; 0 or 1 of a choice.
+    """
     found = []
     for batch in batches:
         exact = actions_of(policy, batch)
         with polynomials.standing_in(watched=True):
             difference = (actions_of(policy, batch) - exact).abs()
         if isinstance(policy.head, BoxHead):
-            found.append(difference.flatten(2) / policy.head.reach)
-        else:
-            found.append((difference > 0).float())
-    every = torch.cat([part.flatten() for part in found])
-    return every.max().item(), every.mean().item()
+            difference = difference.flatten(2) / policy.head.reach
+        found.append(_finite(difference.float()).flatten(0, 1).flatten(1).amax(1))
+    return torch.cat(found)
 
 
 class PolynomialAgent:
