@@ -221,7 +221,9 @@ def _share(x: Tensor, factors: int) -> Tensor:
 def act(x: Tensor, kind: str, name: str | None = None) -> Tensor:
     """An activation f with f(0) = 0, of ACTIVATIONS; `name` is its held ratio's, for probes."""
     context = _CONTEXT.get()
-    if context is None or context.rules.activation == "gradient":
+    if context is None:
+        return ACTIVATIONS[kind](x)
+    if context.rules.activation == "gradient":
         return function(Asked(kind), x)
     return x * _hold(context, name, lambda: _ratio(x, kind))
 
