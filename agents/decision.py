@@ -38,9 +38,9 @@ class OptimiserOptions:
     """Largest norm of all gradients together; longer ones are shortened to it."""
     average_decay: float = 0.995
     """Decay of the running average of weights, which acts and is saved; 0: the last weights."""
-    record_updates: bool = False
-    """On a GPU, for s4 and s4d: record a whole update once and replay it in one launch. Elsewhere
-    updates run operation by operation."""
+    record_updates: bool = True
+    """On a GPU, for s4 and s4d: record a whole update once and replay it in one launch. What cannot
+    be recorded runs operation by operation."""
 
 
 class DecisionLearner:

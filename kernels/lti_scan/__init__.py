@@ -21,13 +21,11 @@ from decision_s4.kernels.packing import Packing
 __all__ = ["Prepared", "System", "fastest", "lti_scan", "lti_step", "prepare", "transition"]
 
 lti_step = naive.step
-BY_DEFAULT = False  # until its tests have passed on a GPU
 
 
 def fastest(system: System) -> str:
     """The implementation that runs `system` where none is named."""
-    reason = misfit(system) if BY_DEFAULT else "the fused one runs by name only"
-    return choice.fastest("lti_scan", system.a.device, reason)
+    return choice.fastest("lti_scan", system.a.device, misfit(system))
 
 
 def lti_scan(
@@ -46,7 +44,8 @@ def lti_scan(
         state: (B, H, n, 2) carried in, real and imaginary parts of x.
         packing: where episodes start; the state is zero before each start.
         impl: "naive" is the equation as a loop, "torch" runs anywhere, "triton" is fused for CUDA
-            (float32, up to 64 states; differentiable once). None takes "torch".
+            (float32, up to 64 states; differentiable once). None takes "triton" on CUDA for what it
+            takes, else "torch".
         prepared: `prepare(system)` of the same a, b, w and v, of which "triton" then has no
             gradient.
 

@@ -10,15 +10,12 @@ from typing import Literal
 
 from torch import Tensor
 
-from decision_s4.kernels import choice
 from decision_s4.kernels.packing import Packing
 from decision_s4.kernels.short_conv import naive, shifted
-from decision_s4.kernels.short_conv.misfit import misfit
 
 __all__ = ["short_conv", "short_conv_step"]
 
 short_conv_step = naive.step
-BY_DEFAULT = False  # until its tests have passed on a GPU
 
 
 def short_conv(
@@ -49,8 +46,6 @@ def short_conv(
     if impl not in (None, "naive", "torch", "triton"):
         known = "'naive', 'torch' or 'triton'"
         raise ValueError(f"short_conv: impl '{impl}' is unknown; use {known}")
-    reason = misfit(x, weight) if BY_DEFAULT else "the fused one runs by name only"
-    impl = impl or choice.fastest("short_conv", x.device, reason)
     if impl == "triton":
         from decision_s4.kernels.short_conv import triton  # needs Triton
 

@@ -56,8 +56,9 @@ def assert_near(inputs, packing, tolerance=1e-5):
     exact = [x if x is None else x.detach().cpu().double().requires_grad_() for x in inputs]
     valid = None if packing.valid is None else packing.valid.cpu()
     expected = outcome(naive.conv, exact, Packing(packing.start.cpu(), valid))
+    rounding = 3e-8 * inputs[0].numel() ** 0.5  # of the outputs' gradients, which nearly cancel
     for mine, wanted in zip(outcome(fused.conv, inputs, packing), expected, strict=True):
-        assert (mine.detach().cpu() - wanted).norm() <= tolerance * wanted.norm() + 1e-7
+        assert (mine.detach().cpu() - wanted).norm() <= tolerance * wanted.norm() + rounding
 
 
 @pytest.mark.parametrize("bias", [False, True])
