@@ -9,6 +9,7 @@ State Spaces", arXiv 2111.00396, section 3).
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from decision_s4.kernels import choice
@@ -23,9 +24,9 @@ __all__ = ["Prepared", "System", "fastest", "lti_scan", "lti_step", "prepare", "
 lti_step = naive.step
 
 
-def fastest(system: System) -> str:
-    """The implementation that runs `system` where none is named."""
-    return choice.fastest("lti_scan", system.a.device, misfit(system))
+def fastest(system: System, kind: torch.dtype = torch.float32) -> str:
+    """The implementation that runs `system` on inputs of a `kind` where none is named."""
+    return choice.fastest("lti_scan", system.a.device, misfit(system, kind))
 
 
 def lti_scan(
@@ -58,7 +59,7 @@ def lti_scan(
     if impl not in (None, "naive", "torch", "triton"):
         known = "'naive', 'torch' or 'triton'"
         raise ValueError(f"lti_scan: impl '{impl}' is unknown; use {known}")
-    impl = impl or fastest(system)
+    impl = impl or fastest(system, u.dtype)
     if impl == "triton":
         from decision_s4.kernels.lti_scan import triton  # needs Triton
 

@@ -7,9 +7,10 @@ from decision_s4.kernels.lti_scan.system import System
 MOST_STATES = 64
 
 
-def misfit(system: System) -> str | None:
-    """The reason in words for `system`; None if it takes it."""
+def misfit(system: System, kind: torch.dtype = torch.float32) -> str | None:
+    """The reason in words for `system` and inputs of a `kind`; None if it takes them."""
     states = 2 * system.a.shape[1]
-    if system.dtype != torch.float32:
-        return f"needs float32, not {system.dtype}"
+    for each in (kind, system.dtype):
+        if each != torch.float32:
+            return f"needs float32, not {each}"
     return None if states <= MOST_STATES else f"takes up to {MOST_STATES} states, not {states}"

@@ -25,7 +25,7 @@ def scan(
     u: Tensor, system: System, state: Tensor, packing: Packing, prepared: Prepared | None = None
 ) -> tuple[Tensor, Tensor]:
     """See `lti_scan`."""
-    check("lti_scan", u.device, misfit(system))
+    check("lti_scan", u.device, misfit(system, u.dtype))
     c, carried = torch.view_as_real(system.c).flatten(1), state.flatten(2)
     if prepared is None:
         y, final = FusedScan.apply(u, *_matrices(system, c), carried, packing.walk)

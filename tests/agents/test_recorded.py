@@ -40,9 +40,9 @@ def trajectories() -> Trajectories:
     )
 
 
-def make_learner(backbone="s4", device=CPU, action=DONE) -> DecisionLearner:
+def make_learner(backbone="s4", device=CPU, action=DONE, options=()) -> DecisionLearner:
     torch.manual_seed(0)
-    sizes = PolicyOptions(backbone, d_model=8, n_layers=2, d_embed=8, return_scale=10.0)
+    sizes = PolicyOptions(backbone, options, d_model=8, n_layers=2, d_embed=8, return_scale=10.0)
     policy = SequencePolicy(SEEN, action, sizes).to(device)
     rates = OptimiserOptions(recurrence_learning_rate=1e-3, warmup_steps=4)
     return DecisionLearner(policy, rates, 20)
@@ -67,8 +67,8 @@ def recordings(monkeypatch):
     return made
 
 
-def assert_the_same_training(backbone, device, tolerance, count=14):
-    plain, fast = make_learner(backbone, device), make_learner(backbone, device)
+def assert_the_same_training(backbone, device, tolerance, count=14, options=()):
+    plain, fast = (make_learner(backbone, device, options=options) for _ in range(2))
     updates, batches = RecordedUpdates(fast, device), PackedBatches(trajectories(), 200, 0)
     for _ in range(count):
         batch = next(batches)
@@ -102,9 +102,11 @@ def test_they_train_alike_by_fused_scans(recordings, monkeypatch):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("options", [(), ("train_ssm=true",)])
 @pytest.mark.parametrize("backbone", ["s4", "s4d"])
-def test_graphs_train_alike_on_cuda(backbone):
-    plain, fast = assert_the_same_training(backbone, torch.device("cuda"), 1e-4)
+def test_graphs_train_alike_on_cuda(backbone, options, caplog):
+    plain, fast = assert_the_same_training(backbone, torch.device("cuda"), 1e-4, options=options)
+    assert "cannot be recorded" not in caplog.text
     assert fast.average.n_averaged == plain.average.n_averaged == 14
 
 

@@ -181,6 +181,9 @@ def test_refusals():
     u, state, *fields = make(1, 3, 1, 33, False)
     with pytest.raises(ValueError, match="takes up to 64 states, not 66"):
         lti_scan(u, System(*fields), state, packed(1, 3), "triton")
+    few = System(*make(1, 3, 1, 2, False)[2:])
+    with pytest.raises(ValueError, match="needs float32, not"):
+        lti_scan(u.bfloat16(), few, state[..., :2, :], packed(1, 3), "triton")
     double = [x.detach().to(torch.promote_types(x.dtype, torch.float64)) for x in fields]
     with pytest.raises(ValueError, match="needs float32, not"):
         lti_scan(u.double(), System(*double), state.double(), packed(1, 3), "triton")
