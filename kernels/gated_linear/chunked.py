@@ -15,7 +15,7 @@ from torch import Tensor
 from decision_s4.kernels.chunks import chunk_for, from_chunks, pass_on, to_chunks
 from decision_s4.kernels.packing import Packing
 
-CHUNK = 32
+CHUNK = 16  # of 16, 32 the faster for K = 16 … 64 and T = 100 … 8,000; it pads episodes less
 
 
 class Blocks(NamedTuple):
