@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from backbone_returns import ROOT, cell, evaluations, train
+from backbone_returns import ROOT, evaluations, train
+from backbone_table import return_cell
 
 from decision_s4.agents.vision import KINDS
 from decision_s4.envs.collect import Description, exists, sample_episodes, write_dataset
@@ -71,7 +72,7 @@ def table(given: argparse.Namespace) -> Iterator[str]:
         last = [evaluations(path)[-1:] for path in sorted(given.runs.glob(f"{eyes}-[0-9]*"))]
         means = [float(row["return_mean"]) for rows in last for row in rows]
         if means:
-            yield f"| {eyes} | {cell(means)} |"
+            yield f"| {eyes} | {return_cell(means)} |"
 
 
 def main() -> None:
