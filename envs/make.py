@@ -52,6 +52,21 @@ def make(env_id: str, **kwargs: Any) -> gym.Env:
         raise UserError(f"environment '{env_id}' refuses {kwargs}: {_line(error)}") from error
 
 
+def step_seconds(env_id: str | None, **kwargs: Any) -> float | None:
+    """Simulated seconds of a step, where the environment knows them.
+
+    MuJoCo's call them dt, as Pendulum's does; CartPole's calls them tau.
+    """
+    if env_id is None:
+        return None
+    env = make(env_id, **kwargs)
+    try:
+        found = getattr(env.unwrapped, "dt", None) or getattr(env.unwrapped, "tau", None)
+    finally:
+        env.close()
+    return float(found) if isinstance(found, (int, float)) else None
+
+
 def registered_spec(env_id: str) -> gym.envs.registration.EnvSpec:
     """Gymnasium's entry for `env_id`. Raises UserError where there is none."""
     # Gymnasium imports the module named before a colon: an id from a data file could run code.

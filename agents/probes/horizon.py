@@ -112,24 +112,3 @@ def occlusion_field(
             features, _ = policy(batch, state)
         found.append((answer(policy, features) - plain).abs())
     return torch.stack(found, 1)
-
-
-def describe(horizons: Sequence[LayerHorizon], episode: int, training: int) -> str:
-    """A line a layer, beside the lengths that make its figures mean something.
-
-    Args:
-        horizons: of each layer.
-        episode: tokens of the episode that is explained.
-        training: tokens of a training sequence.
-    """
-    lines = [f"episode {episode} tokens, training sequences {training}"]
-    for i, each in enumerate(horizons):
-        constants = each.time_constants
-        slowest = "none" if constants is None else f"{float(constants[-1]):.3g}"
-        half = "none" if constants is None else f"{float(constants.median()):.3g}"
-        lines.append(
-            f"layer {i}: {1 - EPSILON:.0%} of its attention within {each.epsilon_horizon} tokens, "
-            f"mean distance {each.mean_distance:.3g}, "
-            f"time constants: median {half}, longest {slowest}"
-        )
-    return "\n".join(lines)

@@ -15,6 +15,7 @@ from decision_s4.agents.probes.base import Curves, Findings, PolicyProbe, Table
 from decision_s4.agents.probes.context import Context
 from decision_s4.agents.probes.horizon import EPSILON, LayerHorizon, gradient_field, layer_horizon
 from decision_s4.agents.probes.layer_probes import check_layers
+from decision_s4.envs.make import step_seconds
 from decision_s4.envs.task import Task
 
 COLUMNS = (
@@ -43,9 +44,15 @@ class Horizon(PolicyProbe):
         field = _field(contexts)
         longest = max(len(context.features) for context in contexts)
         steps = max(context.step for context in contexts) + 1
+        tables = [Table("How far back the layers look, in tokens", COLUMNS, _table(each))]
+        seconds = step_seconds(task.env_id, **task.env_kwargs) if task else None
+        if seconds is not None:
+            title = f"The same in seconds, of {seconds:g} a step"
+            token = seconds / tokens_of_a_step(contexts[0].policy)
+            tables.append(Table(title, COLUMNS, _table(each, token)))
         return Findings(
             self.name,
-            (Table("How far back the layers look, in tokens", COLUMNS, _table(each)),),
+            tables,
             (_curves(each), _field_curve(field)),
             _scalars(each) | {"horizon/gradient_mean_distance": _distance(field)},
             (
@@ -86,9 +93,17 @@ def _padded_mean(profiles: Sequence[Tensor]) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(list(profiles), batch_first=True).mean(0)
 
 
-def _table(each: Sequence[_Mean]) -> list[list[str | float]]:
-    rows = enumerate(each)
-    return [[str(i), one.median, one.longest, one.lags, one.distance] for i, one in rows]
+def tokens_of_a_step(policy: Policy) -> int:
+    """How many tokens the backbone reads of each step."""
+    return 1 + max(part.token for part in policy.token_map(1))
+
+
+def _table(each: Sequence[_Mean], unit: float = 1.0) -> list[list[str | float]]:
+    """A row a layer, a token being so many units."""
+    return [
+        [str(i), *(unit * x for x in (one.median, one.longest, one.lags, one.distance))]
+        for i, one in enumerate(each)
+    ]
 
 
 def _curves(each: Sequence[_Mean]) -> Curves:

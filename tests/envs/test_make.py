@@ -5,7 +5,7 @@ from gymnasium import spaces
 
 from decision_s4.envs import make as make_module
 from decision_s4.envs.errors import UserError
-from decision_s4.envs.make import check_compatible, describe, make
+from decision_s4.envs.make import check_compatible, describe, make, step_seconds
 
 
 def test_makes_a_registered_environment():
@@ -77,3 +77,16 @@ def test_description_of_nested_spaces():
     space = spaces.Dict({"a": inner, "b": spaces.Box(0, 255, (4, 4, 3), "uint8")})
     expected = "Dict(a: Tuple(Discrete(3), Discrete(3, start=1)), b: Box(4, 4, 3))"
     assert describe(space) == expected
+
+
+@pytest.mark.parametrize(
+    ("env_id", "seconds"),
+    [("Hopper-v5", 0.008), ("HalfCheetah-v5", 0.05), ("CartPole-v1", 0.02), ("Pendulum-v1", 0.05)],
+)
+def test_seconds_of_a_step(env_id, seconds):
+    assert step_seconds(env_id) == pytest.approx(seconds)
+
+
+def test_steps_without_seconds():
+    assert step_seconds("MountainCar-v0") is None
+    assert step_seconds(None) is None

@@ -14,6 +14,7 @@ from decision_s4.agents.probes.base import AttributionProbe, Target, make_probe,
 from decision_s4.agents.probes.context import Context, make_context
 from decision_s4.agents.probes.recordings import made
 from decision_s4.envs.errors import UserError
+from decision_s4.envs.task import Task
 
 LAG, STEP = 3, 8
 MAPS = ("hidden-attention", "implicit-attention", "rollout", "gradient-rollout")
@@ -71,6 +72,17 @@ def test_every_backbone_is_served(backbone, tokens):
     findings = make_probe("horizon").examine([context, query(context.policy, window=4)])
     assert all(math.isfinite(value) for value in findings.scalars.values())
     assert len(findings.tables[0].rows) == 2
+
+
+@pytest.mark.parametrize(("tokens", "per_step"), [("step", 1), ("three", 3)])
+def test_horizons_are_in_seconds_too_where_a_step_has_some(tokens, per_step):
+    contexts = [query(new_policy("s4", tokens=tokens), window=5)]
+    found = make_probe("horizon").examine(contexts, Task("CartPole-v1", (100.0,)))
+    steps, seconds = found.tables
+    assert seconds.title == "The same in seconds, of 0.02 a step"
+    for row, same in zip(steps.rows, seconds.rows, strict=True):
+        assert [0.02 / per_step * x for x in row[1:]] == pytest.approx(same[1:])
+    assert len(make_probe("horizon").examine(contexts, Task("MountainCar-v0", (0.0,))).tables) == 1
 
 
 def test_a_policy_without_layers_is_refused_by_name():
