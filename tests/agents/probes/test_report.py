@@ -1,6 +1,7 @@
 """The page: whole in itself, drawn by a browser, and refused before any work where it cannot be."""
 
 import base64
+import html
 import json
 import re
 import shutil
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from decision_s4 import evaluate, train
-from decision_s4.agents.probes import explain
+from decision_s4.agents.probes import explain, report
 
 TINY = (
     "--steps 2 --eval-every 2 --eval-episodes 1 --batch-steps 50 --no-video --d-model 8 "
@@ -64,20 +65,67 @@ def test_the_page_holds_names_maps_and_evidence(page):
     assert data["findings"][-1]["tables"][0]["rows"][0][0] == "nothing"
 
 
-def test_a_browser_draws_it(page, tmp_path):
+POINT_AND_CHOOSE = """<script>
+const seen = {}, box = $("map").getBoundingClientRect();
+$("map").dispatchEvent(new MouseEvent("mousemove",
+  {clientX: box.left + PLOT.left + 3, clientY: box.top + rowTop(1) + 3}));
+seen.tip = $("tip").textContent; seen.shown = $("tip").style.display;
+$("map").dispatchEvent(new MouseEvent("mouseleave")); seen.left = $("tip").style.display;
+$("method").value = "1"; $("method").dispatchEvent(new Event("change"));
+seen.question = $("question").textContent;
+$("time").value = "0"; $("time").dispatchEvent(new Event("input"));
+seen.when = $("when").textContent;
+seen.fetched = performance.getEntriesByType("resource").length;
+document.title = JSON.stringify(seen);
+</script>"""
+
+
+@pytest.fixture(scope="module")
+def browse(tmp_path_factory):
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no chromium here: apt-get install chromium")
-    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"]
-    drawn = subprocess.run(
-        [browser, *flags, "--virtual-time-budget=2000", "--dump-dom", page.as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    ).stdout
+    profile = tmp_path_factory.mktemp("profile")
+    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
+
+    def browse(page) -> str:
+        """The document as it stands once its script has run."""
+        command = [browser, *flags, "--virtual-time-budget=2000", "--dump-dom", page.as_uri()]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+
+    return browse
+
+
+def test_a_browser_draws_it(page, browse):
+    drawn = browse(page)
     assert "gradient-x-input: which inputs" in drawn  # written by the script
     assert "Are the maps true?" in drawn
     assert drawn.count('<option value="1">') == 3  # a second episode, target and method
+
+
+def test_pointing_tells_name_value_and_relevance_and_the_page_can_be_moved(page, browse, tmp_path):
+    poked = tmp_path / "poked.html"
+    text = page.read_text("utf-8").replace("</body>", POINT_AND_CHOOSE + "</body>")
+    poked.write_text(text, "utf-8")
+    seen = json.loads(html.unescape(re.search("<title>(.*?)</title>", browse(poked), re.S)[1]))
+    data = data_of(page)
+    query = data["episodes"][0]["queries"][1]
+    value = data["episodes"][0]["values"][query["first"] * len(data["features"]) + 1]
+    assert seen["tip"].startswith(f"torso heightobservation, step {query['first']} (")
+    assert f"value {value:.3f}relevance " in seen["tip"]
+    assert (seen["shown"], seen["left"]) == ("block", "none")
+    assert seen["question"].startswith("occlusion: ")
+    assert seen["when"].startswith("step 0 of ")
+    assert seen["fetched"] == 0
+
+
+def test_a_page_of_findings_alone_is_drawn(page, browse, tmp_path):
+    data = data_of(page) | {"episodes": [], "methods": [], "limits": [], "faithfulness": None}
+    bare = tmp_path / "bare.html"
+    bare.write_text(report.TEMPLATE.read_text("utf-8").replace("__DATA__", json.dumps(data)))
+    drawn = browse(bare)
+    assert "What each input is worth in the loop" in drawn
+    assert 'id="maps"' not in drawn
 
 
 @pytest.mark.parametrize(
