@@ -24,6 +24,10 @@ class Perceptron(nn.Sequential):
         """Nothing to compute ahead of acting; see backbones/base.py."""
         return
 
+    def recurrence_parameters(self) -> list[nn.Parameter]:
+        """None: it remembers nothing."""
+        return []
+
 
 class FeedForwardPolicy(Policy):
     """a = head(perceptron(s)): `n_layers` hidden layers of width `d_model`; its state is empty."""
