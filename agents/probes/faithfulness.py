@@ -202,13 +202,13 @@ class Faithfulness:
                 "" if name == control else interval(self.beats(name, control), sign=True)
                 for control in (RANDOM, GRADIENT)
             ]
-            rows.append([name, *cells, *gains])
+            rows.append([name, *gains, *cells])
         marks = {True: "↑", False: "↓"}
         columns = [f"{name} {marks[up]}" for name, up in LARGER_IS_BETTER.items()]
         count = len(next(iter(self.scores.values()))["deletion"])
         return Table(
             f"Faithfulness over {count} queries",
-            ["order", *columns, "deletion beats random by", "beats plain gradient by"],
+            ["order", "deletion beats random by", "beats plain gradient by", *columns],
             rows,
         )
 

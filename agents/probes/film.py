@@ -96,6 +96,8 @@ def _draw_bars(
         draw.rectangle((x, top + 7, x + 7, top + 14), fill=COLOURS[name])
         draw.text((x + 11, top + 4), LABELS[name], fill="#cbd5e1", font=font)
         x += 72
+    draw.text((width - 8, top + 16), "now", fill="#cbd5e1", font=font, anchor="ra")
+    draw.text((8, top + 16), f"{SHOWN - 1} steps ago", fill="#cbd5e1", font=font)
     step, base = (width - 16) / SHOWN, top + 66
     draw.line((8, base + 1, width - 8, base + 1), fill="#475569")
     for i, parts in enumerate(bars):
