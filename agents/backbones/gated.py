@@ -106,6 +106,11 @@ def _marked_lstm(gates: Tensor, c: Tensor) -> Tensor:
     return torch.stack([o * ops.act(c, "tanh", "cell"), c], dim=1)
 
 
+def held(coefficients: ops.Coefficients, *names: str) -> list[Tensor]:
+    """(B, T, D) each; marked once a step, those of a single step have come without its axis."""
+    return [x if x.ndim == 3 else x[:, None] for x in map(coefficients.get, names)]
+
+
 @register("gru")
 class GRU(GatedNetwork):
     """Gated recurrent unit: orthogonal recurrent matrices, zero biases."""
@@ -113,7 +118,7 @@ class GRU(GatedNetwork):
     network, parts = nn.GRU, 1
 
     def log_decays(self, coefficients: ops.Coefficients) -> Tensor:
-        return coefficients.get("update gate").log()
+        return held(coefficients, "update gate")[0].log()
 
     @torch.no_grad()
     def closed_rows(
@@ -121,7 +126,7 @@ class GRU(GatedNetwork):
     ) -> Tensor:
         """J = diag(z) + diag((1 − z) ρ r) U, G = diag((1 − z) ρ) W; ρ the ratio of the tanh."""
         names = ("reset gate", "update gate", "candidate")
-        r, z, ratio = map(coefficients.get, names)
+        r, z, ratio = held(coefficients, *names)
         W, U = self.rnn.weight_ih_l0.chunk(3)[2], self.rnn.weight_hh_l0.chunk(3)[2]
         gain = (1 - z) * ratio
 
@@ -142,7 +147,7 @@ class LSTM(GatedNetwork):
     network, parts = nn.LSTM, 2
 
     def log_decays(self, coefficients: ops.Coefficients) -> Tensor:
-        return coefficients.get("forget gate").log()
+        return held(coefficients, "forget gate")[0].log()
 
     @torch.no_grad()
     def closed_rows(
@@ -153,7 +158,7 @@ class LSTM(GatedNetwork):
         ρ and κ are the ratios of the candidate's and the cell's tanh.
         """
         names = ("input gate", "forget gate", "output gate", "candidate", "cell")
-        i, f, o, ratio, cell = map(coefficients.get, names)
+        i, f, o, ratio, cell = held(coefficients, *names)
         W, U = self.rnn.weight_ih_l0.chunk(4)[2], self.rnn.weight_hh_l0.chunk(4)[2]
         gain, out = i * ratio, o * cell
 

@@ -8,6 +8,7 @@ import torch
 from torch.utils._pytree import tree_map
 
 from decision_s4.agents.backbones import BACKBONES, make_backbone, ops
+from decision_s4.agents.probes.horizon import time_constants
 from decision_s4.envs.errors import UserError
 
 D, STEPS = 8, 11
@@ -96,6 +97,18 @@ def test_steps_that_are_not_valid_weigh_nothing(name, part, holes):
         found, expected = op.combine(rows, v)[valid], op.apply(v)[valid]
         assert_near(found, expected)
         assert rows.transpose(1, 3)[~valid].abs().max() == 0
+
+
+@names
+@parts
+def test_a_single_step_is_a_layer_too(name, part):
+    backbone = make(name)
+    x, state, start = data(backbone)
+    for op in backbone.operator(x[:, :1], state, start[:, :1], part=part):
+        assert op.rows([0]).shape == (2, op.heads, 1, 1)
+        assert_near(op.combine(op.dense(), op.values), op.apply(op.values))
+        constants = time_constants(op)
+        assert constants is None or (constants > 0).all()
 
 
 @names
