@@ -1,6 +1,7 @@
 """Rows of CSV files, as text: read, and added to."""
 
 import csv
+import gzip
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -8,10 +9,10 @@ Row = dict[str, str]
 
 
 def read(path: Path | None) -> list[Row]:
-    """All rows; none where there is no file, or not yet."""
+    """All rows, of a compressed file too; none where there is no file, or not yet."""
     if path is None or not path.exists():
         return []
-    with path.open() as file:
+    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
         return list(csv.DictReader(file))
 
 

@@ -2,6 +2,7 @@
 
     python benchmarks/faithfulness.py RUN RUN … --rows ROWS.csv [--probes lrp] [--minutes 8]
     python benchmarks/faithfulness.py --rows ONE.csv ANOTHER.csv …       the tables of what is there
+    python benchmarks/faithfulness.py --rows *.csv --join ALL.csv.gz     and all rows in one file
 
 Episodes are played with each run's best policy; queries are spread over them, targets in turn. A
 row is what one order of the cells of one query scores (agents/probes/faithfulness.py), added to the
@@ -10,6 +11,8 @@ the same methods also explain two networks of shuffled weights. Intervals: 95%, 
 """
 
 import argparse
+import csv
+import gzip
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,8 +28,11 @@ from decision_s4.agents.probes.base import PROBES, AttributionProbe, Table, make
 from decision_s4.agents.probes.context import Context
 from decision_s4.agents.probes.explain import EPISODES, spread_queries
 from decision_s4.agents.probes.faithfulness import (
+    FLOOR,
     GRADIENT,
+    KEPT,
     RANDOM,
+    SIGNED,
     Faithfulness,
     Judge,
     interval,
@@ -34,21 +40,13 @@ from decision_s4.agents.probes.faithfulness import (
 from decision_s4.agents.probes.recordings import play
 from decision_s4.envs.errors import UserError
 
-Cell = Callable[[Faithfulness, str], str]
-GAINS: dict[str, Cell] = {
-    "deletion AUC beats a random order by": lambda f, m: signed(f.beats(m, RANDOM)),
-    "deletion AUC beats the plain gradient by": lambda f, m: signed(f.beats(m, GRADIENT)),
-    "deletion AUC beats the method's own map of shuffled weights by": lambda f, m: signed(
-        f.beats_shuffled(m)
-    ),
-    "rank correlation of sizes with the map of shuffled weights, above that of two such maps": (
-        lambda f, m: signed(f.above_floor(m), 2)
-    ),
+Gain = Callable[[Faithfulness, str], tuple[float, float, float]]
+GAINS: dict[str, Gain] = {
+    "Deletion AUC beats a random order by": lambda f, m: f.beats(m, RANDOM),
+    "Deletion AUC beats the plain gradient by": lambda f, m: f.beats(m, GRADIENT),
+    "Deletion AUC beats the method's own map of shuffled weights by": Faithfulness.beats_shuffled,
 }
-
-
-def signed(values: tuple[float, ...], digits: int = 3) -> str:
-    return interval(values, True, digits)
+KEPT_TITLE = "Rank correlation with the map of shuffled weights: with signs; of sizes; the floor"
 
 
 def probes_for(policy: Policy, names: list[str]) -> list[AttributionProbe]:
@@ -107,17 +105,46 @@ def judged(rows: Sequence[csv_rows.Row]) -> Faithfulness:
 
 
 def tables(rows: Sequence[csv_rows.Row]) -> None:
-    """Of each environment: what was judged, then methods × backbones for each of GAINS."""
+    """Over all policies, then of each environment: what was judged, and GAINS."""
     key = lambda row: (row["env"], row["backbone"])  # noqa: E731
-    groups = [(k, list(g)) for k, g in itertools.groupby(sorted(rows, key=key), key)]
-    for env in dict.fromkeys(env for (env, _), _ in groups):
-        found = {name: judged(g) for (e, name), g in groups if e == env}
-        first = {name: g[0] for (e, name), g in groups if e == env}
-        print(f"\n### {env}\n")
-        show(_judged(found, first))
-        for title, cell in GAINS.items():
-            print(f"\n{title[0].upper()}{title[1:]}:\n")
-            show(_gains(found, cell))
+    groups = {k: list(g) for k, g in itertools.groupby(sorted(rows, key=key), key)}
+    found = {k: judged(g) for k, g in groups.items()}
+    print(f"Policies in which a method beats its controls for certain, of {len(found)}:\n")
+    show(_certain(list(found.values())))
+    for env in dict.fromkeys(env for env, _ in groups):
+        here = {name: each for (e, name), each in found.items() if e == env}
+        print(f"\n## {env}\n")
+        show(_judged(here, {name: groups[env, name][0] for name in here}))
+        for title, gain in GAINS.items():
+            print(f"\n{title}:\n")
+            show(_by_method(here, lambda each, m, gain=gain: bold(gain(each, m))))
+        print(f"\n{KEPT_TITLE}:\n")
+        show(_by_method(here, _kept))
+
+
+def bold(values: tuple[float, float, float]) -> str:
+    """A mean and its interval in two digits, the mean bold where all of the interval is above 0."""
+    mean, low, high = (f"{x:+.2f}".replace("0.", ".") for x in values)
+    return f"{f'**{mean}**' if values[1] > 0 else mean} [{low}, {high}]"
+
+
+def _kept(each: Faithfulness, method: str) -> str:
+    means = (each.mean(method, name)[0] for name in (SIGNED, KEPT, FLOOR))
+    return "; ".join(f"{x:+.2f}".replace("0.", ".") for x in means)
+
+
+def _certain(found: Sequence[Faithfulness]) -> Table:
+    """For each method, in how many policies all of a gain's interval is above 0, and its mean."""
+    rows = []
+    for method in _order(found):
+        there = [each for each in found if method in each.methods]
+        cells = []
+        for gain in GAINS.values():
+            gains = [gain(each, method) for each in there]
+            mean = np.nanmean([values[0] for values in gains])
+            cells.append(f"{sum(values[1] > 0 for values in gains)} ({mean:+.3f})")
+        rows.append([method, *cells])
+    return Table("", ["", "random order", "plain gradient", "own map of shuffled weights"], rows)
 
 
 def _judged(found: dict[str, Faithfulness], first: dict[str, csv_rows.Row]) -> Table:
@@ -136,19 +163,24 @@ def _judged(found: dict[str, Faithfulness], first: dict[str, csv_rows.Row]) -> T
     return Table("", columns, rows)
 
 
-def _gains(found: dict[str, Faithfulness], cell: Cell) -> Table:
-    """Methods by their mean place over the backbones."""
-    methods = {method for each in found.values() for method in each.methods}
-
-    def place(method: str) -> float:
-        there = [each.methods for each in found.values() if method in each.methods]
-        return float(np.mean([names.index(method) for names in there]))
-
+def _by_method(found: dict[str, Faithfulness], cell: Callable[[Faithfulness, str], str]) -> Table:
+    """A row a policy, a column a method."""
+    methods = _order(list(found.values()))
     rows = [
-        [m, *(cell(each, m) if m in each.methods else "" for each in found.values())]
-        for m in sorted(methods, key=place)
+        [name, *(cell(each, m) if m in each.methods else "" for m in methods)]
+        for name, each in found.items()
     ]
-    return Table("", ["", *found], rows)
+    return Table("", ["", *methods], rows)
+
+
+def _order(found: Sequence[Faithfulness]) -> list[str]:
+    """All methods, by their mean place."""
+
+    def place(method: str) -> tuple[float, str]:
+        there = [each.methods for each in found if method in each.methods]
+        return float(np.mean([names.index(method) for names in there])), method
+
+    return sorted({method for each in found for method in each.methods}, key=place)
 
 
 def show(table: Table) -> None:
@@ -157,10 +189,21 @@ def show(table: Table) -> None:
         print(f"| {' | '.join(map(str, row))} |", flush=True)
 
 
+def join(rows: Sequence[csv_rows.Row], path: Path) -> None:
+    """All rows in one file, scores to four digits."""
+    with gzip.open(path, "wt", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        for row in rows:
+            short = {m: f"{float(row[m]):.4g}" for m in Faithfulness.MEASURES if row[m]}
+            writer.writerow(row | short)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("runs", nargs="*", type=Path)
     parser.add_argument("--rows", nargs="+", type=Path, default=[Path("faithfulness.csv")])
+    parser.add_argument("--join", type=Path, help="also write all rows to this .csv.gz")
     parser.add_argument("--probes", default=",".join(PROBES))
     parser.add_argument("--queries", type=int, default=48)
     parser.add_argument("--minutes", type=float, default=1e9, help="for each run")
@@ -171,7 +214,10 @@ def main() -> None:
         names = given.probes.split(",")
         for row in measure(run, names, given.queries, given.minutes, given.seed):
             csv_rows.append(given.rows[0], [row])
-    tables([row for path in given.rows for row in csv_rows.read(path)])
+    rows = [row for path in given.rows for row in csv_rows.read(path)]
+    tables(rows)
+    if given.join:
+        join(rows, given.join)
 
 
 if __name__ == "__main__":
