@@ -71,12 +71,13 @@ def measure(run: Path, names: list[str], queries: int, minutes: float, seed: int
     recordings = play(policy, task, EPISODES, seed)
     contexts = spread_queries(policy, recordings, targets_of(policy), queries)
     judge = Judge(probes_for(policy, names))
-    returned = np.mean([float(each.reward.sum()) for each in recordings[:EPISODES]])
+    returns = np.array([float(each.reward.sum()) for each in recordings])
+    means = returns.reshape(-1, EPISODES).mean(1)  # one for each target
     about = {
         "env": task.env_id,
         "backbone": policy.options.backbone,
         "step": found.step,
-        "return": round(returned, 1),
+        "return": ", ".join(f"{mean:.0f}" for mean in means),
     }
     order = np.random.default_rng(seed).permutation(queries)
     for count, query in enumerate(order.tolist()):

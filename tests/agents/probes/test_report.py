@@ -88,9 +88,10 @@ def browse(tmp_path_factory):
     profile = tmp_path_factory.mktemp("profile")
     flags = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
 
-    def browse(page) -> str:
+    def browse(page, place="") -> str:
         """The document as it stands once its script has run."""
-        command = [browser, *flags, "--virtual-time-budget=2000", "--dump-dom", page.as_uri()]
+        address = page.as_uri() + place
+        command = [browser, *flags, "--virtual-time-budget=2000", "--dump-dom", address]
         return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
 
     return browse
@@ -117,6 +118,14 @@ def test_pointing_tells_name_value_and_relevance_and_the_page_can_be_moved(page,
     assert seen["question"].startswith("occlusion: ")
     assert seen["when"].startswith("step 0 of ")
     assert seen["fetched"] == 0
+
+
+def test_a_link_leads_to_a_step_of_a_method(page, browse):
+    steps = [query["step"] for query in data_of(page)["episodes"][1]["queries"]]
+    drawn = browse(page, f"#episode=1&target=1&method=occlusion&step={steps[-1]}")
+    assert '<h2 id="question">occlusion: ' in drawn
+    assert f">step {steps[-1]} of " in drawn
+    assert '<h2 id="question">gradient-x-input: ' in browse(page, "#episode=9&method=no&step=x")
 
 
 def test_a_page_of_findings_alone_is_drawn(page, browse, tmp_path):
