@@ -141,25 +141,29 @@ class MixerOp:
 
     def _row(self, y: Tensor, v: Tensor, step: int) -> Tensor:
         """(B, H, T): a head's row is the gradient of one of its outputs."""
-        seed = torch.zeros_like(y)
         if self.layout == "dense":
-            outputs = [self._back(y, v, seed, (step, o)) for o in range(y[0, 0].numel())]
-            return torch.stack(outputs, 1).flatten(3).movedim(2, 3).flatten(1, 2)
+            return self._pairs(y, v, step)
+        seed = torch.zeros_like(y)
         if self.layout == "channels":
-            return self._back(y, v, seed, (step,)).flatten(2).transpose(1, 2)
-        return self._back(y, v, seed, (step, 0))[..., 0].transpose(1, 2)
-
-    def _back(self, y: Tensor, v: Tensor, seed: Tensor, place: tuple[int, ...]) -> Tensor:
-        step, *channel = place
-        seed = seed.clone()
-        if not channel:
             seed[:, step] = 1
-        elif self.layout == "heads":
-            seed[:, step, :, 0] = 1
         else:
-            seed[:, step].flatten(1)[:, channel[0]] = 1
+            seed[:, step, :, 0] = 1
         (gradient,) = torch.autograd.grad(y, v, seed, retain_graph=True)
-        return gradient
+        if self.layout == "channels":
+            return gradient.flatten(2).transpose(1, 2)
+        return gradient[..., 0].transpose(1, 2)
+
+    def _pairs(self, y: Tensor, v: Tensor, step: int) -> Tensor:
+        """(B, H, T), all outputs' gradients in one pass: a layer that loops over T loops once."""
+        outputs = y[0, 0].numel()
+        seeds = y.new_zeros(outputs, *y.shape)
+        seeds[:, :, step] = torch.eye(outputs).to(y).view(outputs, 1, *y.shape[2:])
+        try:
+            (found,) = torch.autograd.grad(y, v, seeds, retain_graph=True, is_grads_batched=True)
+        except RuntimeError:  # a kernel of our own, whose backward takes no batch of gradients
+            each = [torch.autograd.grad(y, v, seed, retain_graph=True)[0] for seed in seeds]
+            found = torch.stack(each)
+        return found.flatten(3).movedim((1, 3), (0, 2)).flatten(1, 2)
 
     @cached_property
     def _no_state(self) -> Any:
