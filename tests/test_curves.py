@@ -1,23 +1,15 @@
 """docs/curves.py: pictures of learning curves from TensorBoard logs."""
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
-import decision_s4
-
-SOURCE = Path(decision_s4.__file__).parent / "docs" / "curves.py"
-
 
 @pytest.fixture(scope="module")
-def curves():
-    spec = importlib.util.spec_from_file_location("curves_of_docs", SOURCE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def curves(program_of):
+    return program_of("docs/curves.py")
 
 
 @pytest.fixture

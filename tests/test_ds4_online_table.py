@@ -1,25 +1,14 @@
 """benchmarks/ds4_online_table.py: gains over seeds, and what leaving a part out changes."""
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-import decision_s4
-
-FOLDER = Path(decision_s4.__file__).parent / "benchmarks"
-
 
 @pytest.fixture(scope="module")
-def tables():
-    sys.path.insert(0, str(FOLDER))  # it imports a neighbour, as when it is run
-    spec = importlib.util.spec_from_file_location("table", FOLDER / "ds4_online_table.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    sys.path.remove(str(FOLDER))
-    return module
+def tables(program_of):
+    return program_of("benchmarks/ds4_online_table.py")
 
 
 def write(runs: Path, ablation: str, seed: int, returns: list[float]) -> None:

@@ -1,24 +1,14 @@
 """docs/film.py: videos side by side."""
 
-import importlib.util
-from pathlib import Path
-
 import imageio.v3 as imageio
 import numpy as np
 import pytest
 from PIL import Image
 
-import decision_s4
-
-SOURCE = Path(decision_s4.__file__).parent / "docs" / "film.py"
-
 
 @pytest.fixture(scope="module")
-def film():
-    spec = importlib.util.spec_from_file_location("film_of_docs", SOURCE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def film(program_of):
+    return program_of("docs/film.py")
 
 
 def test_a_shorter_video_stands_still_and_grey(film):

@@ -1,22 +1,15 @@
 """benchmarks/memory_tasks.py: a small grid is trained once, and what its table says."""
 
-import importlib.util
 import sys
-from pathlib import Path
 
-import decision_s4
+import pytest
 
-FOLDER = Path(decision_s4.__file__).parent / "benchmarks"
 TINY = "--steps 64 --eval-every 32 --eval-episodes 1 --rows 2 --rollout-steps 16 --epochs 1"
 
 
-def load(monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
-    path = FOLDER / "memory_tasks.py"
-    spec = importlib.util.spec_from_file_location("memory_tasks", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def module(program_of):
+    return program_of("benchmarks/memory_tasks.py")
 
 
 def run(module, monkeypatch, *arguments: str) -> None:
@@ -24,8 +17,8 @@ def run(module, monkeypatch, *arguments: str) -> None:
     module.main()
 
 
-def test_a_grid_is_trained_once_with_its_tasks_settings(tmp_path, monkeypatch, capsys):
-    module, table = load(monkeypatch), tmp_path / "table.md"
+def test_a_grid_is_trained_once_with_its_tasks_settings(module, tmp_path, monkeypatch, capsys):
+    table = tmp_path / "table.md"
     arguments = ["--tasks", "TMaze-v0", "--seeds", "0", "--runs", str(tmp_path / "runs")]
     arguments += ["--processes", "1", "--flags", f"{TINY} --d-model 8", "--output", str(table)]
     run(module, monkeypatch, *arguments)
@@ -38,8 +31,9 @@ def test_a_grid_is_trained_once_with_its_tasks_settings(tmp_path, monkeypatch, c
     assert table.read_text() == before
 
 
-def test_a_line_tells_mean_interval_and_when_the_slowest_seed_got_there(tmp_path, monkeypatch):
-    module = load(monkeypatch)
+def test_a_line_tells_mean_interval_and_when_the_slowest_seed_got_there(
+    module, tmp_path, monkeypatch
+):
     jobs = []
     for seed, returns in enumerate([(0.2, 0.8, 0.9), (0.2, 0.3, 0.8)]):
         folder = tmp_path / str(seed)

@@ -1,27 +1,16 @@
 """benchmarks/micro_tasks.py: the answers of its tasks, what it learns, that it goes on."""
 
-import importlib.util
 import sys
 from concurrent.futures import Future
-from pathlib import Path
 from typing import ClassVar
 
 import pytest
 import torch
 
-import decision_s4
-
-FOLDER = Path(decision_s4.__file__).parent / "benchmarks"
-
 
 @pytest.fixture(scope="module")
-def program():
-    sys.path.insert(0, str(FOLDER))  # it finds symbols.py there, as when it is run
-    spec = importlib.util.spec_from_file_location("micro_tasks", FOLDER / "micro_tasks.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    sys.path.remove(str(FOLDER))
-    return module
+def program(program_of):
+    return program_of("benchmarks/micro_tasks.py")
 
 
 def drawn(program, name: str, steps: int = 48):

@@ -1,28 +1,17 @@
 """benchmarks/pixels.py: its dataset holds pictures of what a controller did well; its table."""
 
 import argparse
-import importlib.util
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-import decision_s4
 from decision_s4.envs import datasets
 from decision_s4.envs.frames import Frames
 
-FOLDER = Path(decision_s4.__file__).parent / "benchmarks"
-
 
 @pytest.fixture(scope="module")
-def pixels():
-    sys.path.insert(0, str(FOLDER))  # it imports a neighbour, as when it is run
-    spec = importlib.util.spec_from_file_location("pixels", FOLDER / "pixels.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    sys.path.remove(str(FOLDER))
-    return module
+def pixels(program_of):
+    return program_of("benchmarks/pixels.py")
 
 
 def test_the_dataset_holds_pictures(pixels, tmp_path, monkeypatch):
