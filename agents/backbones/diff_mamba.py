@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from decision_s4.agents.backbones import ops
+from decision_s4.agents.backbones import ops, rows
 from decision_s4.agents.backbones.base import Mixer, State, register
 from decision_s4.agents.backbones.mamba import Mamba, MambaOptions
 from decision_s4.kernels.packing import Packing
@@ -59,6 +59,19 @@ class DiffMamba(Mixer):
             after.append(new)
         return self._difference(*outputs, self._lambda()), tuple(after)
 
+    @torch.no_grad()
+    def closed_rows(
+        self, part: str, coefficients: ops.Coefficients, packing: Packing, steps: Tensor
+    ) -> Tensor:
+        """(1 − λ₀) scale · (O₁ M₁ I₁ − λ O₂ M₂ I₂), M of each Mamba layer, I and O projections."""
+        one, two = (
+            _projected(mixer, coefficients.within(f"mixers.{i}."), packing, steps)
+            for i, mixer in enumerate(self.mixers)
+        )
+        scale = (1 - self.lambda_init) * coefficients.get("scale") * self.norm.weight
+        found = (one - self._lambda() * two).flatten(1, 2)
+        return rows.scale(found, scale.repeat_interleave(scale.shape[-1], -1), steps)
+
     def log_decays(self, coefficients: ops.Coefficients) -> Tensor:
         rates = (
             coefficients.get(f"mixers.{i}.step")[..., None] * mixer.constants()
@@ -78,4 +91,13 @@ class DiffMamba(Mixer):
     def _difference(self, one: Tensor, two: Tensor, by: Tensor) -> Tensor:
         with torch.autocast(one.device.type, enabled=False):
             difference = one.to(by.dtype) - by * two.to(by.dtype)
-            return (1 - self.lambda_init) * ops.norm(difference, self.norm)
+            return (1 - self.lambda_init) * ops.norm(difference, self.norm, "scale")
+
+
+def _projected(
+    mixer: Mamba, coefficients: ops.Coefficients, packing: Packing, steps: Tensor
+) -> Tensor:
+    """O M I: (B, D, D, I, T), pairs of an output and an input of the layer."""
+    inner = mixer.closed_rows("layer", coefficients, packing, steps)  # (B, E, I, T)
+    read = mixer.out_proj.weight[:, :, None, None] * inner[:, None]
+    return torch.einsum("boeit,ed->bodit", read, mixer.in_proj.weight[: inner.shape[1]])

@@ -92,6 +92,14 @@ class Coefficients:
         found = self._named.get(name, [None])
         return found[0] if len(found) == 1 else torch.stack(found, 1)
 
+    def within(self, scope: str) -> "Coefficients":
+        """Those marked within `scope`, by the names they have there."""
+        inner = Coefficients()
+        for name, values in self._named.items():
+            if name.startswith(scope):
+                inner._named[name.removeprefix(scope)] = values
+        return inner
+
     def replaced(self, name: str, value: Tensor) -> "Coefficients":
         """As this, with `value` for what was marked by that name, once."""
         (old,), changed = self._named[name], Coefficients()
