@@ -30,7 +30,7 @@ RULES = {
 def python_files(folder: Path = ROOT) -> list[Path]:
     """Those of the repository, without what a build or a virtual environment left in it."""
     rooms = [folder / name for name in (*FOLDERS, "tests", "benchmarks")]
-    return [*folder.glob("*.py"), *(path for room in rooms for path in sorted(room.rglob("*.py")))]
+    return sorted([*folder.glob("*.py"), *(path for room in rooms for path in room.rglob("*.py"))])
 
 
 def imports(source: str) -> Iterator[str]:
