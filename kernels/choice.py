@@ -68,6 +68,11 @@ def check_compiled(op: str, tensor: Tensor, library: Callable[[], object]) -> No
             f"{op}: impl 'cpu' needs float32 or float64 on the CPU, not {tensor.dtype} on "
             f"{tensor.device}; use 'torch'"
         )
+    check_library(op, library)
+
+
+def check_library(op: str, library: Callable[[], object]) -> None:
+    """Raises RuntimeError where the C++ library of `op` cannot be built."""
     if library() is None:
         raise RuntimeError(
             f"{op}: impl 'cpu' needs a C++ compiler and ninja; install them or use 'torch'"

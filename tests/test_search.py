@@ -1,22 +1,19 @@
 """benchmarks/search.py: what a line of --space means, and a study that goes on."""
 
 import argparse
-import importlib.util
 import shlex
-from pathlib import Path
 
 import pytest
 
-import decision_s4
-
 optuna = pytest.importorskip("optuna", reason="pip install -e '.[search]'")
-PATH = Path(decision_s4.__file__).parent / "benchmarks/search.py"
-spec = importlib.util.spec_from_file_location("search", PATH)
-search = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(search)
 
 
-def test_a_space_becomes_flags():
+@pytest.fixture(scope="module")
+def search(program_of):
+    return program_of("benchmarks/search.py")
+
+
+def test_a_space_becomes_flags(search):
     values = {"d_model": "64", "n_layers": 2, "dropout": 0.25, "learning_rate": 1e-3}
     space = ["d_model=choice:64,96", "n_layers=int:1:3", "dropout=float:0:0.3"]
     flags = search.flags_of(
@@ -28,7 +25,7 @@ def test_a_space_becomes_flags():
             search.flags_of(optuna.trial.FixedTrial({}), [wrong])
 
 
-def test_a_trial_is_worth_its_last_evaluation_at_the_first_target(tmp_path, monkeypatch):
+def test_a_trial_is_worth_its_last_evaluation_at_the_first_target(search, tmp_path, monkeypatch):
     monkeypatch.setenv("DECISION_S4_CACHE", str(tmp_path / "cache"))
     tiny = shlex.split("--steps 4 --eval-every 2 --eval-episodes 1 --n-layers 1 --device cpu")
     given = argparse.Namespace(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from decision_s4.kernels import choice
 from decision_s4.kernels.extension import compile_library, library_or_none
 from decision_s4.kernels.selective_scan.arguments import Arguments
 
@@ -19,10 +20,7 @@ def scan(arguments: Arguments) -> tuple[Tensor, Tensor]:
         raise ValueError(
             f"selective_scan: impl 'cpu' needs tensors on the CPU, not {arguments.u.device}"
         )
-    if library() is None:
-        raise RuntimeError(
-            "selective_scan: impl 'cpu' needs a C++ compiler and ninja; install them or use 'torch'"
-        )
+    choice.check_library("selective_scan", library)
     y, state = CompiledScan.apply(*arguments.core(), arguments.state, arguments.start)
     return arguments.finish(y), state
 

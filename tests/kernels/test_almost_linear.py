@@ -129,16 +129,13 @@ def test_neither_other_episodes_nor_holes_leak(impl, poison):
 
 
 @pytest.mark.parametrize("impl", ["cpu"])
-def test_memory_it_did_not_write_is_not_read(impl):
+def test_memory_it_did_not_write_is_not_read(impl, nan_in_empty_memory):
     """What it allocates begins as NaN."""
     torch.manual_seed(4)
     arguments = (*make(33), Packing(*masks(33)))
     expected = outcome("naive", *arguments)
-    torch.use_deterministic_algorithms(True)  # fills empty tensors with NaN
-    try:
+    with nan_in_empty_memory():
         found = outcome(impl, *arguments)
-    finally:
-        torch.use_deterministic_algorithms(False)
     assert_all_near(found, expected)
 
 

@@ -110,16 +110,13 @@ def test_bits_hang_neither_on_threads_nor_on_who_shares_the_batch(impl, kind):
 
 @kinds
 @pytest.mark.parametrize("impl", ["cpu"])
-def test_memory_it_did_not_write_is_not_read(impl, kind):
+def test_memory_it_did_not_write_is_not_read(impl, kind, nan_in_empty_memory):
     """What it allocates begins as NaN."""
     torch.manual_seed(8)
     arguments = (*make(kind, 33), Packing(*masks(33)))
     expected = outcome("naive", *arguments)
-    torch.use_deterministic_algorithms(True)  # fills empty tensors with NaN
-    try:
+    with nan_in_empty_memory():
         found = outcome(impl, *arguments)
-    finally:
-        torch.use_deterministic_algorithms(False)
     assert_all_near(found, expected)
 
 
