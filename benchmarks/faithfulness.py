@@ -1,6 +1,7 @@
 """Which maps are true: methods × backbones, as Markdown tables, from trained runs.
 
     python benchmarks/faithfulness.py RUN RUN … --rows ROWS.csv [--probes lrp] [--minutes 8]
+    python benchmarks/faithfulness.py RUN --rows ONE.csv --part 0 2      half of a run's queries
     python benchmarks/faithfulness.py --rows ONE.csv ANOTHER.csv …       the tables of what is there
     python benchmarks/faithfulness.py --rows *.csv --join ALL.csv.gz     and all rows in one file
 
@@ -63,8 +64,13 @@ def probes_for(policy: Policy, names: list[str]) -> list[AttributionProbe]:
     return found
 
 
-def measure(run: Path, names: list[str], queries: int, minutes: float, seed: int) -> Iterator[dict]:
-    """Rows of one run, query by query in an order drawn at random, until the time is over."""
+def measure(
+    run: Path, names: list[str], queries: int, minutes: float, seed: int, part: tuple[int, int]
+) -> Iterator[dict]:
+    """Rows of one run, query by query in an order drawn at random, until the time is over.
+
+    Of `part` (i, n), each n-th query of that order from the i-th on.
+    """
     until = time.monotonic() + 60 * minutes
     found = checkpoint.load(run, "best")
     policy, task = saved.rebuild(found), saved.task(found)
@@ -79,7 +85,7 @@ def measure(run: Path, names: list[str], queries: int, minutes: float, seed: int
         "step": found.step,
         "return": ", ".join(f"{mean:.0f}" for mean in means),
     }
-    order = np.random.default_rng(seed).permutation(queries)
+    order = np.random.default_rng(seed).permutation(queries)[part[0] :: part[1]]
     for count, query in enumerate(order.tolist()):
         if time.monotonic() > until:
             break
@@ -209,11 +215,13 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=48)
     parser.add_argument("--minutes", type=float, default=1e9, help="for each run")
     parser.add_argument("--seed", type=int, default=1000)
+    parser.add_argument("--part", nargs=2, type=int, default=(0, 1), metavar=("I", "N"))
     given = parser.parse_args()
     torch.set_num_threads(1)
     for run in given.runs:
         names = given.probes.split(",")
-        for row in measure(run, names, given.queries, given.minutes, given.seed):
+        options = names, given.queries, given.minutes, given.seed, tuple(given.part)
+        for row in measure(run, *options):
             csv_rows.append(given.rows[0], [row])
     rows = [row for path in given.rows for row in csv_rows.read(path)]
     tables(rows)

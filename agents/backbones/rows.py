@@ -83,6 +83,26 @@ def gated(q: Tensor, k: Tensor, log_gate: Tensor, packing: Packing, step: int) -
     return weight.sum(-1).transpose(1, 2).where(visible(packing, step)[:, None], 0)
 
 
+def erasing(
+    q: Tensor, k: Tensor, w: Tensor, erased: Tensor, by: Tensor, packing: Packing, step: int
+) -> Tensor:
+    """Of S_t = (diag(w_t) − by_t erased_tᵀ) S_{t−1} + k_t v_tᵀ, o_t = S_tᵀ q_t, all (B, T, H, K):
+
+        α[t, s] = q_tᵀ A_t … A_{s+1} k_s,   A = diag(w) − by erasedᵀ
+
+    Returns:
+        (B, H, T).
+    """
+    w, erased, by = (x.unbind(1) for x in (w, erased, by))
+    found = [q[:, step]]  # of step, step − 1, …
+    for s in range(step, 0, -1):
+        p = found[-1]
+        found.append(w[s] * p - (by[s] * p).sum(-1, keepdim=True) * erased[s])
+    row = (torch.stack(found[::-1], 1) * k[:, : step + 1]).sum(-1).transpose(1, 2)
+    row = torch.nn.functional.pad(row, (0, packing.steps - 1 - step))
+    return row.where(visible(packing, step)[:, None], 0)
+
+
 def windowed(weights: Tensor, packing: Packing, length: int, step: int) -> Tensor:
     """Of attention in chunks of `length` = L: weights (M, H, L, P + L) -> (B, H, T).
 

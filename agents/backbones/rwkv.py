@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from decision_s4.agents.backbones import ops
+from decision_s4.agents.backbones import ops, rows
 from decision_s4.agents.backbones.base import Mixer, State, register
 from decision_s4.agents.backbones.delta_rule import unit
 from decision_s4.envs.errors import UserError
@@ -147,7 +147,43 @@ class RWKV(Mixer):
     def _read_out(self, o: Tensor, r: Tensor, k: Tensor, v: Tensor, gate: Tensor) -> Tensor:
         """(…, H, K) -> (…, D)."""
         bonus = (r * self.bonus * k).sum(-1, keepdim=True)
-        return (ops.norm(o, self.norm) + bonus * ops.value(v, 3)).flatten(-2) * gate
+        return (ops.norm(o, self.norm, "scale") + bonus * ops.value(v, 3)).flatten(-2) * gate
+
+    @torch.no_grad()
+    def closed_rows(
+        self, part: str, coefficients: ops.Coefficients, packing: Packing, steps: Tensor
+    ) -> Tensor:
+        """α of the scan; of the layer W_o diag(g) (norm α + bonus) W_v shift, all pairs of D."""
+        r, k, kappa = (coefficients.get(name) for name in ("query", "key", "erased"))
+        w, by = coefficients.get("log gate").exp(), coefficients.get("rate") * kappa
+
+        def scan(t: int) -> Tensor:
+            return rows.erasing(r, k, w, kappa, by, packing, t)
+
+        if part == "scan":
+            return rows.each(steps, scan)
+        return rows.each(steps, lambda t: self._layer_row(scan(t), coefficients, packing, t))
+
+    def _layer_row(
+        self, row: Tensor, coefficients: ops.Coefficients, packing: Packing, t: int
+    ) -> Tensor:
+        """(B, D · D, T), pairs of an output and an input, from the scan's (B, H, T)."""
+        r, k, gate, scale = (
+            coefficients.get(name)[:, t] for name in ("query", "key", "gate", "scale")
+        )
+        read = gate[:, None] * self.out.weight  # (B, D, D)
+        read = read.unflatten(2, self.shape)  # (B, D, H, K)
+        value = self.maps[2].weight.unflatten(0, self.shape)  # (H, K, D)
+        normed = read * self.norm.weight
+        normed = (normed - normed.mean(-1, keepdim=True)) * scale[:, None]
+        found = torch.einsum("bohk,hki,bht->boit", normed, value, row)
+        bonus = (r * self.bonus * k).sum(-1)
+        found[..., t] += torch.einsum("bohk,hki,bh->boi", read, value, bonus)
+        found = found.flatten(1, 2)
+        by = self.shift[2].repeat(len(self.rate_bias))  # of pairs, as their inputs
+        taps = torch.stack([by, 1 - by], 1)
+        row = rows.through_conv(found[:, :, None], taps, packing)[:, :, 0]
+        return row.where(rows.visible(packing, t)[:, None], 0)
 
     def log_decays(self, coefficients: ops.Coefficients) -> Tensor:
         return coefficients.get("log gate")
