@@ -3,6 +3,7 @@
     python benchmarks/micro_tasks.py --names mamba --seeds 0     five minutes a backbone and seed
     python benchmarks/micro_tasks.py --names deltanet,beta_max=2 gru
     python benchmarks/micro_tasks.py --processes 16              all of them
+    python benchmarks/micro_tasks.py --device cuda               an update a launch: quicker
     python benchmarks/micro_tasks.py --processes 0               only the table of what is there
     python benchmarks/micro_tasks.py --results one.csv more.csv  of several files; new rows: first
 
@@ -15,29 +16,35 @@ the median over seeds.
 
 import argparse
 import dataclasses
+import functools
 import math
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import csv_rows
 import torch
 from csv_rows import Row
+from recorded_reader import RecordedUpdates, rates
 from symbols import NONE, TASKS, Task
 from torch import Tensor, nn
 
 from decision_s4.agents.backbones import BACKBONES, make_backbone
 from decision_s4.agents.backbones.base import MEMORYLESS, family_of, parse_options
 from decision_s4.envs.errors import UserError
+from decision_s4.kernels.packing import Packing
 
 ROOT = Path(__file__).parents[1]
 TURNING = [f"{name},beta_max=2" for name in ("deltanet", "gated-deltanet", "kda")]
 """The delta rule with eigenvalues down to −1."""
 NAMES = [*sorted([*BACKBONES, *TURNING]), *sorted(MEMORYLESS)]
 ENOUGH = 0.999
+ROUND = 100  # updates between two looks at what is right
+RATE = 3e-3
 WIDTH, LAYERS, ROWS, STEPS, LONGER = 64, 2, 32, 48, 4
 FIELDS = ("name", "task", "seed", "updates", "right", "right_longer", "seconds")
 
@@ -53,8 +60,12 @@ class Reader(nn.Module):
         self.backbone = make_backbone(name, WIDTH, LAYERS, mlp_ratio=2.0, **chosen)
         self.read_out = nn.Linear(WIDTH, task.answers)
 
-    def forward(self, symbols: Tensor) -> Tensor:
-        return self.read_out(self.backbone(self.embed(symbols))[0])
+    def forward(self, symbols: Tensor, packing: Packing | None = None) -> Tensor:
+        return self.read_out(self.backbone(self.embed(symbols), packing=packing)[0])
+
+    @property
+    def device(self) -> torch.device:
+        return self.read_out.weight.device
 
 
 def options(name: str) -> dict[str, object]:
@@ -72,32 +83,58 @@ def run(name: str, task: str, seed: int, updates: int, device: str) -> Row:
     torch.manual_seed(seed)
     begin, kind = time.perf_counter(), TASKS[task]
     reader = Reader(name, kind).to(device)
-    optimiser = torch.optim.Adam(reader.parameters(), lr=3e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, updates, pct_start=0.1)
-    done = 0
-    while done < updates and (done % 100 or share_right(reader, kind, STEPS) < ENOUGH):
-        update(reader, optimiser, *kind.draw(ROWS, STEPS))
-        schedule.step()
-        done += 1
+    done = (train_recorded if reader.device.type == "cuda" else train)(reader, kind, updates)
     right = [share_right(reader, kind, STEPS * by) for by in (1, LONGER)]
     values = (name, task, seed, done, *right, round(time.perf_counter() - begin, 1))
     return dict(zip(FIELDS, map(str, values), strict=True))
 
 
-def update(reader: Reader, optimiser: torch.optim.Optimizer, x: Tensor, y: Tensor) -> None:
-    device = reader.read_out.weight.device
-    logits = reader(x.to(device))
-    loss = nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten().to(device))
-    optimiser.zero_grad()
-    loss.backward()
-    nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
-    optimiser.step()
+def train(reader: Reader, kind: Task, updates: int) -> int:
+    """Until ENOUGH is right or `updates` are over; how many there were."""
+    optimiser, schedule = optimiser_of(reader.parameters(), updates)
+    done = 0
+    while done < updates and (done % ROUND or share_right(reader, kind, STEPS) < ENOUGH):
+        optimiser.zero_grad()
+        loss_of(reader, *kind.draw(ROWS, STEPS)).backward()
+        nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        done += 1
+    return done
+
+
+def train_recorded(reader: Reader, kind: Task, updates: int) -> int:
+    """As `train`, on the same batches, an update a launch where that can be (recorded_reader.py)."""
+    table = rates(updates, optimiser_of, reader.device)
+    packing = Packing.unbroken(ROWS, STEPS, reader.device)
+    loss = functools.partial(loss_of, reader, packing=packing)
+    recorded = RecordedUpdates(loss, list(reader.parameters()), table)
+    while recorded.done < updates and share_right(reader, kind, STEPS) < ENOUGH:
+        batches = [kind.draw(ROWS, STEPS) for _ in range(min(ROUND, updates - recorded.done))]
+        on_device = (torch.stack(part).to(reader.device) for part in zip(*batches, strict=True))
+        for x, y in zip(*on_device, strict=True):
+            recorded.update(x, y)
+    if recorded.obstacle:
+        print(f"updates are not recorded: {recorded.obstacle}", flush=True)
+    return recorded.done
+
+
+def optimiser_of(parameters: Iterable[nn.Parameter], updates: int) -> tuple[Any, Any]:
+    """Adam and its schedule."""
+    optimiser = torch.optim.Adam(parameters, lr=RATE)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, updates, pct_start=0.1)
+    return optimiser, schedule
+
+
+def loss_of(reader: Reader, x: Tensor, y: Tensor, packing: Packing | None = None) -> Tensor:
+    logits = reader(x, packing)
+    return nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten())
 
 
 @torch.no_grad()
 def share_right(reader: Reader, task: Task, steps: int, rows: int = 256) -> float:
     x, y = task.draw(rows, steps)
-    found = reader(x.to(reader.read_out.weight.device)).argmax(-1).cpu()
+    found = reader(x.to(reader.device)).argmax(-1).cpu()
     return float((found == y)[y != NONE].float().mean())
 
 

@@ -68,6 +68,25 @@ def test_a_gru_learns_parity_for_any_length_and_a_perceptron_cannot(program, mon
     assert float(mlp["right"]) < 0.6
 
 
+@pytest.mark.parametrize("name", ["s4d", "rwkv"])
+@pytest.mark.parametrize("recordable", [True, False])
+def test_recorded_updates_are_those_of_adam_on_one_cycle(program, name, recordable, monkeypatch):
+    monkeypatch.setattr(program, "STEPS", 12)
+    monkeypatch.setattr(program, "ROUND", 4)
+    if recordable:  # a recording that runs operation by operation, as there is no CUDA here
+        module = sys.modules["recorded_reader"]
+        monkeypatch.setattr(module, "record", lambda run: (run, None))
+    found = []
+    for train in (program.train, program.train_recorded):
+        torch.manual_seed(0)
+        reader = program.Reader(name, program.TASKS["parity"])
+        reader.embed.weight.requires_grad_(False)
+        assert train(reader, program.TASKS["parity"], 20) == 20
+        found.append(dict(reader.named_parameters()))
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=1e-3, atol=1e-5)
+
+
 def test_it_goes_on_and_prints_medians(program, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(program, "STEPS", 8)
     monkeypatch.setattr(program, "ProcessPoolExecutor", InPlace)

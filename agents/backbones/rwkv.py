@@ -77,7 +77,8 @@ class RWKV(Mixer):
 
     def constants(self) -> Tensor:
         """Weights (D, 2) of the convolution that shifts by a step."""
-        return self.bonus.new_tensor([1.0, 0.0]).expand(len(self.rate_bias), 2)
+        first = torch.eye(1, 2, dtype=self.bonus.dtype, device=self.bonus.device)
+        return first.expand(len(self.rate_bias), 2)
 
     def forward(self, x: Tensor, state: State, packing: Packing) -> tuple[Tensor, State]:
         if packing.valid is not None:

@@ -3,6 +3,8 @@
 Shapes: M valid steps of E episodes; all first steps come first, then all second ones, …
 """
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -38,7 +40,13 @@ def shrink(part: Tensor, count: int, ended: list[Tensor]) -> Tensor:
 
 def _last_episodes(layout: ChunkLayout) -> Tensor:
     """(F,) place, longest first, of the episode in which each of `final_rows` ends."""
-    counts = torch.tensor(layout.counts, device=layout.source.device)
-    ends = counts.cumsum(0)
+    counts, ends = _counts_and_ends(layout.counts, layout.source.device)
     rank = torch.searchsorted(ends, layout.final_chunks, right=True)
     return layout.final_chunks - (ends - counts)[rank]
+
+
+@functools.lru_cache(maxsize=8)  # all layers ask; and what is recorded on CUDA must not copy there
+def _counts_and_ends(counts: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of the ranks."""
+    each = torch.tensor(counts, device=device)
+    return each, each.cumsum(0)
