@@ -104,7 +104,7 @@ def train(reader: Reader, kind: Task, updates: int) -> int:
 
 
 def train_recorded(reader: Reader, kind: Task, updates: int) -> int:
-    """As `train`, on the same batches, an update a launch where that can be (recorded_reader.py)."""
+    """As `train`, on the same batches, an update a launch where that is possible."""
     table = rates(updates, optimiser_of, reader.device)
     packing = Packing.unbroken(ROWS, STEPS, reader.device)
     loss = functools.partial(loss_of, reader, packing=packing)
