@@ -15,8 +15,12 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from decision_s4.agents.backbones.base import Mixer
+from decision_s4.agents.backbones.diff_mamba import DiffMamba
 from decision_s4.agents.backbones.fixed import versions
+from decision_s4.agents.backbones.mamba import Mamba
 from decision_s4.agents.backbones.s4 import LinearStateSpace
+from decision_s4.agents.backbones.transformer import Transformer
 from decision_s4.agents.critics import follow
 from decision_s4.agents.decision import DecisionLearner
 from decision_s4.agents.heads import BoxHead
@@ -32,6 +36,8 @@ LOG = logging.getLogger(__name__)
 STEPS, CHUNKS = 256, 4  # room is made in multiples of so many
 ALIGNMENT = 16  # bytes
 INSTEAD = "they run operation by operation"
+TOGETHER = (LinearStateSpace,), (Mamba, DiffMamba, Transformer)
+"""Kinds of layers that a recording may hold: they read of where episodes lie what it knows."""
 
 
 class Learned(NamedTuple):
@@ -53,8 +59,11 @@ class RecordedUpdates:
         self.steps, self.counts, self.fits = 0, (), None
         self.warm, self.possible, self.replay = 0, True, None
         self.fixed = [p for p in learner.policy.parameters() if not p.requires_grad]
-        blocks = learner.policy.backbone.blocks
-        self.walks = all(fastest(block.mixer.discretise()) == "triton" for block in blocks)
+        mixers = _mixers(learner)
+        systems = [mixer for mixer in mixers if isinstance(mixer, LinearStateSpace)]
+        walk = all(fastest(each.discretise()) == "triton" for each in systems)
+        self.windows = _windows(mixers)
+        self.cut = bool(self.windows) or not walk
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One gradient step; returns detached scalars."""
@@ -75,7 +84,7 @@ class RecordedUpdates:
         parts = {name: getattr(batch, name) for name in Learned._fields}
         parts = tree_map(lambda leaf: _lengthened(leaf, self.steps), parts)
         packing = Packing(parts["start"], parts["valid"])
-        known = self._walk(packing) if self.walks else self._layout(packing)
+        known = self._layout(packing) if self.cut else self._walk(packing)
         rates = torch.tensor([group["lr"] for group in self.learner.optimiser.param_groups])
         return {"batch": parts, "known": known, "rates": rates}
 
@@ -84,7 +93,9 @@ class RecordedUpdates:
 
     def _layout(self, packing: Packing) -> dict[str, Tensor]:
         """Where its chunks lie, with chunks to spare."""
-        layout = packing.chunks(chunk_length(self.steps, self.device))
+        window = min(self.windows, default=None)
+        length = min(window, self.steps) if window else chunk_length(self.steps, self.device)
+        layout = packing.chunks(length)
         ranks = max(len(self.counts), len(layout.counts))
         pairs = zip(_filled(self.counts, ranks), _filled(layout.counts, ranks), strict=True)
         self.counts = tuple(max(room, _rounded(count, CHUNKS)) for room, count in pairs)
@@ -96,10 +107,10 @@ class RecordedUpdates:
         """An update by the batch that lies in its place: loss, and norm of the gradient."""
         given, learner = self.place.given, self.learner
         batch, known = Learned(**given["batch"]), given["known"]
-        if self.walks:
-            known = Walk(**{"order": None} | known)
-        else:
+        if self.cut:
             known = ChunkLayout(**known, counts=self.counts)
+        else:
+            known = Walk(**{"order": None} | known)
         packing = Packing.prepared(batch.start, batch.valid, known)
         learner.policy.train()
         features, _ = learner.policy(batch, packing=packing)
@@ -191,9 +202,25 @@ def _obstacle(learner: Any, device: torch.device) -> str | None:
     policy = learner.policy
     if type(policy) is not SequencePolicy or not isinstance(policy.head, BoxHead):
         return "only policies of one token a step with Box actions can be"
-    if not all(isinstance(block.mixer, LinearStateSpace) for block in policy.backbone.blocks):
-        return f"only s4 and s4d can be, not {policy.options.backbone}"
+    mixers = _mixers(learner)
+    if not any(all(isinstance(each, kinds) for each in mixers) for kinds in TOGETHER):
+        return f"only s4, s4d, mamba, diff-mamba and transformer can be, not {_name(policy)}"
+    if len(_windows(mixers)) > 1:
+        return "its layers have windows of several lengths"
     return None
+
+
+def _mixers(learner: DecisionLearner) -> list[Mixer]:
+    return [block.mixer for block in learner.policy.backbone.blocks]
+
+
+def _windows(mixers: list[Mixer]) -> set[int]:
+    """Of the layers that cut episodes into chunks of theirs."""
+    return {mixer.context for mixer in mixers if isinstance(mixer, Transformer)}
+
+
+def _name(policy: SequencePolicy) -> str:
+    return " ".join([policy.options.backbone, *policy.options.backbone_options])
 
 
 def _parts(record: Any) -> dict[str, Any]:

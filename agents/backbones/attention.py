@@ -7,6 +7,7 @@ A chunk attends to itself and to the P = W − 1 steps before it, so T steps cos
 step is the same with L = 1. Shapes: M chunks, H heads, d head width, P past steps, R rows.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
@@ -95,7 +96,7 @@ def softmax(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
 def past_of_chunks(keys: Tensor, values: Tensor, state: Ring, layout: ChunkLayout) -> Ring:
     """What precedes each chunk (M, L, H, d): its predecessor, the state carried in, or nothing."""
     past, firsts = state.present.shape[1], sum(layout.counts[:1])
-    before = _predecessors(layout, keys.device)
+    before = _predecessors(layout.counts, keys.device)
 
     def follow(carried: Tensor, own: Tensor) -> Tensor:
         first = carried.new_zeros(firsts, *carried.shape[1:])
@@ -108,12 +109,14 @@ def past_of_chunks(keys: Tensor, values: Tensor, state: Ring, layout: ChunkLayou
     return Ring(*map(follow, state, (keys, values, ones)))
 
 
-def _predecessors(layout: ChunkLayout, device: torch.device) -> Tensor:
+@functools.lru_cache(maxsize=8)  # all layers ask; and what is recorded on CUDA must not copy there
+@torch.inference_mode(False)
+def _predecessors(counts: tuple[int, ...], device: torch.device) -> Tensor:
     """For each chunk but an episode's first one, the chunk before it."""
-    counts = torch.tensor(layout.counts, dtype=torch.long)
+    ranks = torch.tensor(counts, dtype=torch.long)
     # Chunks of rank k continue the first ones of rank k − 1.
-    back = counts[:-1].repeat_interleave(counts[1:]).to(device)
-    return torch.arange(len(back), device=device) + sum(layout.counts[:1]) - back
+    back = ranks[:-1].repeat_interleave(ranks[1:]).to(device)
+    return torch.arange(len(back), device=device) + sum(counts[:1]) - back
 
 
 def has_past(layout: ChunkLayout) -> bool:

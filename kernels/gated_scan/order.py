@@ -46,6 +46,7 @@ def _last_episodes(layout: ChunkLayout) -> Tensor:
 
 
 @functools.lru_cache(maxsize=8)  # all layers ask; and what is recorded on CUDA must not copy there
+@torch.inference_mode(False)
 def _counts_and_ends(counts: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """Of the ranks."""
     each = torch.tensor(counts, device=device)

@@ -86,9 +86,19 @@ def assert_the_same_training(backbone, device, tolerance, count=14, options=()):
     return plain, fast
 
 
-@pytest.mark.parametrize("backbone", ["s4", "s4d"])
-def test_they_train_alike(backbone, recordings):
-    assert_the_same_training(backbone, CPU, 1e-4)
+KINDS = [
+    ("s4", ()),
+    ("s4d", ()),
+    ("mamba", ()),
+    ("diff-mamba", ()),
+    ("transformer", ("window=16", "n_heads=2")),
+    ("hybrid", ("linear=mamba", "ratio=1", "full_window=16", "full_n_heads=2")),
+]
+
+
+@pytest.mark.parametrize(("backbone", "options"), KINDS)
+def test_they_train_alike(backbone, options, recordings):
+    assert_the_same_training(backbone, CPU, 1e-4, options=options)
     assert 1 <= len(recordings) <= 3  # room grows at first only
 
 
@@ -102,8 +112,9 @@ def test_they_train_alike_by_fused_scans(recordings, monkeypatch):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("options", [(), ("train_ssm=true",)])
-@pytest.mark.parametrize("backbone", ["s4", "s4d"])
+@pytest.mark.parametrize(
+    ("backbone", "options"), [*KINDS, ("s4", ("train_ssm=true",)), ("s4d", ("train_ssm=true",))]
+)
 def test_graphs_train_alike_on_cuda(backbone, options, caplog):
     plain, fast = assert_the_same_training(backbone, torch.device("cuda"), 1e-4, options=options)
     assert "cannot be recorded" not in caplog.text
@@ -138,7 +149,7 @@ def test_room_changes_no_scan():
     ("backbone", "action", "device", "reason"),
     [
         ("s4", DONE, "cpu", "the device is cpu, not cuda"),
-        ("gru", DONE, "cuda", "only s4 and s4d can be, not gru"),
+        ("gru", DONE, "cuda", "diff-mamba and transformer can be, not gru"),
         ("s4", Discrete(2), "cuda", "only policies of one token a step with Box actions can be"),
     ],
 )
