@@ -3,8 +3,9 @@
 A Decision S4 policy of the default sizes on Hopper and one row of T steps, one thread, float32.
 "held" makes the operators of all three layers, "a row" is then one row of the last layer's implicit
 attention, all heads of it; "lrp" and "tensorlens" are one answer's map each, the policy's run
-included. "memory" is what the process holds at most while it makes the row, above what it held
-before, at T and at 2 T: twice as much is O(T). A process a measurement; Linux.
+included. Times are the process's own, so that other work on the machine hardly counts. "memory" is
+what the process holds at most while it makes the row, above what it held before, at T and at 2 T:
+twice as much is O(T). A process a measurement; Linux.
 """
 
 import argparse
@@ -61,9 +62,9 @@ def seconds(call: Callable[[], object]) -> float:
     """The fastest of REPEATS."""
     found = []
     for _ in range(REPEATS):
-        begin = time.perf_counter()
+        begin = time.process_time()
         call()
-        found.append(time.perf_counter() - begin)
+        found.append(time.process_time() - begin)
     return min(found)
 
 
