@@ -11,6 +11,7 @@ the file is a method on one policy; shares are over its queries, intervals over 
 """
 
 import argparse
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -45,7 +46,7 @@ def trained(backbone: str, seed: int) -> tuple[Policy, int, float]:
     policy = make_policy(OBSERVATION, ACTION, options).requires_grad_(True)
     optimiser = torch.optim.Adam(policy.parameters(), lr=5e-3)
     draw, error = torch.Generator().manual_seed(seed), 1.0
-    for update in range(1, UPDATES + 1):
+    for update in itertools.count(1):
         batch = episodes(draw)
         answers = policy.head.act(policy(batch)[0])
         loss = (answers[:, LAG:] - batch.observation[:, :-LAG, :2]).square().mean()
@@ -54,9 +55,8 @@ def trained(backbone: str, seed: int) -> tuple[Policy, int, float]:
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
         optimiser.step()
         error += 0.1 * (loss.item() - error)
-        if error < LEARNED:
-            break
-    return policy.requires_grad_(False).eval(), update, error
+        if error < LEARNED or update == UPDATES:
+            return policy.requires_grad_(False).eval(), update, error
 
 
 def episodes(draw: torch.Generator) -> SimpleNamespace:
