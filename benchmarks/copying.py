@@ -11,7 +11,6 @@ the file is a method on one policy; shares are over its queries, intervals over 
 """
 
 import argparse
-import itertools
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -45,8 +44,8 @@ def trained(backbone: str, seed: int) -> tuple[Policy, int, float]:
     options = PolicyOptions(backbone, d_model=32, n_layers=2, d_embed=16)
     policy = make_policy(OBSERVATION, ACTION, options).requires_grad_(True)
     optimiser = torch.optim.Adam(policy.parameters(), lr=5e-3)
-    draw, error = torch.Generator().manual_seed(seed), 1.0
-    for update in itertools.count(1):
+    draw, error, updates = torch.Generator().manual_seed(seed), 1.0, 0
+    while error >= LEARNED and updates < UPDATES:
         batch = episodes(draw)
         answers = policy.head.act(policy(batch)[0])
         loss = (answers[:, LAG:] - batch.observation[:, :-LAG, :2]).square().mean()
@@ -54,9 +53,8 @@ def trained(backbone: str, seed: int) -> tuple[Policy, int, float]:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
         optimiser.step()
-        error += 0.1 * (loss.item() - error)
-        if error < LEARNED or update == UPDATES:
-            return policy.requires_grad_(False).eval(), update, error
+        error, updates = error + 0.1 * (loss.item() - error), updates + 1
+    return policy.requires_grad_(False).eval(), updates, error
 
 
 def episodes(draw: torch.Generator) -> SimpleNamespace:
