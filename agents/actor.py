@@ -1,7 +1,7 @@
 """A policy, ready to act: the Agent of a rollout."""
 
 import copy
-from collections.abc import Callable
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -9,24 +9,27 @@ from torch.utils._pytree import tree_map
 
 from decision_s4.agents.acting_plan import can_plan, plan_features, plan_of
 from decision_s4.agents.backbones import State, ops
+from decision_s4.agents.flat_step import Act, FlatAct, can_flatten, own_step
 from decision_s4.agents.policy import Policy, SequencePolicy
 from decision_s4.envs.timestep import TimeStep
-from decision_s4.kernels.policy_step import Impl, Inputs, make_policy_step
+from decision_s4.kernels import policy_step
+from decision_s4.kernels.policy_step import Inputs, make_policy_step
+from decision_s4.kernels.recorded_rows import RecordedRows
 
-Act = Callable[[TimeStep, State, bool], tuple[Tensor, State]]
+Impl = policy_step.Impl | Literal["compiled"]
 
 
 class Actor:
     """A copy of a policy as it is now: what depends on its parameters alone is computed once.
 
-    Acts as the policy's own step does, up to rounding, and on the same state; an S4 or S4D policy
-    on the CPU or CUDA in far less time.
+    Acts as the policy's own step does, up to rounding, and on the same state, in less time where
+    it can.
 
     Args:
         policy: the policy, in evaluation mode.
-        impl: None takes "graph" on CUDA, "torch" on the CPU (see kernels/policy_step) where the
-            policy allows it, and its own step elsewhere. For acting many times, "cpu" compiles a
-            C++ library once a machine.
+        impl: None takes "graph" on CUDA, a step recorded once and replayed in one launch; on the
+            CPU "torch" for S4 and S4D (see kernels/policy_step), the policy's own step for others.
+            For acting many times, "cpu" compiles a C++ library once a machine for S4 and S4D.
 
     Raises:
         ValueError: for an `impl` that is unknown or cannot act for this policy.
@@ -35,9 +38,8 @@ class Actor:
     def __init__(self, policy: Policy, impl: Impl | None = None):
         with torch.inference_mode():
             self.policy = copy.deepcopy(policy)
-            make = _planned if can_plan(policy) else _own_step
-            self._act = make(self.policy, impl)
-            self._act_marked = _own_step(self.policy, None)
+            self._act_marked = own_step(self.policy)
+            self._act = _faster(self.policy, impl) or self._act_marked
 
     def initial_state(self, batch_size: int) -> State:
         """The state before an episode's first step."""
@@ -50,7 +52,31 @@ class Actor:
         return act(step, state, deterministic)
 
 
-def _planned(policy: SequencePolicy, impl: Impl | None) -> Act:
+def _faster(policy: Policy, impl: Impl | None) -> Act | None:
+    """What acts in less time than the policy's own step, if anything does."""
+    if can_plan(policy):
+        return _planned(policy, impl)
+    device = policy.head.linear.weight.device.type
+    if impl in (None, "graph") and device == "cuda" and can_flatten(policy):
+        return FlatAct(policy, RecordedRows, optional=impl is None)
+    if impl is not None:
+        raise ValueError(_refusal(policy, impl, device))
+    return None
+
+
+def _refusal(policy: Policy, impl: str, device: str) -> str:
+    known = [*get_args(policy_step.Impl)]
+    if impl not in known:
+        return f"impl '{impl}' is unknown; use one of {', '.join(known)}"
+    whose = f"this {policy.options.backbone} policy on {device}; leave impl at None"
+    if impl == "graph":
+        return (
+            f"impl 'graph' acts on CUDA, in evaluation mode, with one token a step, not for {whose}"
+        )
+    return f"impl '{impl}' acts for s4 and s4d policies in evaluation mode, not for {whose}"
+
+
+def _planned(policy: SequencePolicy, impl: policy_step.Impl | None) -> Act:
     plan, head = plan_of(policy), policy.head
     policy_step, flat = make_policy_step(plan, impl), len(policy.action_space.shape) == 1
     observation = plan_features(policy.observation_features)
@@ -64,21 +90,5 @@ def _planned(policy: SequencePolicy, impl: Impl | None) -> Act:
         if plan.head is None:
             return head.act(out, deterministic), state
         return out if flat else out.view(len(out), *head.shape), state
-
-    return act
-
-
-def _own_step(policy: Policy, impl: Impl | None) -> Act:
-    if impl is not None:
-        raise ValueError(
-            f"impl '{impl}' acts for s4 and s4d policies in evaluation mode, not for "
-            f"this {policy.options.backbone} policy; leave impl at None"
-        )
-    constants, device = policy.backbone.constants(), policy.head.linear.weight.device
-
-    def act(step: TimeStep, state: State, deterministic: bool) -> tuple[Tensor, State]:
-        step = tree_map(lambda leaf: leaf.to(device), step)
-        features, state = policy.step(step, state, constants)
-        return policy.head.act(features, deterministic), state
 
     return act

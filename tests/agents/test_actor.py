@@ -11,9 +11,12 @@ from torch.utils._pytree import tree_leaves
 from decision_s4.agents.acting_plan import can_plan
 from decision_s4.agents.actor import Actor
 from decision_s4.agents.backbones import BACKBONES, ops
+from decision_s4.agents.backbones.base import MEMORYLESS
+from decision_s4.agents.flat_step import FlatAct
 from decision_s4.agents.policy import PolicyOptions, SequencePolicy
 from decision_s4.envs.spaces import map_tree, space_tree
 from decision_s4.envs.timestep import TimeStep
+from decision_s4.kernels import recorded_rows
 from decision_s4.kernels.policy_step import cpu
 
 BOX = spaces.Box(-np.inf, np.inf, (2, 3), np.float64)
@@ -112,6 +115,22 @@ def test_cpp(names, backbone):
     assert_same(acted(Actor(policy, impl="cpu"), steps), own_steps(policy, steps))
 
 
+@pytest.mark.parametrize("names", ["box", "dict", "multi"])
+@pytest.mark.parametrize("backbone", sorted(BACKBONES | MEMORYLESS))
+def test_what_a_recording_copies_in_and_out(names, backbone, monkeypatch):
+    """Here it runs anew where CUDA would replay it (see test_actor_cuda.py)."""
+    monkeypatch.setattr(recorded_rows, "record", lambda run: (run, run()))
+    policy = make_policy(names, backbone=backbone)
+    actor = Actor(policy)
+    with torch.inference_mode():
+        actor._act = FlatAct(actor.policy, recorded_rows.RecordedRows, optional=False)
+    steps = moments(policy, [[True] * 3, [False] * 3, [False, True, False], [False] * 3])
+    assert_same(acted(actor, steps), own_steps(policy, steps))
+    first = acted(actor, [steps[0]])
+    acted(actor, [steps[-1]])
+    torch.testing.assert_close(acted(actor, [steps[0]]), first, rtol=0, atol=0)
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     st.integers(1, 5).flatmap(
@@ -155,6 +174,10 @@ def test_a_policy_in_training_mode_acts_by_its_own_step():
     assert_same(acted(Actor(policy), steps), wanted)
     with pytest.raises(ValueError, match="impl 'cpu' acts for s4 and s4d policies"):
         Actor(policy, impl="cpu")
+    with pytest.raises(ValueError, match="impl 'graph' acts on CUDA, in evaluation mode"):
+        Actor(policy, impl="graph")
+    with pytest.raises(ValueError, match="impl 'grahp' is unknown; use one of"):
+        Actor(policy, impl="grahp")
 
 
 def test_samples_of_a_discrete_policy_differ():

@@ -1,0 +1,132 @@
+"""A policy's step as a function of plain tensors: what can be recorded or compiled."""
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from decision_s4.agents.backbones import State
+from decision_s4.agents.policy import Policy
+from decision_s4.agents.recompute import Recompute
+from decision_s4.agents.tokens import TokenPolicy
+from decision_s4.envs.timestep import TimeStep
+
+Act = Callable[[TimeStep, State, bool], tuple[Tensor, State]]
+Rows = Callable[[list[Tensor]], list[Tensor]]
+LOG = logging.getLogger(__name__)
+
+
+def own_step(policy: Policy) -> Act:
+    """The policy's differentiable step."""
+    constants, device = policy.backbone.constants(), policy.head.linear.weight.device
+
+    def act(step: TimeStep, state: State, deterministic: bool) -> tuple[Tensor, State]:
+        step = tree_map(lambda leaf: leaf.to(device), step)
+        features, state = policy.step(step, state, constants)
+        return policy.head.act(features, deterministic), state
+
+    return act
+
+
+def can_flatten(policy: Policy) -> bool:
+    """Whether no number decides what its step does, only what comes of it.
+
+    Recomputing packs what it reads, three tokens ask how long an episode is, dropout is random.
+    """
+    return not (policy.training or isinstance(policy, Recompute | TokenPolicy))
+
+
+class FlatStep(nn.Module):
+    """Leaves of a time step, then of a state -> [features, likeliest action, *the new state's].
+
+    Args:
+        policy: one that `can_flatten`; it is kept.
+        step, state: of the form that all others will have.
+    """
+
+    def __init__(self, policy: Policy, step: TimeStep, state: State):
+        super().__init__()
+        self.policy, self.constants = policy, policy.backbone.constants()
+        self.step, self.state = step, state
+
+    def forward(self, given: list[Tensor]) -> list[Tensor]:
+        rest = iter(given)
+        step, state = unflattened(self.step, rest), unflattened(self.state, rest)
+        features, state = self.policy.step(step, state, self.constants)
+        found = features, self.policy.head.act(features, True), *flattened(state)
+        return [x.contiguous() for x in found]
+
+
+class FlatAct:
+    """Acts by the policy's FlatStep, which `prepare` makes a fast function of rows.
+
+    Args:
+        policy: one that `can_flatten`.
+        prepare: of the flat step: what runs it. It may raise RuntimeError, also at its first call.
+        optional: whether the policy's own step then acts, with a line in the log, in its place.
+    """
+
+    def __init__(self, policy: Policy, prepare: Callable[[FlatStep], Rows], optional: bool):
+        self.policy, self.prepare, self.optional = policy, prepare, optional
+        self.own, self.device = own_step(policy), policy.head.linear.weight.device
+        self.rows: Rows | None = None
+        self.form: list[Any] | None = None
+
+    def __call__(self, step: TimeStep, state: State, deterministic: bool) -> tuple[Tensor, State]:
+        if self.device.type != "cpu":
+            step = tree_map(lambda leaf: leaf.to(self.device), step)
+        given = flattened(step, state)
+        if self.form is None:
+            self._begin(step, state, given)
+        if self.rows is None or _form(given) != self.form:  # another's state: its own step says so
+            return self.own(step, state, deterministic)
+        features, action, *after = self.rows(given)
+        if not deterministic:
+            action = self.policy.head.act(features, False)
+        return action, unflattened(state, iter(after))
+
+    def _begin(self, step: TimeStep, state: State, given: list[Tensor]) -> None:
+        self.own(step, state, True)  # raises for what no policy takes
+        self.form = _form(given)
+        rows = self.prepare(FlatStep(self.policy, step, state))
+        try:
+            rows(given)
+            self.rows = rows
+        except RuntimeError as error:
+            if not self.optional:
+                raise
+            LOG.info("acting by the policy's own step, operation by operation: %s", error)
+
+
+def _form(leaves: list[Any]) -> list[Any]:
+    return [(x.shape[1:], x.dtype) if isinstance(x, Tensor) else x for x in leaves]
+
+
+def flattened(*trees: Any) -> list[Tensor]:
+    """The tensors of trees of tuples and dicts, these by key: torch's own takes longer."""
+    leaves: list[Tensor] = []
+    for tree in trees:
+        _collect(tree, leaves)
+    return leaves
+
+
+def _collect(tree: Any, leaves: list[Any]) -> None:
+    if isinstance(tree, dict):
+        tree = [tree[key] for key in sorted(tree)]
+    elif not isinstance(tree, tuple | list):
+        leaves.append(tree)
+        return
+    for part in tree:
+        _collect(part, leaves)
+
+
+def unflattened(like: Any, leaves: Iterator[Tensor]) -> Any:
+    """The next leaves as a tree of the same form as `like`."""
+    if isinstance(like, Tensor):
+        return next(leaves)
+    if isinstance(like, dict):
+        return {key: unflattened(part, leaves) for key, part in sorted(like.items())}
+    parts = [unflattened(part, leaves) for part in like]
+    return type(like)(*parts) if hasattr(like, "_fields") else type(like)(parts)
