@@ -16,13 +16,27 @@ from decision_s4.envs.errors import UserError
 
 D = 8
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
-names = pytest.mark.parametrize("name", sorted(BACKBONES))
+VARIANTS = (
+    "deltanet,beta_max=2",
+    "hedgehog,bias=true",
+    "hybrid,linear=mamba",
+    "hyena,filters=implicit",
+    "transformer,positions=none",
+)
+"""Backbones with options that make another layer of them."""
+names = pytest.mark.parametrize("name", sorted([*BACKBONES, *VARIANTS]))
 dtypes = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+
+
+def built(name: str, **sizes):
+    """Of `NAME` or `NAME,option=value`."""
+    name, *pairs = name.split(",")
+    return make_backbone(name, D, **sizes, **parse_options(pairs))
 
 
 def fresh(name: str, dtype=torch.float64):
     torch.manual_seed(0)
-    return make_backbone(name, D, n_layers=2).to(dtype)
+    return built(name, n_layers=2).to(dtype)
 
 
 def make(name: str, dtype=torch.float64):
@@ -82,7 +96,7 @@ def loaded(name: str, dtype=torch.float64):
 
 
 def with_mlp(name: str, dtype=torch.float64):
-    return make_backbone(name, D, n_layers=1, mlp_ratio=2.0).to(dtype)
+    return built(name, n_layers=1, mlp_ratio=2.0).to(dtype)
 
 
 @names
