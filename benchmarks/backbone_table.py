@@ -1,12 +1,15 @@
-"""Every backbone's returns, size and speed as one Markdown table, from the files of those runs.
+"""Every backbone: returns, memory, size and speed as one Markdown table, from files of those runs.
 
     python benchmarks/backbone_returns.py
+    python benchmarks/memory_tasks.py --tasks RepeatPrevious-v0 --learners every --seeds 0 \
+        --flags "--steps 75000" --rows benchmarks/results/backbone_memory.csv
+    python benchmarks/micro_tasks.py --device cuda --results benchmarks/results/micro_tasks.csv
     python benchmarks/backbones.py --results benchmarks/results/backbones_cpu.csv
     python benchmarks/backbones.py --results benchmarks/results/backbones_gpu.csv --device cuda
     python benchmarks/backbone_table.py
 
 Returns: the mean over seeds, the 95% bootstrap interval of that mean, and each seed's own. What the
-other columns are says `benchmarks/backbones.py`. Best first; what was not measured is left empty.
+other columns are say the programs that made them. Best first; what was not measured is left empty.
 """
 
 import argparse
@@ -14,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import csv_rows
+import micro_tasks
 import numpy as np
 
 from decision_s4.envs.statistics import bootstrap_interval
@@ -76,15 +80,39 @@ def speed_cells(cpu: Mapping[str, str], gpu: Mapping[str, str]) -> list[str]:
     ]
 
 
-def table(found: Returns, cpu: dict[str, csv_rows.Row], gpu: dict[str, csv_rows.Row]) -> str:
+def memory_cells(name: str, memory: list[csv_rows.Row], micro: list[csv_rows.Row]) -> list[str]:
+    """The mean return of each memory task, and the shares of right answers of each micro-task."""
+    cells = []
+    for task in tasks_of(memory):
+        own = [row for row in memory if (row["task"], row["learner"]) == (task, name)]
+        means = [float(row["return_mean"]) for row in own]
+        cells.append(f"{np.mean(means):.2f}" if means else "")
+    for task in micro_tasks.TASKS:
+        own = [row for row in micro if (row["task"], row["name"]) == (task, name)]
+        cells.append(micro_tasks.cell(own))
+    return cells
+
+
+def tasks_of(memory: list[csv_rows.Row]) -> list[str]:
+    return sorted({row["task"] for row in memory})
+
+
+def table(
+    found: Returns,
+    cpu: dict[str, csv_rows.Row],
+    gpu: dict[str, csv_rows.Row],
+    memory: list[csv_rows.Row],
+    micro: list[csv_rows.Row],
+) -> str:
     targets = sorted({target for each in found.values() for target in each}, reverse=True)
     names = sorted(set(found) | set(cpu) | set(gpu))
     best = {name: np.mean(found.get(name, {}).get(targets[0], [-np.inf])) for name in names}
     asked = [f"asked for {target:g}" for target in targets]
-    lines = [f"| backbone | {' | '.join([*asked, *COLUMNS])} |"]
-    lines.append("|---" * (1 + len(targets) + len(COLUMNS)) + "|")
+    head = ["backbone", *asked, *tasks_of(memory), *micro_tasks.TASKS, *COLUMNS]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name in sorted(names, key=lambda name: -best[name]):
         cells = [return_cell(found.get(name, {}).get(target, [])) for target in targets]
+        cells += memory_cells(name, memory, micro)
         cells += speed_cells(cpu.get(name, {}), gpu.get(name, {}))
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -95,6 +123,8 @@ def main() -> None:
     parser.add_argument("--returns", type=Path, default=RESULTS / "backbone_returns.csv")
     parser.add_argument("--cpu", type=Path, default=RESULTS / "backbones_cpu.csv")
     parser.add_argument("--gpu", type=Path, default=RESULTS / "backbones_gpu.csv")
+    parser.add_argument("--memory", type=Path, default=RESULTS / "backbone_memory.csv")
+    parser.add_argument("--micro", type=Path, default=RESULTS / "micro_tasks.csv")
     given = parser.parse_args()
     cpu, gpu = speeds(given.cpu), speeds(given.gpu)
     for device, rows in (("CPU", cpu), ("GPU", gpu)):
@@ -103,7 +133,8 @@ def main() -> None:
             loads = sorted(float(load) for load in loads if load) or [float("nan")]
             print(f"{device}: {machine}; load {loads[0]:.0f} to {loads[-1]:.0f}")
     print()
-    print(table(returns(given.returns), cpu, gpu))
+    memory, micro = csv_rows.read(given.memory), csv_rows.read(given.micro)
+    print(table(returns(given.returns), cpu, gpu, memory, micro))
 
 
 if __name__ == "__main__":

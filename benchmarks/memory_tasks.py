@@ -3,6 +3,8 @@
     python benchmarks/memory_tasks.py --processes 2      train what is missing, then the table
     python benchmarks/memory_tasks.py --processes 0      only the table of what is there
     python benchmarks/memory_tasks.py --tasks TMaze-v0 --learners "s4d=--backbone s4d"
+    python benchmarks/memory_tasks.py --tasks RepeatPrevious-v0 --learners every --seeds 0 \
+        --flags "--steps 75000" --rows benchmarks/results/backbone_memory.csv    every backbone
 
 Each run is one `train.py` on one thread in RUNS/<task>/<learner>/<seed>, with its task's settings
 of `configs/tasks/`; finished ones are not trained again, begun ones go on from their last
@@ -15,9 +17,11 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import csv_rows
 import numpy as np
 from d4rl import ROOT, Job, rows_of, run_here
 
+from decision_s4.agents.backbones.base import BACKBONES, MEMORYLESS
 from decision_s4.envs.statistics import bootstrap_interval
 
 
@@ -34,6 +38,7 @@ class Task(NamedTuple):
 
 ZOO = "zoo's LSTM PPO, 100k"
 POPGYM = "POPGym's GRU, 4M"
+EVERY = [f"{name}=--backbone {name}" for name in (*sorted(BACKBONES), *sorted(MEMORYLESS))]
 TASKS = {
     "CartPoleNoVel-v1": Task("ppo-cartpole", 500.0, ZOO),
     "PendulumNoVel-v1": Task("ppo-pendulum", -218.0, ZOO),
@@ -49,7 +54,7 @@ def jobs_of(given: argparse.Namespace) -> list[Job]:
     jobs = []
     for seed in given.seeds:
         for task in given.tasks:
-            for learner in given.learners:
+            for learner in EVERY if given.learners == ["every"] else given.learners:
                 name, _, own = learner.partition("=")
                 config = ROOT / "configs/tasks" / f"{TASKS[task].settings}.yaml"
                 flags = ("--config", str(config), "--env", task, "--no-video", "--device", "cpu")
@@ -68,6 +73,16 @@ def table(jobs: list[Job]) -> str:
     head = "| task | on | seeds | mean [95%] | lowest | to beat | reached at | steps | minutes |"
     lines = [head, "|---|---|---|---|---|---|---|---|---|"]
     return "\n".join(lines + [_line(*names, group) for names, group in sorted(groups.items())])
+
+
+def last_rows(jobs: list[Job]) -> list[csv_rows.Row]:
+    """Of each run that has an evaluation, its last one."""
+    found = [(job, rows_of(job)[-1]) for job in jobs if rows_of(job)]
+    return [
+        {"task": job.dataset, "learner": job.label, "seed": str(job.seed)}
+        | {name: row[name] for name in ("step", "return_mean")}
+        for job, row in found
+    ]
 
 
 def _line(task: str, learner: str, jobs: list[Job]) -> str:
@@ -97,13 +112,14 @@ def _count(reached: list[int | None]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=list(TASKS))
-    parser.add_argument("--learners", nargs="*", default=["lru="], metavar="NAME=FLAGS")
+    parser.add_argument("--learners", nargs="*", default=["lru="], metavar="NAME=FLAGS, or every")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4])
     parser.add_argument("--flags", type=shlex.split, default=[], help="for every train.py")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=1e6, help="then stop; run again to go on")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/memory")
     parser.add_argument("--output", type=Path, help="file for the table")
+    parser.add_argument("--rows", type=Path, help="CSV file for each run's last return")
     given = parser.parse_args()
     jobs = jobs_of(given)
     if given.processes:
@@ -113,6 +129,9 @@ def main() -> None:
     print(text)
     if given.output:
         given.output.write_text(text)
+    if given.rows and (rows := last_rows(jobs)):
+        given.rows.unlink(missing_ok=True)
+        csv_rows.append(given.rows, rows)
 
 
 if __name__ == "__main__":

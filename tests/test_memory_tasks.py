@@ -45,3 +45,22 @@ def test_a_line_tells_mean_interval_and_when_the_slowest_seed_got_there(
     *_, line = module.table(jobs).splitlines()
     assert line.startswith("| RepeatPrevious-v0 | lru | 2 | 0.85 [0.80, 0.90] | 0.80 | 0.74")
     assert line.endswith("| 3k | 3k | 1.5 |")
+
+
+def test_every_backbone_is_a_learner_and_last_returns_become_rows(module, tmp_path, monkeypatch):
+    folder = tmp_path / "runs/RepeatPrevious-v0/gla/0"
+    folder.mkdir(parents=True)
+    (folder / "eval.csv").write_text("step,return_mean\n1000,0.1\n2000,0.5\n")
+    rows = tmp_path / "rows.csv"
+    for _ in range(2):  # the second time they are not added again
+        run(
+            module,
+            monkeypatch,
+            *("--tasks", "RepeatPrevious-v0", "--learners", "every", "--processes", "0"),
+            *("--runs", str(tmp_path / "runs"), "--rows", str(rows)),
+        )
+    assert rows.read_text().splitlines() == [
+        "task,learner,seed,step,return_mean",
+        "RepeatPrevious-v0,gla,0,2000,0.5",
+    ]
+    assert {"s4=--backbone s4", "mlp=--backbone mlp"} <= set(module.EVERY)
