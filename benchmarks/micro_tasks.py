@@ -77,13 +77,16 @@ def options(name: str) -> dict[str, object]:
     return {key: value for key, value in wanted.items() if key in fields}
 
 
-def run(name: str, task: str, seed: int, updates: int, device: str) -> Row:
+def run(name: str, task: str, seed: int, updates: int, device: str, recorded: bool = True) -> Row:
     """Train and ask: a row of the results."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     begin, kind = time.perf_counter(), TASKS[task]
     reader = Reader(name, kind).to(device)
-    done = (train_recorded if reader.device.type == "cuda" else train)(reader, kind, updates)
+    if reader.device.type == "cuda":
+        done = train_recorded(reader, kind, updates, recorded)
+    else:
+        done = train(reader, kind, updates)
     right = [share_right(reader, kind, STEPS * by) for by in (1, LONGER)]
     values = (name, task, seed, done, *right, round(time.perf_counter() - begin, 1))
     return dict(zip(FIELDS, map(str, values), strict=True))
@@ -103,20 +106,20 @@ def train(reader: Reader, kind: Task, updates: int) -> int:
     return done
 
 
-def train_recorded(reader: Reader, kind: Task, updates: int) -> int:
+def train_recorded(reader: Reader, kind: Task, updates: int, recorded: bool = True) -> int:
     """As `train`, on the same batches, an update a launch where that is possible."""
     table = rates(updates, optimiser_of, reader.device)
     packing = Packing.unbroken(ROWS, STEPS, reader.device)
     loss = functools.partial(loss_of, reader, packing=packing)
-    recorded = RecordedUpdates(loss, list(reader.parameters()), table)
-    while recorded.done < updates and share_right(reader, kind, STEPS) < ENOUGH:
-        batches = [kind.draw(ROWS, STEPS) for _ in range(min(ROUND, updates - recorded.done))]
+    steps = RecordedUpdates(loss, list(reader.parameters()), table, recorded)
+    while steps.done < updates and share_right(reader, kind, STEPS) < ENOUGH:
+        batches = [kind.draw(ROWS, STEPS) for _ in range(min(ROUND, updates - steps.done))]
         on_device = (torch.stack(part).to(reader.device) for part in zip(*batches, strict=True))
         for x, y in zip(*on_device, strict=True):
-            recorded.update(x, y)
-    if recorded.obstacle:
-        print(f"updates are not recorded: {recorded.obstacle}", flush=True)
-    return recorded.done
+            steps.update(x, y)
+    if steps.obstacle:
+        print(f"updates are not recorded: {steps.obstacle}", flush=True)
+    return steps.done
 
 
 def optimiser_of(parameters: Iterable[nn.Parameter], updates: int) -> tuple[Any, Any]:
@@ -147,7 +150,8 @@ def fill(given: argparse.Namespace) -> None:
     deadline = math.inf if given.minutes is None else time.time() + 60 * given.minutes
     with ProcessPoolExecutor(given.processes, get_context("spawn")) as pool:
         runs = [
-            pool.submit(in_time, deadline, *each, given.updates, given.device) for each in wanted
+            pool.submit(in_time, deadline, *each, given.updates, given.device, given.recorded)
+            for each in wanted
         ]
         for done in as_completed(runs):
             if done.result() is not None:
@@ -200,6 +204,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--minutes", type=float, help="begin no run after these")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--recorded", action=argparse.BooleanOptionalAction, default=True)
     default = [ROOT / "runs/micro-tasks.csv"]
     parser.add_argument("--results", type=Path, nargs="+", default=default, metavar="CSV")
     given = parser.parse_args()

@@ -23,6 +23,7 @@ class RecordedUpdates:
         loss: a scalar of x and y on the device.
         parameters: what it depends on; those that are not trained are left alone.
         table: (updates, 4), of `rates`.
+        recorded: whether to try; otherwise, operation by operation.
     """
 
     def __init__(
@@ -30,8 +31,9 @@ class RecordedUpdates:
         loss: Callable[[Tensor, Tensor], Tensor],
         parameters: Sequence[nn.Parameter],
         table: Tensor,
+        recorded: bool = True,
     ):
-        self.loss, self.table = loss, table
+        self.loss, self.table, self.recorded = loss, table, recorded
         self.parameters = [each for each in parameters if each.requires_grad]
         self.means, self.squares = (
             [torch.zeros_like(each) for each in self.parameters] for _ in range(2)
@@ -46,7 +48,7 @@ class RecordedUpdates:
             self.given = tuple(part.clone() for part in batch)
         for place, part in zip(self.given, batch, strict=True):
             place.copy_(part)
-        if self.done == WARMUP:
+        if self.done == WARMUP and self.recorded:
             self._record()
         if self.replay:
             self.replay()
