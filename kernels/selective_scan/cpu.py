@@ -21,17 +21,18 @@ def scan(arguments: Arguments) -> tuple[Tensor, Tensor]:
             f"selective_scan: impl 'cpu' needs tensors on the CPU, not {arguments.u.device}"
         )
     choice.check_library("selective_scan", library)
-    y, state = CompiledScan.apply(*arguments.core(), arguments.state, arguments.start)
+    inputs = *arguments.core(), arguments.state, arguments.start
+    y, state = CompiledScan.apply(torch.is_grad_enabled(), *inputs)
     return arguments.finish(y), state
 
 
 class CompiledScan(torch.autograd.Function):
-    """(u, Δ, A, B, C, state, start) -> (y, final state), the recurrence alone."""
+    """(whether to keep, u, Δ, A, B, C, state, start) -> (y, final state), the recurrence alone."""
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, keep: bool, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
         inputs = [x if x is None else x.contiguous() for x in inputs]
-        y, final, before = library().forward(*inputs, any(ctx.needs_input_grad))
+        y, final, before = library().forward(*inputs, keep and any(ctx.needs_input_grad))
         ctx.save_for_backward(*inputs, before)
         return y, final
 
@@ -40,7 +41,7 @@ class CompiledScan(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor, dstate: Tensor) -> tuple[Tensor | None, ...]:
         u, delta, A, B, C, _, start, before = ctx.saved_tensors
         kept = u, delta, A, B, C, start, before
-        return *library().backward(*kept, dy.contiguous(), dstate.contiguous()), None
+        return None, *library().backward(*kept, dy.contiguous(), dstate.contiguous()), None
 
 
 @functools.cache

@@ -28,22 +28,23 @@ def scan(arguments: Arguments) -> tuple[Tensor, Tensor]:
     a = arguments
     check("selective_scan", a.u.device, misfit(a.dtype, a.A.shape[1]))
     given = a.u, a.delta, a.A, a.B, a.C, a.D, a.z, a.delta_bias, a.state, a.start
-    return FusedScan.apply(*given, a.delta_softplus)
+    return FusedScan.apply(torch.is_grad_enabled(), *given, a.delta_softplus)
 
 
 class FusedScan(torch.autograd.Function):
-    """Every argument of `selective_scan`, in order, `delta_softplus` last."""
+    """Whether to keep what the backward pass needs, then every argument of `selective_scan`, in
+    order, `delta_softplus` last."""
 
     @staticmethod
     def forward(
-        ctx: Any, u, delta, A, B, C, D, z, delta_bias, state, start, softplus
+        ctx: Any, keep, u, delta, A, B, C, D, z, delta_bias, state, start, softplus
     ) -> tuple[Tensor, Tensor]:
         ctx.types = [x if x is None else x.dtype for x in (u, delta, A, B, C, D, z, delta_bias)]
         u, delta, B, C, z = (x if x is None else x.contiguous() for x in (u, delta, B, C, z))
         A, D, delta_bias = (x if x is None else x.float().contiguous() for x in (A, D, delta_bias))
         start = start if start is None else start.contiguous().view(torch.uint8)
         inputs = Inputs(u, delta, A, pack(B, C), D, z, delta_bias, start, softplus)
-        y, final, *kept = forward(inputs, state.contiguous(), any(ctx.needs_input_grad))
+        y, final, *kept = forward(inputs, state.contiguous(), keep and any(ctx.needs_input_grad))
         ctx.save_for_backward(*inputs[:-1], *kept)
         ctx.softplus = softplus
         return y, final
@@ -55,7 +56,7 @@ class FusedScan(torch.autograd.Function):
         given = Inputs(*inputs, ctx.softplus), ungated, states
         *gradients, dstate = backward(*given, dy.contiguous(), dfinal.contiguous())
         pairs = zip(gradients, ctx.types, strict=True)
-        return *(x if x is None else x.to(kind) for x, kind in pairs), dstate, None, None
+        return None, *(x if x is None else x.to(kind) for x, kind in pairs), dstate, None, None
 
 
 class Inputs(NamedTuple):
