@@ -20,7 +20,7 @@ import functools
 import math
 import statistics
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -29,6 +29,7 @@ from typing import Any
 import csv_rows
 import torch
 from csv_rows import Row
+from interleaved import OwnRandom, finished, interleaved
 from recorded_reader import RecordedUpdates, rates
 from symbols import NONE, TASKS, Task
 from torch import Tensor, nn
@@ -79,12 +80,19 @@ def options(name: str) -> dict[str, object]:
 
 def run(name: str, task: str, seed: int, updates: int, device: str, recorded: bool = True) -> Row:
     """Train and ask: a row of the results."""
+    return finished(training(name, task, seed, updates, device, recorded))
+
+
+def training(
+    name: str, task: str, seed: int, updates: int, device: str, recorded: bool = True
+) -> Generator[None, None, Row]:
+    """As `run`, with a pause after each update on CUDA."""
     torch.set_num_threads(1)
-    torch.manual_seed(seed)
-    begin, kind = time.perf_counter(), TASKS[task]
-    reader = Reader(name, kind).to(device)
+    begin, random = time.perf_counter(), OwnRandom(seed)
+    kind = TASKS[task]._replace(draw=functools.partial(random, TASKS[task].draw))
+    reader = random(Reader, name, kind).to(device)
     if reader.device.type == "cuda":
-        done = train_recorded(reader, kind, updates, recorded)
+        done = yield from train_recorded(reader, kind, updates, recorded)
     else:
         done = train(reader, kind, updates)
     right = [share_right(reader, kind, STEPS * by) for by in (1, LONGER)]
@@ -106,8 +114,10 @@ def train(reader: Reader, kind: Task, updates: int) -> int:
     return done
 
 
-def train_recorded(reader: Reader, kind: Task, updates: int, recorded: bool = True) -> int:
-    """As `train`, on the same batches, an update a launch where that is possible."""
+def train_recorded(
+    reader: Reader, kind: Task, updates: int, recorded: bool = True
+) -> Generator[None, None, int]:
+    """As `train`, on the same batches, an update a launch where that is possible, then a pause."""
     table = rates(updates, optimiser_of, reader.device)
     packing = Packing.unbroken(ROWS, STEPS, reader.device)
     loss = functools.partial(loss_of, reader, packing=packing)
@@ -117,6 +127,7 @@ def train_recorded(reader: Reader, kind: Task, updates: int, recorded: bool = Tr
         on_device = (torch.stack(part).to(reader.device) for part in zip(*batches, strict=True))
         for x, y in zip(*on_device, strict=True):
             steps.update(x, y)
+            yield
     if steps.obstacle:
         print(f"updates are not recorded: {steps.obstacle}", flush=True)
     return steps.done
@@ -148,11 +159,15 @@ def fill(given: argparse.Namespace) -> None:
     wanted = [each for each in wanted if (*each[:2], str(each[2])) not in known]
     given.results[0].parent.mkdir(parents=True, exist_ok=True)
     deadline = math.inf if given.minutes is None else time.time() + 60 * given.minutes
+    rest = (given.updates, given.device, given.recorded)
+    if given.together > 1:
+        begun = (training(*each, *rest) for each in wanted if time.time() < deadline)
+        cuda = torch.device(given.device).type == "cuda"
+        for row in interleaved(begun, given.together, cuda):
+            csv_rows.append(given.results[0], [row])
+        return
     with ProcessPoolExecutor(given.processes, get_context("spawn")) as pool:
-        runs = [
-            pool.submit(in_time, deadline, *each, given.updates, given.device, given.recorded)
-            for each in wanted
-        ]
+        runs = [pool.submit(in_time, deadline, *each, *rest) for each in wanted]
         for done in as_completed(runs):
             if done.result() is not None:
                 csv_rows.append(given.results[0], [done.result()])
@@ -202,6 +217,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--updates", type=int, default=1000)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--together", type=int, default=1, help="runs of one process, on CUDA")
     parser.add_argument("--minutes", type=float, help="begin no run after these")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--recorded", action=argparse.BooleanOptionalAction, default=True)

@@ -2,6 +2,7 @@
 
 import sys
 from concurrent.futures import Future
+from functools import partial
 from typing import ClassVar
 
 import pytest
@@ -77,7 +78,7 @@ def test_recorded_updates_are_those_of_adam_on_one_cycle(program, name, recordab
         module = sys.modules["recorded_reader"]
         monkeypatch.setattr(module, "record", lambda run: (run, None))
     found = []
-    for train in (program.train, program.train_recorded):
+    for train in (program.train, lambda *given: program.finished(program.train_recorded(*given))):
         torch.manual_seed(0)
         reader = program.Reader(name, program.TASKS["parity"])
         reader.embed.weight.requires_grad_(False)
@@ -85,6 +86,27 @@ def test_recorded_updates_are_those_of_adam_on_one_cycle(program, name, recordab
         found.append(dict(reader.named_parameters()))
     for name, value in found[0].items():
         torch.testing.assert_close(found[1][name], value, rtol=1e-3, atol=1e-5)
+
+
+def paused(program, name, task, seed):
+    """A run as on CUDA: with a pause after each update."""
+    random = program.OwnRandom(seed)
+    kind = program.TASKS[task]._replace(draw=partial(random, program.TASKS[task].draw))
+    reader = random(program.Reader, name, kind)
+    yield from program.train_recorded(reader, kind, 20)
+    return name, task, seed, reader.read_out.weight.tolist()
+
+
+def test_runs_in_turns_are_the_runs_alone(program, monkeypatch):
+    monkeypatch.setattr(program, "STEPS", 12)
+    monkeypatch.setattr(program, "ROUND", 4)
+    wanted = [("mlp", "parity", 0), ("gru", "sum", 0), ("mlp", "sum", 1), ("gru", "parity", 1)]
+    alone, in_turns = (
+        sorted(program.interleaved((paused(program, *each) for each in wanted), together, False))
+        for together in (1, 3)
+    )
+    assert alone == in_turns
+    assert len(alone) == 4
 
 
 def test_it_goes_on_and_prints_medians(program, tmp_path, monkeypatch, capsys):
