@@ -25,9 +25,12 @@ def aside(device: torch.device) -> Iterator[None]:
 def record(run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
     """(what runs it again, where it leaves what it returned). Raises RuntimeError where it can't.
 
-    Other threads may go on allocating meanwhile, as those that load data do.
+    Other threads may go on allocating meanwhile, as those that load data do. On a stream other than
+    the default it is recorded there: cuBLAS keeps a workspace a stream, which graphs that run side
+    by side must not share.
     """
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    stream = None if current == torch.cuda.default_stream() else current
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         found = run()
     return graph.replay, found
