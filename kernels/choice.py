@@ -32,8 +32,7 @@ def fastest(
     chosen = "triton" if misfit is None else "fla" if fla is None else "torch"
     if chosen == "torch" and fla != NO_FLA:
         misfit = f"{misfit}; 'fla' {fla}"
-    _say(op, chosen, misfit)
-    return chosen
+    return say(op, chosen, misfit)
 
 
 def check(op: str, device: torch.device, misfit: str | None) -> None:
@@ -89,5 +88,7 @@ def refuse_second_derivatives(op: str, impl: str) -> None:
 
 
 @functools.cache
-def _say(op: str, chosen: str, misfit: str | None) -> None:
+def say(op: str, chosen: str, misfit: str | None = None) -> str:
+    """Returns `chosen`, said once in the log."""
     LOG.info("%s: '%s' runs on cuda%s", op, chosen, "" if misfit is None else f": {misfit}")
+    return chosen

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from decision_s4.kernels import choice
-from decision_s4.kernels.selective_scan import by_mamba_ssm, chunked, naive
+from decision_s4.kernels.selective_scan import by_mamba_ssm, chunked, cuda, naive
 from decision_s4.kernels.selective_scan.arguments import Arguments, check
-from decision_s4.kernels.selective_scan.misfit import misfit
+from decision_s4.kernels.selective_scan.misfit import misfit, misfit_of_cuda
 
 __all__ = ["Impl", "selective_scan", "selective_scan_step"]
 
 LOG = logging.getLogger(__name__)
-Impl = Literal["naive", "torch", "cpu", "triton", "mamba-ssm"]
+Impl = Literal["naive", "torch", "cpu", "cuda", "triton", "mamba-ssm"]
 
 
 def selective_scan(
@@ -54,7 +54,8 @@ def selective_scan(
         state: (B, D, N) carried in; None for zeros.
         start: (B, T) bool, the first steps of episodes: the state is zero before them.
         impl: "naive" is the equation as a loop, "torch" runs anywhere, "cpu" is C++ (compiled at
-            its first use), "triton" is fused for CUDA (bfloat16 and float32, N up to 256),
+            its first use), "cuda" CUDA C++ (bfloat16 and float32, N up to 64; compiled at first
+            use), "triton" is fused for CUDA too (N up to 256),
             "mamba-ssm" is that library's CUDA kernel (an extra; without start, state and a
             gradient through the final state). None takes the fastest of ours and logs it once.
 
@@ -70,7 +71,7 @@ def selective_scan(
         known = ", ".join(f"'{name}'" for name in get_args(Impl))
         raise ValueError(f"selective_scan: impl '{impl}' is unknown; use one of {known}")
     arguments = check(u, delta, A, B, C, D, z, delta_bias, delta_softplus, state, start)
-    chosen = impl or _fastest(u.device.type, arguments.dtype, A.shape[1])
+    chosen = impl or _fastest(arguments)
     with torch.autocast(u.device.type, enabled=False):
         return _run(chosen, arguments, fresh=state is None)
 
@@ -106,16 +107,26 @@ def _run(impl: str, arguments: Arguments, fresh: bool) -> tuple[Tensor, Tensor]:
         return cpu.scan(arguments)
     if impl == "mamba-ssm":
         return by_mamba_ssm.scan(arguments, fresh)
+    if impl == "cuda":
+        return cuda.scan(arguments)
     from decision_s4.kernels.selective_scan import triton  # needs Triton
 
     return triton.scan(arguments)
 
 
+def _fastest(arguments: Arguments) -> Impl:
+    """The implementation where none is named."""
+    size, device = arguments.A.shape[1], arguments.u.device
+    if device.type == "cuda":
+        other = misfit_of_cuda(arguments) if cuda.PROVEN else "'cuda' runs only by name yet"
+        if other is None:
+            return choice.say("selective_scan", "cuda")
+        return choice.fastest("selective_scan", device, misfit(arguments.dtype, size))
+    return _fastest_elsewhere(device.type, arguments.dtype, size)
+
+
 @functools.cache
-def _fastest(device: str, dtype: torch.dtype, size: int) -> Impl:
-    """The implementation for a device, a type of the sums and a state size N."""
-    if device == "cuda":
-        return choice.fastest("selective_scan", torch.device(device), misfit(dtype, size))
+def _fastest_elsewhere(device: str, dtype: torch.dtype, size: int) -> Impl:
     impl: Impl = "torch"
     if device == "cpu":
         from decision_s4.kernels.selective_scan.cpu import library  # compiles

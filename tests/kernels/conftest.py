@@ -1,7 +1,9 @@
 """What tests of kernels share."""
 
+import runpy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,3 +22,9 @@ def _nan_in_empty_memory() -> Iterator[None]:
 def nan_in_empty_memory() -> Callable[[], AbstractContextManager[None]]:
     """Within it, what is allocated and not written reads as NaN."""
     return _nan_in_empty_memory
+
+
+@pytest.fixture(scope="session")
+def emulated_kernel() -> type:
+    """Takes the place of `nvrtc.Kernel` where there is no GPU."""
+    return runpy.run_path(str(Path(__file__).with_name("emulated.py")))["Kernel"]

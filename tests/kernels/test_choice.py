@@ -13,7 +13,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda", 1)
 
 @pytest.fixture(autouse=True)
 def silent_before():
-    choice._say.cache_clear()
+    choice.say.cache_clear()
     policy_step._fastest.cache_clear()
 
 

@@ -189,7 +189,7 @@ def test_it_is_the_choice_where_ours_cannot_run_on_cuda(caplog, monkeypatch):
     monkeypatch.setattr(fla, "PROVEN", True)
     from decision_s4.kernels import choice
 
-    choice._say.cache_clear()
+    choice.say.cache_clear()
     wide = make(gated_linear, 1, 20, 1, 200, 16, torch.bfloat16, "cuda")
     with caplog.at_level("INFO"):
         gated_linear(*wide, packed(1, 20, "cuda"))

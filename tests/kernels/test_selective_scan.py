@@ -324,7 +324,7 @@ def test_triton_refuses_the_cpu(monkeypatch):
 
 
 def test_the_choice_is_logged_once(caplog):
-    SCANS._fastest.cache_clear()
+    SCANS._fastest_elsewhere.cache_clear()
     with caplog.at_level(logging.INFO):
         for _ in range(2):
             selective_scan(**make())
@@ -339,7 +339,7 @@ def test_without_a_compiler_it_warns_once_and_runs_in_torch(monkeypatch, caplog)
 
     monkeypatch.setattr(cpu_path, "_load", fail)
     expected = selective_scan(**make(), impl="torch")
-    caches = (cpu_path.library, SCANS._fastest)
+    caches = (cpu_path.library, SCANS._fastest_elsewhere)
     for cache in caches:
         cache.cache_clear()
     try:

@@ -1,30 +1,38 @@
-"""The fused kernel equals the equation, in every gradient.
+"""The fused kernels equal the equation, in every gradient.
 
-On a machine without a GPU the programs run interpreted, at small sizes:
+On a machine without a GPU they run at small sizes: CUDA C++ compiled for the CPU (emulate.h), and
+Triton's programs interpreted:
 TRITON_INTERPRET=1 python -m pytest tests/kernels/test_selective_scan_cuda.py
 """
 
-import importlib
+import importlib.util
 import logging
 
 import pytest
 import torch
 
-from decision_s4.kernels import selective_scan
+from decision_s4.kernels import choice, selective_scan
 from decision_s4.kernels.choice import interpreted
+from decision_s4.kernels.selective_scan import cuda
 
-pytest.importorskip("triton")
-from decision_s4.kernels.selective_scan import triton as fused
-
-INTERPRETED = interpreted()
-if not (INTERPRETED or torch.cuda.is_available()):
-    pytest.skip("needs a CUDA device or TRITON_INTERPRET=1", allow_module_level=True)
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+CUDA = torch.cuda.is_available()
+TRITON = importlib.util.find_spec("triton") is not None and (CUDA or interpreted())
+DEVICE = "cuda" if CUDA else "cpu"
+on_cuda = pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
 GRADIENTS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "state")
-TIME = fused.TIME
+TIME = 16
 SMALL = [(2, 1, 3, 2), (2, TIME - 1, 5, 1), (1, TIME, 32, 3), (2, TIME + 1, 33, 4)]
 LARGE = [(3, 257, 70, 16), (2, 1000, 128, 16), (1, 65, 8, 5), (2, 100, 40, 32)]
 LOW = ("u", "delta", "B", "C", "z")
+
+
+@pytest.fixture(params=["cuda", "triton"])
+def impl(request, monkeypatch, emulated_kernel):
+    if request.param == "cuda" and not CUDA:
+        monkeypatch.setattr(cuda, "KERNEL", emulated_kernel)
+    if request.param == "triton" and not TRITON:
+        pytest.skip("needs Triton, and a CUDA device or TRITON_INTERPRET=1")
+    return request.param
 
 
 def make(rows=2, steps=TIME + 3, channels=5, states=3, starts=0.1, low=torch.float32):
@@ -69,49 +77,49 @@ def assert_near(found, expected, tolerance):
         assert error <= tolerance, f"{name}: {error:.1e}"
 
 
-def assert_equals_the_equation(arguments, tolerance=2e-5):
-    assert_near(outcome(arguments, "triton"), outcome(exactly(arguments), "naive"), tolerance)
+def assert_equals_the_equation(impl, arguments, tolerance=2e-5):
+    assert_near(outcome(arguments, impl), outcome(exactly(arguments), "naive"), tolerance)
 
 
-@pytest.mark.parametrize("shape", SMALL if INTERPRETED else SMALL + LARGE)
-def test_it_equals_the_equation(shape):
-    assert_equals_the_equation(make(*shape))
+@pytest.mark.parametrize("shape", SMALL + LARGE if CUDA else SMALL)
+def test_it_equals_the_equation(impl, shape):
+    assert_equals_the_equation(impl, make(*shape))
 
 
 @pytest.mark.parametrize("low", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("cut", [True, False])
-def test_every_type_with_and_without_starts(low, cut):
-    if INTERPRETED and low == torch.bfloat16:
+def test_every_type_with_and_without_starts(impl, low, cut):
+    if not CUDA and impl == "triton" and low == torch.bfloat16:
         pytest.skip("one type will do where nothing is compiled")
-    shape = (1, TIME + 3, fused.CHANNELS + 3, 2) if INTERPRETED else (2, 150, 300, 16)
+    shape = (2, 150, 300, 16) if CUDA else (1, TIME + 3, 19, 2)
     arguments = make(*shape, low=low) | ({} if cut else {"start": None})
-    assert_equals_the_equation(arguments, 2e-5 if low == torch.float32 else 1e-2)
+    assert_equals_the_equation(impl, arguments, 2e-5 if low == torch.float32 else 1e-2)
 
 
 @pytest.mark.parametrize("absent", ["D", "z", "delta_bias", "state", "start"])
-def test_what_may_be_absent(absent):
-    assert_equals_the_equation(make() | {absent: None})
+def test_what_may_be_absent(impl, absent):
+    assert_equals_the_equation(impl, make() | {absent: None})
 
 
-def test_without_softplus():
+def test_without_softplus(impl):
     arguments = make() | {"delta_softplus": False, "delta_bias": None}
     arguments["delta"] = arguments["delta"].detach().abs().requires_grad_()
-    assert_equals_the_equation(arguments)
+    assert_equals_the_equation(impl, arguments)
 
 
-def test_small_time_steps_keep_their_precision():
+def test_small_time_steps_keep_their_precision(impl):
     """softplus(−12) = 6e-6: 1 + e would lose it."""
     arguments = make()
     arguments["delta_bias"] = torch.full_like(arguments["delta_bias"], -12).requires_grad_()
-    assert_equals_the_equation(arguments)
+    assert_equals_the_equation(impl, arguments)
 
 
 @pytest.mark.parametrize("poison", [float("nan"), 1e30])
 @pytest.mark.parametrize("at", [3, TIME, TIME + 2])
-def test_nothing_leaks_across_a_start(poison, at):
+def test_nothing_leaks_across_a_start(impl, poison, at):
     arguments = make(rows=1, steps=TIME + 6, starts=0)
     arguments["start"][0, at] = True
-    clean, final = selective_scan(**arguments, impl="triton")
+    clean, final = selective_scan(**arguments, impl=impl)
     dirty, late = (
         {name: x.detach().clone() if torch.is_tensor(x) else x for name, x in arguments.items()}
         for _ in range(2)
@@ -119,57 +127,69 @@ def test_nothing_leaks_across_a_start(poison, at):
     for name in LOW:
         dirty[name][:, :at] = poison
     dirty["state"][:] = poison
-    y, after = selective_scan(**dirty, impl="triton")
+    y, after = selective_scan(**dirty, impl=impl)
     assert torch.equal(y[:, at:], clean[:, at:])
     assert torch.equal(after, final)
     for name in ("u", "B", "C"):
         late[name][:, at:] = poison
     late["u"].requires_grad_()
     late["state"].requires_grad_()
-    y, _ = selective_scan(**late, impl="triton")
+    y, _ = selective_scan(**late, impl=impl)
     du, dstate = torch.autograd.grad(y.sum(), [late["u"], late["state"]])
     assert du[:, :at].isfinite().all() and dstate.isfinite().all()
 
 
-def test_the_same_input_gives_the_same_bits():
+def test_the_same_input_gives_the_same_bits(impl):
     arguments = make()
-    one, other = outcome(arguments, "triton"), outcome(arguments, "triton")
+    one, other = outcome(arguments, impl), outcome(arguments, impl)
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_strided_inputs():
+def test_strided_inputs(impl):
     arguments = make()
     strided = dict(arguments)
     for name in (*LOW, "start", "state"):
         strided[name] = arguments[name].transpose(0, 1).contiguous().transpose(0, 1)
-    one, other = outcome(arguments, "triton"), outcome(strided, "triton")
+    one, other = outcome(arguments, impl), outcome(strided, impl)
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="needs bfloat16 or float32, not float64"):
-        selective_scan(**{**make(), "D": None, "state": make()["state"].double()}, impl="triton")
-    with pytest.raises(ValueError, match="takes N up to 256, not 257"):
-        selective_scan(**make(states=257), impl="triton")
+    if TRITON:
+        with pytest.raises(ValueError, match="needs bfloat16 or float32, not float64"):
+            wide = {**make(), "D": None, "state": make()["state"].double()}
+            selective_scan(**wide, impl="triton")
+        with pytest.raises(ValueError, match="takes N up to 256, not 257"):
+            selective_scan(**make(states=257), impl="triton")
+    expected = "takes N up to 64, not 65" if CUDA else "needs tensors on CUDA, not cpu"
+    with pytest.raises(ValueError, match=f"impl 'cuda' {expected}"):
+        selective_scan(**make(states=65), impl="cuda")
 
 
-@pytest.mark.skipif(INTERPRETED, reason="needs a CUDA device")
+def test_many_states(impl):
+    """As many as make each way to spread them over lanes."""
+    for states in (8, 17, 33):
+        assert_equals_the_equation(impl, make(1, TIME + 1, 3, states))
+
+
+@on_cuda
 def test_it_is_the_choice_on_cuda(caplog):
-    importlib.import_module("decision_s4.kernels.selective_scan")._fastest.cache_clear()
+    choice.say.cache_clear()
     with caplog.at_level(logging.INFO):
         found, _ = selective_scan(**make())
-    assert "'triton' runs on cuda" in caplog.text
-    assert torch.equal(found, selective_scan(**make(), impl="triton")[0])
+    chosen = "cuda" if cuda.PROVEN else "triton"
+    assert f"'{chosen}' runs on cuda" in caplog.text
+    assert torch.equal(found, selective_scan(**make(), impl=chosen)[0])
 
 
-@pytest.mark.skipif(INTERPRETED, reason="needs a CUDA device")
+@on_cuda
 @pytest.mark.parametrize("rows", [8, 32])
-def test_mamba_ssm_agrees(rows):
+def test_mamba_ssm_agrees(impl, rows):
     """An implementation by others, without starts."""
     peer = pytest.importorskip("mamba_ssm.ops.selective_scan_interface").selective_scan_fn
     arguments = make(rows, 500, 256, 16, low=torch.bfloat16) | {"start": None, "state": None}
     moved = {name: arguments[name].transpose(1, 2).contiguous() for name in LOW}
     still = {name: arguments[name] for name in ("A", "D", "delta_bias")}
     y = peer(**moved, **still, delta_softplus=True).transpose(1, 2)
-    found, _ = selective_scan(**arguments, impl="triton")
+    found, _ = selective_scan(**arguments, impl=impl)
     assert_near({"y": found}, {"y": y.detach().cpu().double()}, 1e-2)

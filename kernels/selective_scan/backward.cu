@@ -1,0 +1,265 @@
+constexpr int FRAGS = TT * PER / 16;  // results (16 x 8) of the matrix unit for a tile
+struct Tile {
+    float4 in[2][TT][CHANNELS];      // dt, dt u, dL/dy before the gate, slope of softplus
+    float2 out[2][TT][CHANNELS][S];  // what each lane adds to dL/d(dt u), dL/d(dt) by way of A
+    float part[2][WARPS][2 * FRAGS][32][4];  // dB, then dC, over the channels of a quad of lanes
+    float table[2][TABLE];
+    float2 each[CHANNELS];           // bias, D
+};
+
+// Adds up four values over the lanes of each quad: values 4i ... 4i + 3 of sixteen end in lane i.
+__device__ __forceinline__ void gather(float (&d)[4], int i, const float (&v)[4], const float (&pick)[8]) {
+#if !LOW  // the part that TF32 drops
+    float high[4], rest[4];
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+        high[r] = __uint_as_float(__float_as_uint(v[r]) & 0xffffe000u);
+        rest[r] = v[r] - high[r];
+    }
+    mma(d, rest, pick[2 * i], pick[2 * i + 1]);
+    mma(d, high, pick[2 * i], pick[2 * i + 1]);
+#else
+    mma(d, v, pick[2 * i], pick[2 * i + 1]);
+#endif
+}
+// The same by shuffles: NaN of one step does not reach the others.
+__device__ __forceinline__ void gather_apart(float (&d)[4], int i, const float (&v)[4], int lane) {
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+        float x = v[r] + __shfl_xor_sync(ALL, v[r], 1);
+        x += __shfl_xor_sync(ALL, x, 2);
+        if ((lane & 3) == i) d[r == 1 ? 2 : r == 2 ? 1 : r] = x;
+    }
+}
+
+template <bool CUTS>
+__device__ __forceinline__ void retreat(Tile& m, int buffer, const Place& at, const float (&rate)[PER],
+                                        const float (&h0)[PER], float (&passed)[PER], float (&flows)[PER],
+                                        unsigned mask, const float (&pick)[8]) {
+    float a[TT][PER], h[TT][PER], dB[FRAGS][4] = {}, dC[FRAGS][4] = {};
+#pragma unroll
+    for (int t = 0; t < TT; ++t) {
+        float2 q = *reinterpret_cast<const float2*>(&m.in[buffer][t][at.channel]);
+        float b[PER];
+        load(&m.table[buffer][t * PAD + at.n0], b);
+#pragma unroll
+        for (int p = 0; p < PER; ++p) {
+            float before = t ? h[t ? t - 1 : 0][p] : h0[p];
+            if (CUTS) before = mask >> t & 1 ? 0.f : before;
+            a[t][p] = ex2(q.x * rate[p]);
+            h[t][p] = fmaf(a[t][p], before, q.y * b[p]);
+        }
+    }
+#pragma unroll
+    for (int t = TT - 1; t >= 0; --t) {
+        float4 q = m.in[buffer][t][at.channel];
+        float b[PER], c[PER], driven = 0.f, exponent = 0.f;
+        load(&m.table[buffer][t * PAD + at.n0], b);
+        load(&m.table[buffer][(TT + t) * PAD + at.n0], c);
+#pragma unroll
+        for (int p0 = 0; p0 < PER; p0 += 4) {
+            float to_B[4], to_C[4];
+#pragma unroll
+            for (int r = 0; r < 4; ++r) {
+                const int p = p0 + r;
+                float before = t ? h[t ? t - 1 : 0][p] : h0[p];
+                if (CUTS) before = mask >> t & 1 ? 0.f : before;
+                float g = fmaf(q.z, c[p], passed[p]);  // dL/dh
+                to_C[r] = h[t][p] * q.z;
+                to_B[r] = g * q.y;
+                driven = fmaf(g, b[p], driven);
+                g *= a[t][p];
+                float flow = g * before;  // dL/d(dt A)
+                exponent = fmaf(flow, rate[p], exponent);
+                flows[p] = fmaf(flow, q.x, flows[p]);
+                passed[p] = CUTS && (mask >> t & 1) ? 0.f : g;
+            }
+            const int value = t * PER + p0, f = value / 16, i = value % 16 / 4;
+            if (CUTS) gather_apart(dB[f], i, to_B, at.lane), gather_apart(dC[f], i, to_C, at.lane);
+            else gather(dB[f], i, to_B, pick), gather(dC[f], i, to_C, pick);
+        }
+        m.out[buffer][t][at.channel][at.s] = make_float2(driven, exponent);
+    }
+#pragma unroll
+    for (int f = 0; f < FRAGS; ++f) {  // columns 2i, 2i + 1 of rows g, g + 8 hold values 4i, 4i + 2, 4i + 1, 4i + 3
+        float4* to = reinterpret_cast<float4*>(m.part[buffer][at.warp][f][at.lane]);
+        to[0] = make_float4(dB[f][0], dB[f][2], dB[f][1], dB[f][3]);
+        to[FRAGS * 32] = make_float4(dC[f][0], dC[f][2], dC[f][1], dC[f][3]);
+    }
+}
+
+struct Loaded {
+    Pair u[EACH], delta[EACH], dy[EACH], z[EACH], ungated[EACH];
+    Value table[READS];
+    unsigned start;
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT / WARPS) backward(
+    const Value* u, const Value* delta, const float* A, const Value* B, const Value* C, const float* skip,
+    const Value* z, const float* bias, const unsigned char* start, const Value* ungated, const float* states,
+    const Value* dy, const float* dfinal, Value* du, Value* ddelta, float* dA, float* dB, float* dC,
+    float* dD, Value* dz, float* dbias, float* dstate, int steps, int channels) {
+    SHARED;
+    Tile& m = *reinterpret_cast<Tile*>(memory);
+    const Place at(channels);
+    const size_t row = blockIdx.x, first_element = row * steps * channels;
+    u += first_element, delta += first_element, z += first_element, ungated += first_element;
+    dy += first_element, du += first_element, ddelta += first_element, dz += first_element;
+    B += row * steps * N, C += row * steps * N, start += row * steps;
+    const size_t part_row = (size_t(blockIdx.y) * gridDim.x + row) * steps * N;
+    dB += part_row, dC += part_row;
+    const int tiles = (steps + TT - 1) / TT;
+    float rate[PER], passed[PER], flows[PER], pick[8], h0[PER], h1[PER];
+    get_states(A + size_t(at.d) * N, at.n0, at.live, rate);
+    get_states(dfinal + (row * channels + at.d) * N, at.n0, at.live, passed);
+#pragma unroll
+    for (int p = 0; p < PER; ++p) rate[p] *= LOG2E, flows[p] = 0.f;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) pick[i] = at.lane >> 2 == i ? 1.f : 0.f;
+    float2 sum_D = make_float2(0.f, 0.f), sum_bias = sum_D;
+    for (int k = threadIdx.x; k < CHANNELS; k += THREADS) {
+        int d = blockIdx.y * CHANNELS + k;
+        m.each[k] = make_float2(HAS_BIAS && d < channels ? bias[d] : 0.f, HAS_D && d < channels ? skip[d] : 0.f);
+    }
+    __syncthreads();
+
+    auto fetch = [&](int tile, Loaded& x) {
+#pragma unroll
+        for (int k = 0; k < EACH; ++k) {
+            int t = tile * TT + at.step + k * STRIDE;
+            bool here = at.here && unsigned(t) < unsigned(steps);
+            unsigned where = unsigned(t) * channels + at.d2;
+            x.u[k] = get(u + where, here, at.both);
+            x.delta[k] = get(delta + where, here, at.both);
+            x.dy[k] = get(dy + where, here, at.both);
+            if (HAS_Z) x.z[k] = get(z + where, here, at.both), x.ungated[k] = get(ungated + where, here, at.both);
+        }
+        get_table(B, C, tile, steps, x.table);
+        x.start = get_start(start, tile, steps, at.lane);
+    };
+    auto one_channel = [&](float x, float raw, float dout, float shift, bool here) {
+        float dt = raw + shift, slope = 1.f;
+        if (SOFTPLUS) {
+            float e = fall(dt), r = rcp(1.f + e);
+            slope = dt >= 0.f ? r : e * r;
+            dt = softplus(dt, e);
+        }
+        if (!here) dt = 0.f;
+        return make_float4(dt, dt * x, dout, slope);
+    };
+    auto prepare = [&](int tile, int buffer, const Loaded& l) {
+#pragma unroll
+        for (int k = 0; k < EACH; ++k) {
+            if (!at.owner) continue;
+            int step = at.step + k * STRIDE, t = tile * TT + step;
+            bool here = at.here && unsigned(t) < unsigned(steps);
+            float2 x = wide(l.u[k]), raw = wide(l.delta[k]), dout = wide(l.dy[k]);
+            float4 shift = *reinterpret_cast<const float4*>(&m.each[2 * at.pair]);
+            if (HAS_Z) {
+                float2 gate = wide(l.z[k]), out = wide(l.ungated[k]);
+                float sx = sigmoid(gate.x), sy = sigmoid(gate.y);
+                if (here) put(dz + (unsigned(t) * channels + at.d2),
+                              close(dout.x * out.x * sx * fmaf(gate.x, 1.f - sx, 1.f),
+                                    dout.y * out.y * sy * fmaf(gate.y, 1.f - sy, 1.f)), at.both);
+                dout.x *= gate.x * sx, dout.y *= gate.y * sy;
+            }
+            m.in[buffer][step][2 * at.pair] = one_channel(x.x, raw.x, dout.x, shift.x, here);
+            m.in[buffer][step][2 * at.pair + 1] = one_channel(x.y, raw.y, dout.y, shift.z, here && (EVEN || at.both));
+        }
+        put_table(m.table[buffer], l.table);
+    };
+    auto finish = [&](int tile, int buffer, const Pair (&own)[EACH]) {
+#pragma unroll
+        for (int k = 0; k < EACH; ++k) {
+            int step = at.step + k * STRIDE, t = tile * TT + step;
+            if (!at.here || t >= steps) continue;
+            float parts[4 * S], sums[4] = {};
+            load(&m.out[buffer][step][2 * at.pair][0].x, parts);
+#pragma unroll
+            for (int i = 0; i < S; ++i)
+                sums[0] += parts[2 * i], sums[1] += parts[2 * i + 1], sums[2] += parts[2 * S + 2 * i], sums[3] += parts[2 * S + 2 * i + 1];
+            float2 x = wide(own[k]);
+            float4 q = m.in[buffer][step][2 * at.pair], r = m.in[buffer][step][2 * at.pair + 1];
+            float4 D = *reinterpret_cast<const float4*>(&m.each[2 * at.pair]);
+            unsigned where = unsigned(t) * channels + at.d2;
+            float ux = q.x * sums[0], uy = r.x * sums[2];
+            if (HAS_D) {
+                ux = fmaf(D.y, q.z, ux), uy = fmaf(D.w, r.z, uy);
+                sum_D.x = fmaf(q.z, x.x, sum_D.x), sum_D.y = fmaf(r.z, x.y, sum_D.y);
+            }
+            put(du + where, close(ux, uy), at.both);
+            float rx = fmaf(x.x, sums[0], sums[1] * (1.f / LOG2E)) * q.w;
+            float ry = fmaf(x.y, sums[2], sums[3] * (1.f / LOG2E)) * r.w;
+            put(ddelta + where, close(rx, ry), at.both);
+            if (HAS_BIAS) sum_bias.x += rx, sum_bias.y += ry;
+        }
+    };
+    auto finish_table = [&](int tile, int buffer) {  // over warps, and quads of the same states
+#pragma unroll
+        for (int i = 0; i < READS; ++i) {
+            int o = threadIdx.x + i * THREADS, which = o / (TT * PAD), v = o % (TT * PAD);
+            if (TABLE % THREADS && o >= TABLE) continue;
+            int f = v / (16 * S), lane = v / 4 % (4 * S), r = v % 4;
+            float sum = 0.f;
+#pragma unroll
+            for (int w = 0; w < WARPS; ++w)
+#pragma unroll
+                for (int high = 0; high < 8 / S; ++high)
+                    sum += m.part[buffer][w][which * FRAGS + f][high * 4 * S + lane][r];
+            int j = f * 16 + lane % 4 * 4 + r, t = tile * TT + j / PER, n = lane / 4 * PER + j % PER;
+            if (t < steps && (N == PAD || n < N)) (which ? dC : dB)[unsigned(t * N + n)] = sum;
+        }
+    };
+    auto get_kept = [&](int tile, float (&x)[PER]) {
+        get_states(states + ((row * tiles + max(tile, 0)) * channels + at.d) * N, at.n0, at.live, x);
+    };
+
+    Loaded next;
+    Pair own[EACH], own1[EACH];
+    fetch(tiles - 1, next);
+    prepare(tiles - 1, 0, next);
+    get_kept(tiles - 1, h0);
+    unsigned begins = next.start;
+#pragma unroll
+    for (int k = 0; k < EACH; ++k) own[k] = next.u[k];
+    fetch(tiles - 2, next);
+    __syncthreads();
+    for (int i = 0; i < tiles; ++i) {
+        const int buffer = i & 1, tile = tiles - 1 - i;
+        unsigned mask = CUT ? __ballot_sync(ALL, begins != 0) : 0;
+        prepare(tile - 1, buffer ^ 1, next);
+        begins = next.start;
+#pragma unroll
+        for (int k = 0; k < EACH; ++k) own1[k] = next.u[k];
+        fetch(tile - 2, next);
+        get_kept(tile - 1, h1);
+        if (!CUT || mask == 0) retreat<false>(m, buffer, at, rate, h0, passed, flows, mask, pick);
+        else retreat<true>(m, buffer, at, rate, h0, passed, flows, mask, pick);
+        __syncthreads();
+        finish(tile, buffer, own);
+        finish_table(tile, buffer);
+#pragma unroll
+        for (int k = 0; k < EACH; ++k) own[k] = own1[k];
+#pragma unroll
+        for (int p = 0; p < PER; ++p) h0[p] = h1[p];
+    }
+    put_states(dA + (row * channels + at.d) * N, at.n0, at.live, flows);
+    put_states(dstate + (row * channels + at.d) * N, at.n0, at.live, passed);
+    if (!HAS_D && !HAS_BIAS) return;
+    __syncthreads();
+    float4* sums = reinterpret_cast<float4*>(memory);  // of all threads of a pair
+    sums[threadIdx.x] = make_float4(sum_D.x, sum_D.y, sum_bias.x, sum_bias.y);
+    __syncthreads();
+    if (threadIdx.x < PAIRS && at.here) {
+        float4 total = sums[threadIdx.x];
+        for (int k = threadIdx.x + PAIRS; k < THREADS; k += PAIRS) {
+            float4 x = sums[k];
+            total.x += x.x, total.y += x.y, total.z += x.z, total.w += x.w;
+        }
+        float *to_D = dD + row * channels + at.d2, *to_bias = dbias + row * channels + at.d2;
+        if (HAS_D) to_D[0] = total.x;
+        if (HAS_D && at.both) to_D[1] = total.y;
+        if (HAS_BIAS) to_bias[0] = total.z;
+        if (HAS_BIAS && at.both) to_bias[1] = total.w;
+    }
+}

@@ -1,0 +1,180 @@
+"""selective_scan in CUDA C++: softplus, recurrence, skip, gate and resets in one pass, and back.
+
+A lane holds PER states of one channel, S lanes share it; a block of warps walks a row in tiles of
+TIME steps, prepares the next one and loads the one after meanwhile, with one barrier a tile. The
+backward pass recomputes the states of a tile in registers from those kept before each. dB and dC
+are summed over channels by the matrix units, then over warps, then over blocks: no atomics, so that
+the same input gives the same gradients to the bit.
+"""
+
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from decision_s4.kernels import nvrtc
+from decision_s4.kernels.selective_scan.arguments import Arguments
+from decision_s4.kernels.selective_scan.misfit import misfit_of_cuda
+
+PROVEN = False  # whether its tests have passed on a GPU: not taken unasked before
+TIME, WARPS = 8, 8
+HERE = Path(__file__).parent
+KERNEL = nvrtc.Kernel  # tests without a GPU put an emulation in its place
+
+
+def scan(arguments: Arguments) -> tuple[Tensor, Tensor]:
+    """See `selective_scan`."""
+    a = arguments
+    reason = misfit_of_cuda(a)
+    if reason is not None and KERNEL is nvrtc.Kernel:
+        raise ValueError(f"selective_scan: impl 'cuda' {reason}; use 'triton' or 'torch'")
+    given = a.u, a.delta, a.A, a.B, a.C, a.D, a.z, a.delta_bias, a.state, a.start
+    return CompiledScan.apply(torch.is_grad_enabled(), *given, a.delta_softplus)
+
+
+class CompiledScan(torch.autograd.Function):
+    """Whether to keep what the backward pass needs, then every argument of `selective_scan`, in
+    order, `delta_softplus` last."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, keep, u, delta, A, B, C, D, z, delta_bias, state, start, softplus
+    ) -> tuple[Tensor, Tensor]:
+        ctx.types = [x if x is None else x.dtype for x in (u, delta, A, B, C, D, z, delta_bias)]
+        low = all(x is None or x.dtype == torch.bfloat16 for x in (u, delta, B, C, z))
+        kind = torch.bfloat16 if low else torch.float32
+        u, delta, B, C, z = (_laid_out(x, kind) for x in (u, delta, B, C, z))
+        A, D, delta_bias = (_laid_out(x, torch.float32) for x in (A, D, delta_bias))
+        start = start if start is None else start.contiguous().view(torch.uint8)
+        inputs = Inputs(u, delta, A, B, C, D, z, delta_bias, start)
+        y, final, *kept = _forward(
+            inputs, state.contiguous(), softplus, keep and any(ctx.needs_input_grad)
+        )
+        ctx.save_for_backward(*inputs, *kept)
+        ctx.softplus = softplus
+        return y.to(ctx.types[0]), final
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor, dfinal: Tensor) -> tuple[Tensor | None, ...]:
+        *inputs, ungated, states = ctx.saved_tensors
+        inputs = Inputs(*inputs)
+        given = ungated, states, _laid_out(dy, inputs.u.dtype), dfinal.contiguous()
+        *gradients, dstate = _backward(inputs, ctx.softplus, *given)
+        pairs = zip(gradients, ctx.types, strict=True)
+        return None, *(x if x is None else x.to(kind) for x, kind in pairs), dstate, None, None
+
+
+class Inputs(NamedTuple):
+    """Contiguous; u, delta, B, C, z of one type, A, D and bias in float32, start as bytes."""
+
+    u: Tensor
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None
+    z: Tensor | None
+    delta_bias: Tensor | None
+    start: Tensor | None
+
+
+class Shape(NamedTuple):
+    """How the states of a channel are spread: PER a lane, S lanes."""
+
+    per: int
+    lanes: int
+    resident: int
+    """Warps that a multiprocessor is to run at once, which bounds registers."""
+
+    @property
+    def channels(self) -> int:
+        """Of a block."""
+        return WARPS * 32 // self.lanes
+
+
+def _shape(states: int) -> Shape:
+    if states > 32:
+        return Shape(8, 8, 8)
+    return Shape(4, 2 if states <= 8 else 4 if states <= 16 else 8, 16)
+
+
+def _laid_out(x: Tensor | None, kind: torch.dtype) -> Tensor | None:
+    return x if x is None else x.to(kind).contiguous()
+
+
+def _launch(name: str, inputs: Inputs, softplus: bool, keep: bool, others: list) -> None:
+    rows, steps, channels = inputs.u.shape
+    case = {
+        "N": inputs.A.shape[1],
+        "LOW": inputs.u.dtype == torch.bfloat16,
+        "EVEN": channels % 2 == 0,
+        "HAS_D": inputs.D is not None,
+        "HAS_Z": inputs.z is not None,
+        "HAS_BIAS": inputs.delta_bias is not None,
+        "SOFTPLUS": softplus,
+        "KEEP": keep,
+        "CUT": inputs.start is not None,
+    }
+    blocks = -(-channels // _shape(inputs.A.shape[1]).channels)
+    with torch.cuda.device_of(inputs.u):
+        device = inputs.u.device.index
+        run = _kernel(KERNEL, device, name, tuple((k, int(v)) for k, v in case.items()))
+        run((rows, blocks), [*inputs, *others], steps, channels)
+
+
+@functools.cache
+def _kernel(make: type, device: int | None, name: str, case: tuple[tuple[str, int], ...]) -> Any:
+    shape = _shape(dict(case)["N"])
+    per, lanes = shape.per, shape.lanes
+    sizes = {"PER": per, "S": lanes, "TT": TIME, "WARPS": WARPS, "RESIDENT": shape.resident}
+    table = 4 * 2 * TIME * per * lanes
+    # bytes of `Tile`, see the sources
+    tile = TIME * shape.channels * (8 + 4 * lanes) + table
+    if name == "backward":
+        parts = WARPS * 2 * (TIME * per // 16) * 32 * 16
+        tile = TIME * shape.channels * (16 + 8 * lanes) + parts + table + 4 * shape.channels
+    source = (HERE / "tile.cuh").read_text() + (HERE / f"{name}.cu").read_text()
+    return make(source, name, dict(case) | sizes, 32 * WARPS, 2 * tile)
+
+
+def _forward(inputs: Inputs, state: Tensor, softplus: bool, keep: bool) -> tuple:
+    """y, final state, and to keep: y before the gate, states before all tiles (B, tiles, D, N)."""
+    rows, steps, _ = inputs.u.shape
+    y, final = torch.empty_like(inputs.u), torch.empty_like(state)
+    ungated = states = None
+    if keep:
+        ungated = y if inputs.z is None else torch.empty_like(y)
+        states = state.new_empty(rows, -(-steps // TIME), *state.shape[1:])
+    _launch("forward", inputs, softplus, keep, [state, y, ungated, states, final])
+    return y, final, ungated, states
+
+
+def _backward(
+    inputs: Inputs, softplus: bool, ungated: Tensor, states: Tensor, dy: Tensor, dfinal: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Gradients of u, delta, A, B, C, D, z, delta_bias, state."""
+    rows, steps, channels = inputs.u.shape
+    size = inputs.A.shape[1]
+    du, ddelta = torch.empty_like(inputs.u), torch.empty_like(inputs.u)
+    dz = None if inputs.z is None else torch.empty_like(inputs.u)
+    dA, dstate = torch.empty_like(dfinal), torch.empty_like(dfinal)
+    dD, dbias = dfinal.new_empty(2, rows, channels).unbind()
+    blocks = -(-channels // _shape(size).channels)
+    dB, dC = dfinal.new_empty(2, blocks, rows, steps, size).unbind()
+    made = [du, ddelta, dA, dB, dC, dD, dz, dbias, dstate]
+    _launch("backward", inputs, softplus, False, [ungated, states, dy, dfinal, *made])
+    return (
+        du,
+        ddelta,
+        dA.sum(0),
+        dB.sum(0),
+        dC.sum(0),
+        None if inputs.D is None else dD.sum(0),
+        dz,
+        None if inputs.delta_bias is None else dbias.sum(0),
+        dstate,
+    )

@@ -1,0 +1,127 @@
+struct Tile {
+    float2 in[2][TT][CHANNELS];     // dt, dt u
+    float out[2][TT][CHANNELS][S];  // what each lane adds to y
+    float table[2][TABLE];
+};
+
+// y of a tile, in parts, and the states after it; `mask`: the steps at which episodes start.
+template <bool CUTS>
+__device__ __forceinline__ void advance(Tile& m, int buffer, const Place& at, const float (&rate)[PER],
+                                        float (&h)[PER], unsigned mask) {
+#pragma unroll
+    for (int t = 0; t < TT; ++t) {
+        float2 q = m.in[buffer][t][at.channel];
+        float b[PER], c[PER], y = 0.f;
+        load(&m.table[buffer][t * PAD + at.n0], b);
+        load(&m.table[buffer][(TT + t) * PAD + at.n0], c);
+#pragma unroll
+        for (int p = 0; p < PER; ++p) {
+            if (CUTS) h[p] = mask >> t & 1 ? 0.f : h[p];
+            h[p] = fmaf(ex2(q.x * rate[p]), h[p], q.y * b[p]);
+            y = fmaf(h[p], c[p], y);
+        }
+        m.out[buffer][t][at.channel][at.s] = y;
+    }
+}
+
+// Pairs of elements of a tile as they come from memory.
+struct Loaded {
+    Pair u[EACH], delta[EACH], z[EACH];
+    Value table[READS];
+    unsigned start;
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT / WARPS) forward(
+    const Value* u, const Value* delta, const float* A, const Value* B, const Value* C, const float* skip,
+    const Value* z, const float* bias, const unsigned char* start, const float* state, Value* y,
+    Value* ungated, float* states, float* final, int steps, int channels) {
+    SHARED;
+    Tile& m = *reinterpret_cast<Tile*>(memory);
+    const Place at(channels);
+    const size_t row = blockIdx.x, first_element = row * steps * channels;
+    u += first_element, delta += first_element, z += first_element, y += first_element;
+    ungated += first_element, B += row * steps * N, C += row * steps * N, start += row * steps;
+    const int tiles = (steps + TT - 1) / TT;
+    float rate[PER], h[PER];
+    get_states(A + size_t(at.d) * N, at.n0, at.live, rate);
+    get_states(state + (row * channels + at.d) * N, at.n0, at.live, h);
+#pragma unroll
+    for (int p = 0; p < PER; ++p) rate[p] *= LOG2E;
+    float2 shift = make_float2(0.f, 0.f), D = shift;
+    if (HAS_BIAS) shift = make_float2(at.here ? bias[at.d2] : 0.f, at.both ? bias[at.d2 + 1] : 0.f);
+    if (HAS_D) D = make_float2(at.here ? skip[at.d2] : 0.f, at.both ? skip[at.d2 + 1] : 0.f);
+
+    auto fetch = [&](int tile, Loaded& x) {
+#pragma unroll
+        for (int k = 0; k < EACH; ++k) {
+            int t = tile * TT + at.step + k * STRIDE;
+            bool here = at.here && t < steps;
+            unsigned where = unsigned(t) * channels + at.d2;
+            x.u[k] = get(u + where, here, at.both);
+            x.delta[k] = get(delta + where, here, at.both);
+            if (HAS_Z) x.z[k] = get(z + where, here, at.both);
+        }
+        get_table(B, C, tile, steps, x.table);
+        x.start = get_start(start, tile, steps, at.lane);
+    };
+    auto prepare = [&](int tile, int buffer, const Loaded& x) {
+#pragma unroll
+        for (int k = 0; k < EACH; ++k) {
+            float2 v = wide(x.u[k]), dt = wide(x.delta[k]);
+            if (HAS_BIAS) dt.x += shift.x, dt.y += shift.y;
+            if (SOFTPLUS) dt = make_float2(softplus(dt.x, fall(dt.x)), softplus(dt.y, fall(dt.y)));
+            if (tile * TT + at.step + k * STRIDE >= steps) dt = make_float2(0.f, 0.f);  // passes states on
+            if (at.owner) *reinterpret_cast<float4*>(&m.in[buffer][at.step + k * STRIDE][2 * at.pair]) =
+                make_float4(dt.x, dt.x * v.x, dt.y, dt.y * v.y);
+        }
+        put_table(m.table[buffer], x.table);
+    };
+    auto finish = [&](int tile, int buffer, const Pair (&own)[EACH], const Pair (&gates)[EACH]) {
+#pragma unroll
+        for (int k = 0; k < EACH; ++k) {
+            int t = tile * TT + at.step + k * STRIDE;
+            if (!at.here || t >= steps) continue;
+            float parts[2 * S], a = 0.f, b = 0.f;
+            load(&m.out[buffer][at.step + k * STRIDE][2 * at.pair][0], parts);
+#pragma unroll
+            for (int i = 0; i < S; ++i) a += parts[i], b += parts[S + i];
+            float2 x = wide(own[k]);
+            if (HAS_D) a = fmaf(D.x, x.x, a), b = fmaf(D.y, x.y, b);
+            unsigned where = unsigned(t) * channels + at.d2;
+            if (HAS_Z) {
+                if (KEEP) put(ungated + where, close(a, b), at.both);
+                float2 gate = wide(gates[k]);
+                a *= gate.x * sigmoid(gate.x), b *= gate.y * sigmoid(gate.y);
+            }
+            put(y + where, close(a, b), at.both);
+        }
+    };
+
+    Loaded next;
+    Pair own[EACH], gates[EACH], own1[EACH], gates1[EACH];
+    fetch(0, next);
+    prepare(0, 0, next);
+    unsigned begins = next.start;
+#pragma unroll
+    for (int k = 0; k < EACH; ++k) own[k] = next.u[k], gates[k] = next.z[k];
+    fetch(1, next);
+    float* kept = states + (row * tiles * channels + at.d) * N;
+    __syncthreads();
+    for (int tile = 0; tile < tiles; ++tile) {  // prepares the next tile and loads the one after meanwhile
+        const int buffer = tile & 1;
+        unsigned mask = CUT ? __ballot_sync(ALL, begins != 0) : 0;
+        prepare(tile + 1, buffer ^ 1, next);
+        begins = next.start;
+#pragma unroll
+        for (int k = 0; k < EACH; ++k) own1[k] = next.u[k], gates1[k] = next.z[k];
+        fetch(tile + 2, next);
+        if (KEEP) put_states(kept, at.n0, at.live, h), kept += size_t(channels) * N;
+        if (!CUT || mask == 0) advance<false>(m, buffer, at, rate, h, mask);
+        else advance<true>(m, buffer, at, rate, h, mask);
+        __syncthreads();
+        finish(tile, buffer, own, gates);
+#pragma unroll
+        for (int k = 0; k < EACH; ++k) own[k] = own1[k], gates[k] = gates1[k];
+    }
+    put_states(final + (row * channels + at.d) * N, at.n0, at.live, h);
+}

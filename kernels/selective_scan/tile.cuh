@@ -1,0 +1,164 @@
+// Selective scan for CUDA: what the forward and the backward kernel share. Compiled for one case:
+// N states; S lanes share a channel, PER states each; TT steps a tile; WARPS a block; LOW: bfloat16
+// in place of float32; EVEN: the number of channels is; HAS_D, HAS_Z, HAS_BIAS, SOFTPLUS, KEEP, CUT.
+constexpr unsigned ALL = 0xffffffffu;
+constexpr float LOG2E = 1.4426950408889634f;
+constexpr int THREADS = 32 * WARPS, WIDE = 32 / S, CHANNELS = WARPS * WIDE, PAIRS = CHANNELS / 2;
+constexpr int PAD = PER * S, TABLE = 2 * TT * PAD, READS = (TABLE + THREADS - 1) / THREADS;
+constexpr int STRIDE = THREADS / PAIRS, EACH = TT > STRIDE ? TT / STRIDE : 1;  // pairs of elements a thread and tile
+static_assert((TT % STRIDE == 0 || STRIDE > TT) && TT * PER % 16 == 0 && PER % 4 == 0, "tile");
+
+#ifndef ON_CPU  // else tests/kernels/emulate.h has them
+#define SHARED extern __shared__ __align__(16) char memory[]
+__device__ __forceinline__ float ex2(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+__device__ __forceinline__ float rcp(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+__device__ __forceinline__ unsigned narrow(float a, float b) {
+    unsigned y;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(b), "f"(a));
+    return y;
+}
+// d += a b, (16 x 8) (8 x 8), in TF32; what each lane holds: PTX, "Matrix fragments for mma.m16n8k8".
+__device__ __forceinline__ void mma(float (&d)[4], const float (&a)[4], float b0, float b1) {
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, "
+                 "{%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),
+                   "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
+}
+#endif
+
+// Two neighbouring channels of u, delta, z ...: Pair as they lie in memory, float2 to compute with.
+#if LOW
+typedef unsigned short Value;
+typedef unsigned Pair;
+__device__ __forceinline__ float one(Value x) { return __uint_as_float(unsigned(x) << 16); }
+__device__ __forceinline__ float2 wide(Pair x) {
+    return make_float2(__uint_as_float(x << 16), __uint_as_float(x & 0xffff0000u));
+}
+__device__ __forceinline__ Pair close(float a, float b) { return narrow(a, b); }
+__device__ __forceinline__ Pair join(Value a, Value b) { return a | (unsigned(b) << 16); }
+__device__ __forceinline__ Value first(Pair x) { return Value(x); }
+__device__ __forceinline__ Value second(Pair x) { return Value(x >> 16); }
+#else
+typedef float Value;
+typedef float2 Pair;
+__device__ __forceinline__ float one(Value x) { return x; }
+__device__ __forceinline__ float2 wide(Pair x) { return x; }
+__device__ __forceinline__ Pair close(float a, float b) { return make_float2(a, b); }
+__device__ __forceinline__ Pair join(Value a, Value b) { return make_float2(a, b); }
+__device__ __forceinline__ Value first(Pair x) { return x.x; }
+__device__ __forceinline__ Value second(Pair x) { return x.y; }
+#endif
+
+// `here`: the first of both exists; `both`: the second too (the same where EVEN).
+__device__ __forceinline__ Pair get(const Value* p, bool here, bool both) {
+#if EVEN
+    return here ? *reinterpret_cast<const Pair*>(p) : join(Value(0), Value(0));
+#else
+    return join(here ? p[0] : Value(0), here && both ? p[1] : Value(0));
+#endif
+}
+__device__ __forceinline__ void put(Value* p, Pair x, bool both) {
+#if EVEN
+    *reinterpret_cast<Pair*>(p) = x;
+#else
+    p[0] = first(x);
+    if (both) p[1] = second(x);
+#endif
+}
+
+__device__ __forceinline__ float sigmoid(float x) { return rcp(1.f + ex2(-x * LOG2E)); }
+
+// e = exp(-|x|), with which softplus(x) = max(x, 0) + log(1 + e): a polynomial, relative error 2e-7.
+__device__ __forceinline__ float fall(float x) { return ex2(fabsf(x) * -LOG2E); }
+__device__ __forceinline__ float softplus(float x, float e) {
+    float r = fmaf(e, 0.005232629366219044f, -0.029504986479878426f);
+    r = fmaf(e, r, 0.07822556048631668f);
+    r = fmaf(e, r, -0.13663214445114136f);
+    r = fmaf(e, r, 0.1910599321126938f);
+    r = fmaf(e, r, -0.2484297901391983f);
+    r = fmaf(e, r, 0.3331909775733948f);
+    r = fmaf(e, r, -0.4999949336051941f);
+    r = fmaf(e, r, 0.9999999403953552f);
+    return fmaf(e, r, fmaxf(x, 0.f));
+}
+
+template <int COUNT>
+__device__ __forceinline__ void load(const float* p, float (&x)[COUNT]) {
+    if constexpr (COUNT == 2) {
+        float2 v = *reinterpret_cast<const float2*>(p);
+        x[0] = v.x, x[1] = v.y;
+        return;
+    } else
+#pragma unroll
+    for (int i = 0; i < COUNT; i += 4) {
+        float4 v = *reinterpret_cast<const float4*>(p + i);
+        x[i] = v.x, x[i + 1] = v.y, x[i + 2] = v.z, x[i + 3] = v.w;
+    }
+}
+// This lane's states of a channel, whose first stands at `p`.
+__device__ __forceinline__ void get_states(const float* p, int n0, bool live, float (&x)[PER]) {
+#pragma unroll
+    for (int i = 0; i < PER; i += 4) {
+        float4 v = make_float4(0.f, 0.f, 0.f, 0.f);
+        if (N == PAD && live) v = *reinterpret_cast<const float4*>(p + n0 + i);
+        x[i] = v.x, x[i + 1] = v.y, x[i + 2] = v.z, x[i + 3] = v.w;
+    }
+    if (N == PAD) return;
+#pragma unroll
+    for (int i = 0; i < PER; ++i) x[i] = live && n0 + i < N ? p[n0 + i] : 0.f;
+}
+__device__ __forceinline__ void put_states(float* p, int n0, bool live, const float (&x)[PER]) {
+    if (!live) return;
+#pragma unroll
+    for (int i = 0; i < PER; i += 4)
+        if (N == PAD)
+            *reinterpret_cast<float4*>(p + n0 + i) = make_float4(x[i], x[i + 1], x[i + 2], x[i + 3]);
+    if (N == PAD) return;
+#pragma unroll
+    for (int i = 0; i < PER; ++i)
+        if (n0 + i < N) p[n0 + i] = x[i];
+}
+
+// Two parts of a thread: one of the S lanes of `channel`, and owner of pair `pair` at every STRIDE-th step.
+struct Place {
+    int lane, warp, s, channel, d, n0, pair, step, d2;
+    bool live, owner, here, both;
+    __device__ __forceinline__ explicit Place(int channels) {
+        lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+        s = (lane >> 2) % S, channel = warp * WIDE + (lane >> 2) / S * 4 + (lane & 3), n0 = s * PER;
+        d = blockIdx.y * CHANNELS + channel, live = d < channels;
+        pair = threadIdx.x % PAIRS, step = threadIdx.x / PAIRS, d2 = blockIdx.y * CHANNELS + 2 * pair;
+        owner = STRIDE <= TT || step < TT, here = owner && d2 < channels, both = d2 + 1 < channels;
+    }
+};
+
+// B, then C, of a tile; in registers until it is written. B and C at the row.
+__device__ __forceinline__ void get_table(const Value* B, const Value* C, int tile, int steps, Value (&x)[READS]) {
+#pragma unroll
+    for (int i = 0; i < READS; ++i) {
+        int k = threadIdx.x + i * THREADS, n = k % PAD, t = tile * TT + k / PAD % TT;
+        bool ok = (N == PAD || n < N) && (TABLE % THREADS == 0 || k < TABLE) && unsigned(t) < unsigned(steps);
+        x[i] = ok ? (k < TT * PAD ? B : C)[unsigned(t * N + n)] : Value(0);
+    }
+}
+__device__ __forceinline__ void put_table(float* table, const Value (&x)[READS]) {
+#pragma unroll
+    for (int i = 0; i < READS; ++i) {
+        int k = threadIdx.x + i * THREADS;
+        if (TABLE % THREADS == 0 || k < TABLE) table[k] = one(x[i]);
+    }
+}
+// Whether an episode starts at the step of this lane.
+__device__ __forceinline__ unsigned get_start(const unsigned char* start, int tile, int steps, int lane) {
+    int t = tile * TT + lane;
+    return CUT && lane < TT && unsigned(t) < unsigned(steps) ? start[t] : 0;
+}
