@@ -301,7 +301,7 @@ def test_memory_kept_is_that_of_the_inputs(impl):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"impl": "cuda"}, "impl 'cuda' is unknown; use one of 'naive', 'torch', 'cpu', 'triton'"),
+        ({"impl": "gpu"}, "impl 'gpu' is unknown; use one of 'naive', 'torch', 'cpu', 'cuda'"),
         ({"B": torch.zeros(3, 7, 3)}, r"B has shape \(3, 7, 3\); it needs \(3, 7, 4\)"),
         ({"state": torch.zeros(1, 5, 4)}, r"state has shape \(1, 5, 4\); it needs \(3, 5, 4\)"),
         ({"u": torch.zeros(3, 7, 5).half()}, "u has type torch.float16; it needs bfloat16 or"),
