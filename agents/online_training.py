@@ -323,7 +323,8 @@ def beginning(config: DS4OnlineConfig) -> tuple[SequencePolicy, Task]:
             "run of --algo decision-s4"
         )
     _check_sizes(config, policy)
-    offline = replace(saved.task(found), return_range=None)  # it is to ask for more than was logged
+    # It is to ask for more than was logged, and plays for as long as it lasts.
+    offline = replace(saved.task(found), return_range=None, learned_steps=None)
     task = with_environment(offline, config.env, config.target_returns[:1])
     spaces = policy.observation_space, policy.action_space
     check_environment(task.env_id, task.env_kwargs, *spaces, f"the policy of {config.from_run}")

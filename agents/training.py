@@ -63,7 +63,8 @@ class Training:
         world: World = ALONE,
     ):
         self.config, self.trajectories = config, trajectories
-        self.task, self.device, self.world = self.held(task), device, world
+        self.task = replace(self.held(task), learned_steps=self.longest_stretch())
+        self.device, self.world = device, world
         seed_everything(config.seed)
         self.learner = self.new_learner()
         if not world.leads:
@@ -116,6 +117,12 @@ class Training:
         returns = self.trajectories.returns
         learned = returns[self.trajectories.best_episodes(self.config.data_fraction)]
         return replace(task, return_range=(float(learned.min()), float(learned.max())))
+
+    def longest_stretch(self) -> int:
+        """Steps in a row that a batch shows at most."""
+        data, config = self.trajectories, self.config
+        longest = int(data.lengths[data.best_episodes(config.data_fraction)].max())
+        return min(longest, config.context_steps) if config.sampling == "windows" else longest
 
     def draw(self, logger: Any, run_dir: Path) -> None:
         """The last policy's videos and its actions beside logged ones; draws on none of the run."""

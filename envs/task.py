@@ -1,6 +1,6 @@
 """Where a policy is evaluated: an environment, the returns to ask for, the scale of scores."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gymnasium import spaces
@@ -23,6 +23,8 @@ class Task:
     reference: ReferenceScores | None = None
     return_range: tuple[float, float] | None = None
     """Lowest and highest return of an episode learned from, to which targets are held; or None."""
+    learned_steps: int | None = None
+    """Steps of the longest stretch that the policy was trained on; None where nobody knows."""
 
     @property
     def aims(self) -> tuple[float | None, ...]:
@@ -94,18 +96,21 @@ class Task:
             "env_kwargs": self.env_kwargs,
             "reference": [scale.minimum, scale.maximum, scale.source] if scale else None,
             "return_range": self.return_range and list(self.return_range),
+            "learned_steps": self.learned_steps,
         }
 
     @classmethod
     def from_description(cls, values: dict[str, Any]) -> "Task":
         """The task that `describe` wrote; KeyError, TypeError or ValueError for anything else."""
         scale, span = values["reference"], values.get("return_range")
+        steps = values.get("learned_steps")
         return cls(
             values["env_id"],
             tuple(None if t is None else float(t) for t in values["target_returns"]),
             dict(values["env_kwargs"]),
             ReferenceScores(*scale) if scale else None,
             (float(span[0]), float(span[1])) if span else None,
+            None if steps is None else int(steps),
         )
 
 
@@ -171,7 +176,13 @@ def with_environment(
     targets = target_returns or task.target_returns
     if not targets:
         raise UserError("this run names no target returns; give some, as --target-returns 100,50")
-    return Task(chosen, _distinct(targets), kwargs, reference, task.return_range)
+    return replace(
+        task,
+        env_id=chosen,
+        target_returns=_distinct(targets),
+        env_kwargs=kwargs,
+        reference=reference,
+    )
 
 
 def check_environment(

@@ -87,6 +87,15 @@ class Attribution:
     """What "absent" means; None for a method that compares with nothing."""
     notes: tuple[str, ...] = ()
 
+    @property
+    def conservation_gap(self) -> float | None:
+        """What biases keep, as a share of all that was moved, in [0, 1]; None for a method that
+        compares with a baseline, or makes no claim."""
+        if self.bias is None or self.baseline is not None:
+            return None
+        moved = self.values.abs().sum().item() + abs(self.bias)
+        return abs(self.bias) / moved if moved else 0.0
+
     def over_features(self, width: int) -> Tensor:
         """(T, width): a map of steps alone spreads each evenly."""
         if self.values.shape[1] == width:

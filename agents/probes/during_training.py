@@ -12,15 +12,16 @@ import numpy as np
 
 from decision_s4.agents.policy import Policy
 from decision_s4.agents.probes.base import (
-    Attribution,
     AttributionProbe,
     PolicyProbe,
     Probe,
     make_probes,
     targets_of,
 )
-from decision_s4.agents.probes.context import make_context
+from decision_s4.agents.probes.context import Context, make_context
 from decision_s4.agents.probes.faithfulness import RANDOM, faithfulness
+from decision_s4.agents.probes.figures import layers_figure, map_figure
+from decision_s4.agents.probes.layer_probes import HiddenAttention
 from decision_s4.agents.probes.recordings import logged
 from decision_s4.agents.probes.report import feature_names
 from decision_s4.envs.errors import UserError
@@ -79,28 +80,17 @@ def log_probes(
             values = probe.examine(contexts).scalars
             logger.log(step, {f"probe/{name}": value for name, value in values.items()})
         else:
-            figure = map_figure(probe.attribute(contexts[0]), feature_names(policy, env_id))
-            logger.figure(f"probe/{probe.name}", figure, step)
+            _log_maps(probe, contexts, feature_names(policy, env_id), logger, step)
 
 
-def map_figure(found: Attribution, names: Sequence[str]) -> Any:
-    """A matplotlib figure of a map, with symmetric limits."""
-    from matplotlib.figure import Figure
-
-    values = found.over_features(len(names)).cpu().numpy()
-    limit = float(np.abs(values).max()) or 1.0
-    figure = Figure(figsize=(9, 0.6 + 0.24 * len(names)), layout="constrained")
-    axis = figure.subplots()
-    image = axis.imshow(
-        values.T,
-        cmap="RdBu_r",
-        vmin=-limit,
-        vmax=limit,
-        aspect="auto",
-        interpolation="nearest",
-        extent=(found.first - 0.5, found.step + 0.5, len(names) - 0.5, -0.5),
-    )
-    axis.set_yticks(range(len(names)), names, fontsize=8)
-    axis.set(xlabel="step", title=f"{found.method}: {found.target} at step {found.step}")
-    figure.colorbar(image, label="relevance")
-    return figure
+def _log_maps(
+    probe: AttributionProbe, contexts: Sequence[Context], names: list[str], logger: Any, step: int
+) -> None:
+    """The first map and, of attention, all layers' as figures; what inputs do not get."""
+    found = [probe.attribute(context) for context in contexts]
+    logger.figure(f"probe/{probe.name}", map_figure(found[0], names), step)
+    if isinstance(probe, HiddenAttention):
+        logger.figure(f"probe/{probe.name}/layers", layers_figure(probe, contexts[0]), step)
+    gaps = [each.conservation_gap for each in found if each.conservation_gap is not None]
+    if gaps:
+        logger.log(step, {f"probe/{probe.name}/conservation_gap": sum(gaps) / len(gaps)})

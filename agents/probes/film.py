@@ -25,10 +25,16 @@ from decision_s4.envs.video import record
 
 SHOWN = 32
 """Past steps of the strip."""
-STRIP = 150
+WIDTH = 640
+"""Pixels that a smaller frame is enlarged towards: on its own scale letters are hard to read."""
+STRIP = 320
 """Height of what is added below the frame, in pixels."""
 COLOURS = {"return_to_go": "#a78bfa", "observation": "#38bdf8", "previous_action": "#fbbf24"}
-LABELS = {"return_to_go": "return-to-go", "observation": "observation", "previous_action": "action"}
+LABELS = {
+    "return_to_go": "return-to-go",
+    "observation": "observation",
+    "previous_action": "previous action",
+}
 LINES = ("#38bdf8", "#fb923c", "#a3e635", "#f472b6", "#e2e8f0", "#facc15")
 
 
@@ -73,39 +79,41 @@ def _strip(policy: Policy, recording: Recording, others: list[Recording], step: 
 def _drawn(
     frame: np.ndarray, bars: np.ndarray, recording: Recording, action: np.ndarray, step: int
 ) -> np.ndarray:
-    height, width = frame.shape[:2]
+    scale = max(1, round(WIDTH / frame.shape[1]))
+    height, width = scale * frame.shape[0], scale * frame.shape[1]
     image = Image.new("RGB", (width, height + STRIP), (17, 24, 39))
-    image.paste(Image.fromarray(frame))
-    draw, font = ImageDraw.Draw(image), ImageFont.load_default(size=10)
+    image.paste(Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS))
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(size=16)
     _draw_bars(draw, bars, height, width, font)
     to_go = recording.return_to_go.numpy()
     lines = [("return-to-go", to_go[:, None], ("#a78bfa",)), ("actions", action[:, :6], LINES)]
     for i, (name, values, colours) in enumerate(lines):
-        top = height + 76 + 37 * i
-        draw.text((6, top), name, fill="#cbd5e1", font=font)
-        _draw_lines(draw, values, step, (80, top, width - 8, top + 30), colours)
+        top = height + 172 + 74 * i
+        draw.text((14, top + 20), name, fill="#cbd5e1", font=font)
+        _draw_lines(draw, values, step, (130, top, width - 14, top + 60), colours)
     return np.asarray(image)
 
 
 def _draw_bars(
     draw: ImageDraw.ImageDraw, bars: np.ndarray, top: int, width: int, font: Any
 ) -> None:
-    draw.text((6, top + 4), "what mattered now", fill="#e2e8f0", font=font)
-    x = 110
+    draw.text((14, top + 8), "what mattered now", fill="#e2e8f0", font=font)
+    x = 190
     for name in MODALITIES:
-        draw.rectangle((x, top + 7, x + 7, top + 14), fill=COLOURS[name])
-        draw.text((x + 11, top + 4), LABELS[name], fill="#cbd5e1", font=font)
-        x += 72
-    draw.text((width - 8, top + 16), "now", fill="#cbd5e1", font=font, anchor="ra")
-    draw.text((8, top + 16), f"{SHOWN - 1} steps ago", fill="#cbd5e1", font=font)
-    step, base = (width - 16) / SHOWN, top + 66
-    draw.line((8, base + 1, width - 8, base + 1), fill="#475569")
+        draw.rectangle((x, top + 12, x + 12, top + 24), fill=COLOURS[name])
+        draw.text((x + 18, top + 8), LABELS[name], fill="#cbd5e1", font=font)
+        x += 32 + int(draw.textlength(LABELS[name], font=font))
+    step, base = (width - 28) / SHOWN, top + 134
+    draw.text((width - 14, base + 4), "now", fill="#cbd5e1", font=font, anchor="ra")
+    draw.text((14, base + 4), f"{SHOWN - 1} steps ago", fill="#cbd5e1", font=font)
+    draw.line((14, base + 1, width - 14, base + 1), fill="#475569")
     for i, parts in enumerate(bars):
         y, size = base, min(1.0, parts.sum())
         for name, part in zip(MODALITIES, parts / max(parts.sum(), 1e-12), strict=True):
-            end = y - 44 * size**0.5 * part  # root: the newest step would dwarf the others
+            end = y - 96 * size**0.5 * part  # root: the newest step would dwarf the others
             if y - end >= 0.5:
-                draw.rectangle((8 + i * step, end, 8 + (i + 1) * step - 2, y), fill=COLOURS[name])
+                left = 14 + i * step
+                draw.rectangle((left, end, left + step - 3, y), fill=COLOURS[name])
             y = end
 
 
@@ -123,4 +131,4 @@ def _draw_lines(
     y = bottom - (bottom - top) * (shown - low) / (high - low or 1)
     for column, colour in zip(y.T, colours, strict=False):
         if len(x) > 1:
-            draw.line(list(zip(x.tolist(), column.tolist(), strict=True)), fill=colour)
+            draw.line(list(zip(x.tolist(), column.tolist(), strict=True)), fill=colour, width=2)

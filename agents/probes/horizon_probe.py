@@ -58,8 +58,28 @@ class Horizon(PolicyProbe):
             (
                 f"episodes of {steps} steps or more, read in windows of {longest}: "
                 "no map sees further than its window; time constants do",
+                *_beside_training(each, tokens_of_a_step(contexts[0].policy), steps, task),
             ),
         )
+
+
+def _beside_training(
+    each: Sequence["_Mean"], tokens: int, steps: int, task: Task | None
+) -> list[str]:
+    """What goes on for longer than any stretch of the training, and so was never learned there."""
+    learned = task.learned_steps if task else None
+    if learned is None:
+        return []
+    notes = [f"trained on stretches of {learned} steps at most"]
+    far = [str(i) for i, one in enumerate(each) if one.longest > learned * tokens]
+    if far:
+        notes.append(
+            f"the longest time constant of layer {', '.join(far)} is longer than that: what it "
+            "holds for longer is extrapolated, not learned"
+        )
+    if steps > learned:
+        notes.append(f"step {steps - 1} lies past that: what is said about it is extrapolated")
+    return notes
 
 
 def _horizons(context: Context) -> list[LayerHorizon]:

@@ -1,5 +1,7 @@
 """Where a policy is evaluated: chosen from the dataset, the flags and what is known of it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from gymnasium import spaces
@@ -95,7 +97,7 @@ def test_environment_arguments_belong_to_their_environment():
     [
         Task(None, (1.0,)),
         Task("Hopper-v5", (3.0, 1.5), {"a": 1}, ReferenceScores(0.0, 2.0, "ours")),
-        Task("Hopper-v5", (3.0, 1.5), return_range=(1.0, 2.0)),
+        Task("Hopper-v5", (3.0, 1.5), return_range=(1.0, 2.0), learned_steps=20),
     ],
 )
 def test_a_description_comes_back(task):
@@ -103,9 +105,10 @@ def test_a_description_comes_back(task):
 
 
 def test_a_description_from_before_ranges_holds_nothing():
-    description = Task("Hopper-v5", (3.0,), return_range=(1.0, 2.0)).describe()
-    del description["return_range"]
+    description = Task("Hopper-v5", (3.0,), return_range=(1.0, 2.0), learned_steps=9).describe()
+    del description["return_range"], description["learned_steps"]
     assert Task.from_description(description).aims == (3.0,)
+    assert Task.from_description(description).learned_steps is None
 
 
 def test_targets_are_held_to_the_range_of_returns():
@@ -118,6 +121,8 @@ def test_targets_are_held_to_the_range_of_returns():
     ]
     assert Task("Hopper-v5", (12000.0, None)).aims == (12000.0, None)
     assert with_environment(task, None, (5000.0,)).aims == (3953.04,)
+    known = replace(task, learned_steps=7)
+    assert with_environment(known, None, (5000.0,)).learned_steps == 7
 
 
 def test_a_held_target_is_asked_for_less_and_named_as_it_was_asked():

@@ -6,8 +6,11 @@ import pytest
 import torch
 from planted import new_policy
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_layer_probes import query
 
 from decision_s4 import train
+from decision_s4.agents.probes.base import make_probe
+from decision_s4.agents.probes.figures import layers_figure, map_figure
 from decision_s4.agents.probes.gradients import GradientTimesInput
 from decision_s4.agents.training import TrainConfig, Training
 from decision_s4.envs.errors import UserError
@@ -57,8 +60,8 @@ def test_bad_probes_end_before_training(name, message, tmp_path, capsys):
 def test_attached_probes_are_logged_and_change_nothing(tmp_path):
     config = TrainConfig(**SMALL)
     training, other = (Training.begin(config, torch.device("cpu")) for _ in range(2))
-    lrp, made = training.learner.policy.attach("lrp", GradientTimesInput())
-    assert training.learner.policy.probes == [lrp, made]
+    probes = training.learner.policy.attach("lrp", GradientTimesInput(), "hidden-attention")
+    assert training.learner.policy.probes == probes
     for each in (training, other):
         each.update()
     states = [each.learner.policy.state_dict() for each in (training, other)]
@@ -69,6 +72,25 @@ def test_attached_probes_are_logged_and_change_nothing(tmp_path):
     assert logged.names == set()
     training.explain(logged)
     assert {"probe/lrp", "probe/gradient-x-input", "probe/lrp/deletion"} <= logged.names
+    assert {"probe/hidden-attention", "probe/hidden-attention/layers"} <= logged.names
+    gaps = {name for name in logged.names if name.endswith("conservation_gap")}
+    assert gaps == {"probe/lrp/conservation_gap"}
+
+
+@pytest.mark.parametrize(("tokens", "labels"), [("step", "0 2 5"), ("three", "return to go")])
+def test_figures_tell_steps_and_layers(tokens, labels):
+    context = query(new_policy("gla", tokens=tokens), window=6)
+    figure = layers_figure(make_probe("implicit-attention"), context)
+    assert [axis.get_title()[:8] for axis in figure.axes] == ["layer 0:", "layer 1:"]
+    ticks = [text.get_text() for text in figure.axes[0].get_xticklabels()]
+    wanted = [str(context.first + int(x)) for x in labels.split()] if tokens == "step" else [labels]
+    assert set(wanted) <= set(ticks)
+    found = make_probe("lrp").attribute(context)
+    names = [str(i) for i in range(found.values.shape[1])]
+    assert len(map_figure(found, names).axes) == 3  # map, sums, colours
+    weights = make_probe("rollout").attribute(context)
+    (label,) = map_figure(weights, names).axes[0].get_yticklabels()
+    assert label.get_text() == "all inputs"
 
 
 class Logged:

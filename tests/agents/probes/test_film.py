@@ -14,9 +14,9 @@ def test_the_newest_steps_bar_stands_at_the_right():
     bars = np.zeros((SHOWN, 3))
     bars[-1, 0] = 1.0
     drawn = _drawn(frame, bars, recording, np.zeros((50, 2)), 49)
-    assert drawn.shape == (120 + STRIP, 320, 3)
-    assert (drawn[:120] == 77).all()
+    assert drawn.shape == (240 + STRIP, 640, 3)  # twice as large
+    assert (drawn[:240] == 77).all()
     colour = np.array([int(COLOURS["return_to_go"][i : i + 2], 16) for i in (1, 3, 5)])
-    bar = (drawn[120 + 30 : 120 + 60] == colour).all(-1).any(0)  # below the legend
-    assert bar[-18:-10].all()
-    assert not bar[:-20].any()
+    bar = (drawn[240 + 50 : 240 + 130] == colour).all(-1).any(0)  # below the legend
+    assert bar[-30:-20].all()
+    assert not bar[:-36].any()

@@ -85,6 +85,22 @@ def test_horizons_are_in_seconds_too_where_a_step_has_some(tokens, per_step):
     assert len(make_probe("horizon").examine(contexts, Task("MountainCar-v0", (0.0,))).tables) == 1
 
 
+def test_what_goes_on_for_longer_than_the_training_is_called_extrapolated():
+    contexts = [query(new_policy("s4"), window=5)]
+    longest = max(row[2] for row in make_probe("horizon").examine(contexts).tables[0].rows)
+
+    def notes(learned: int | None) -> str:
+        task = Task("MountainCar-v0", (0.0,), learned_steps=learned)
+        return " ".join(make_probe("horizon").examine(contexts, task).notes)
+
+    assert "trained" not in notes(None)
+    enough = notes(math.ceil(longest))
+    assert f"trained on stretches of {math.ceil(longest)} steps" in enough
+    assert "extrapolated" not in enough
+    assert "layer 0, 1 is longer" in notes(1)
+    assert f"step {contexts[0].step} lies past that" in notes(1)
+
+
 def test_a_policy_without_layers_is_refused_by_name():
     policy = new_policy("s4", tokens="observation")
     for name in (*MAPS, "horizon"):

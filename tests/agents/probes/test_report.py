@@ -34,7 +34,7 @@ def page(run, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for name, small in {"QUERIES": 3, "EVIDENCE": 3, "LOOP_EPISODES": 1}.items():
             patch.setattr(explain, name, small)
-        flags = ["--episodes", "1", "--probe", "gradient-x-input,occlusion,patching,sae"]
+        flags = ["--episodes", "1", "--probe", "gradient-x-input,occlusion,hidden-attention,patching,sae"]
         assert evaluate.main([run, *flags, "--report", str(path)]) == 0
     return path
 
@@ -52,7 +52,8 @@ def test_the_page_needs_nothing_from_elsewhere(page):
 def test_the_page_holds_names_maps_and_evidence(page):
     data = data_of(page)
     assert data["features"][:3] == ["return-to-go", "torso height", "torso angle"]
-    assert [method["name"] for method in data["methods"]] == ["gradient-x-input", "occlusion"]
+    methods = {method["name"]: method["tells_features"] for method in data["methods"]}
+    assert methods == {"gradient-x-input": True, "occlusion": True, "hidden-attention": False}
     query = data["episodes"][0]["queries"][-1]
     found = query["maps"][0][1]
     cells = np.frombuffer(base64.b64decode(found["data"]), "<i2")
@@ -75,6 +76,12 @@ $("method").value = "1"; $("method").dispatchEvent(new Event("change"));
 seen.question = $("question").textContent;
 $("time").value = "0"; $("time").dispatchEvent(new Event("input"));
 seen.when = $("when").textContent;
+
+seen.linear = colour(.25); $("root").click(); seen.root = colour(.25);
+$("method").value = "2"; $("method").dispatchEvent(new Event("change"));
+$("map").dispatchEvent(new MouseEvent("mousemove",
+  {clientX: box.left + PLOT.left + 3, clientY: $("map").getBoundingClientRect().top + PLOT.top + 3}));
+seen.weight = $("tip").textContent; seen.beside = $("features").textContent;
 seen.fetched = performance.getEntriesByType("resource").length;
 document.title = JSON.stringify(seen);
 </script>"""
@@ -117,6 +124,9 @@ def test_pointing_tells_name_value_and_relevance_and_the_page_can_be_moved(page,
     assert (seen["shown"], seen["left"]) == ("block", "none")
     assert seen["question"].startswith("occlusion: ")
     assert seen["when"].startswith("step 0 of ")
+    assert seen["linear"] != seen["root"]
+    assert re.fullmatch(r"step 0 \(now\)100\.0% of the weight", seen["weight"])
+    assert "tells steps apart" in seen["beside"]
     assert seen["fetched"] == 0
 
 
