@@ -34,7 +34,8 @@ def page(run, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for name, small in {"QUERIES": 3, "EVIDENCE": 3, "LOOP_EPISODES": 1}.items():
             patch.setattr(explain, name, small)
-        flags = ["--episodes", "1", "--probe", "gradient-x-input,occlusion,hidden-attention,patching,sae"]
+        probes = "gradient-x-input,occlusion,hidden-attention,patching,sae"
+        flags = ["--episodes", "1", "--probe", probes]
         assert evaluate.main([run, *flags, "--report", str(path)]) == 0
     return path
 
@@ -76,11 +77,11 @@ $("method").value = "1"; $("method").dispatchEvent(new Event("change"));
 seen.question = $("question").textContent;
 $("time").value = "0"; $("time").dispatchEvent(new Event("input"));
 seen.when = $("when").textContent;
-
 seen.linear = colour(.25); $("root").click(); seen.root = colour(.25);
 $("method").value = "2"; $("method").dispatchEvent(new Event("change"));
+const there = $("map").getBoundingClientRect();
 $("map").dispatchEvent(new MouseEvent("mousemove",
-  {clientX: box.left + PLOT.left + 3, clientY: $("map").getBoundingClientRect().top + PLOT.top + 3}));
+  {clientX: there.left + PLOT.left + 3, clientY: there.top + PLOT.top + 3}));
 seen.weight = $("tip").textContent; seen.beside = $("features").textContent;
 seen.fetched = performance.getEntriesByType("resource").length;
 document.title = JSON.stringify(seen);
