@@ -1,6 +1,7 @@
 """A policy, ready to act: the Agent of a rollout."""
 
 import copy
+import logging
 from typing import Literal, get_args
 
 import torch
@@ -13,9 +14,11 @@ from decision_s4.agents.flat_step import Act, FlatAct, can_flatten, own_step
 from decision_s4.agents.policy import Policy, SequencePolicy
 from decision_s4.envs.timestep import TimeStep
 from decision_s4.kernels import policy_step
+from decision_s4.kernels.compiled_rows import CompiledRows
 from decision_s4.kernels.policy_step import Inputs, make_policy_step
 from decision_s4.kernels.recorded_rows import RecordedRows
 
+LOG = logging.getLogger(__name__)
 Impl = policy_step.Impl | Literal["compiled"]
 
 
@@ -29,7 +32,9 @@ class Actor:
         policy: the policy, in evaluation mode.
         impl: None takes "graph" on CUDA, a step recorded once and replayed in one launch; on the
             CPU "torch" for S4 and S4D (see kernels/policy_step), the policy's own step for others.
-            For acting many times, "cpu" compiles a C++ library once a machine for S4 and S4D.
+            For acting many times: "cpu" compiles a C++ library once a machine for S4 and S4D,
+            "compiled" any one-token policy's step once for each number of rows, on the CPU; where
+            that fails they warn, and act as without.
 
     Raises:
         ValueError: for an `impl` that is unknown or cannot act for this policy.
@@ -54,26 +59,29 @@ class Actor:
 
 def _faster(policy: Policy, impl: Impl | None) -> Act | None:
     """What acts in less time than the policy's own step, if anything does."""
-    if can_plan(policy):
+    if can_plan(policy) and impl != "compiled":
         return _planned(policy, impl)
-    device = policy.head.linear.weight.device.type
-    if impl in (None, "graph") and device == "cuda" and can_flatten(policy):
-        return FlatAct(policy, RecordedRows, optional=impl is None)
+    device, flat = policy.head.linear.weight.device.type, can_flatten(policy)
+    if impl in (None, "graph") and device == "cuda" and flat:
+        return FlatAct(policy, RecordedRows, LOG.info if impl is None else None)
+    if impl == "compiled" and device == "cpu" and flat:
+        return FlatAct(policy, CompiledRows, LOG.warning)
     if impl is not None:
         raise ValueError(_refusal(policy, impl, device))
     return None
 
 
 def _refusal(policy: Policy, impl: str, device: str) -> str:
-    known = [*get_args(policy_step.Impl)]
+    known = [*get_args(policy_step.Impl), "compiled"]
     if impl not in known:
         return f"impl '{impl}' is unknown; use one of {', '.join(known)}"
-    whose = f"this {policy.options.backbone} policy on {device}; leave impl at None"
-    if impl == "graph":
-        return (
-            f"impl 'graph' acts on CUDA, in evaluation mode, with one token a step, not for {whose}"
-        )
-    return f"impl '{impl}' acts for s4 and s4d policies in evaluation mode, not for {whose}"
+    takes = {"graph": "policies on CUDA", "compiled": "policies on the CPU"}
+    whose = takes.get(impl, "s4 and s4d policies") + " in evaluation mode"
+    more = " and one token a step" if impl in takes else ""
+    return (
+        f"impl '{impl}' acts for {whose}{more}, "
+        f"not for this {policy.options.backbone} policy on {device}; leave impl at None"
+    )
 
 
 def _planned(policy: SequencePolicy, impl: policy_step.Impl | None) -> Act:

@@ -1,11 +1,10 @@
 """A policy's step as a function of plain tensors: what can be recorded or compiled."""
 
-import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from decision_s4.agents.backbones import State
 from decision_s4.agents.policy import Policy
@@ -15,7 +14,6 @@ from decision_s4.envs.timestep import TimeStep
 
 Act = Callable[[TimeStep, State, bool], tuple[Tensor, State]]
 Rows = Callable[[list[Tensor]], list[Tensor]]
-LOG = logging.getLogger(__name__)
 
 
 def own_step(policy: Policy) -> Act:
@@ -48,13 +46,17 @@ class FlatStep(nn.Module):
 
     def __init__(self, policy: Policy, step: TimeStep, state: State):
         super().__init__()
-        self.policy, self.constants = policy, policy.backbone.constants()
-        self.step, self.state = step, state
+        self.policy, self.step, self.state = policy, step, state
+        leaves, self.form = tree_flatten(policy.backbone.constants())
+        for i, leaf in enumerate(leaves):
+            self.register_buffer(f"constant{i}", leaf)  # None too
+        self.count = len(leaves)
 
     def forward(self, given: list[Tensor]) -> list[Tensor]:
         rest = iter(given)
         step, state = unflattened(self.step, rest), unflattened(self.state, rest)
-        features, state = self.policy.step(step, state, self.constants)
+        constants = [getattr(self, f"constant{i}") for i in range(self.count)]
+        features, state = self.policy.step(step, state, tree_unflatten(constants, self.form))
         found = features, self.policy.head.act(features, True), *flattened(state)
         return [x.contiguous() for x in found]
 
@@ -65,11 +67,13 @@ class FlatAct:
     Args:
         policy: one that `can_flatten`.
         prepare: of the flat step: what runs it. It may raise RuntimeError, also at its first call.
-        optional: whether the policy's own step then acts, with a line in the log, in its place.
+        say: takes one line where then the policy's own step acts in its place; None: it may not.
     """
 
-    def __init__(self, policy: Policy, prepare: Callable[[FlatStep], Rows], optional: bool):
-        self.policy, self.prepare, self.optional = policy, prepare, optional
+    def __init__(
+        self, policy: Policy, prepare: Callable[[FlatStep], Rows], say: Callable[[str], None] | None
+    ):
+        self.policy, self.prepare, self.say = policy, prepare, say
         self.own, self.device = own_step(policy), policy.head.linear.weight.device
         self.rows: Rows | None = None
         self.form: list[Any] | None = None
@@ -94,14 +98,17 @@ class FlatAct:
         try:
             rows(given)
             self.rows = rows
-        except RuntimeError as error:
-            if not self.optional:
+        except (RuntimeError, OSError) as error:
+            if self.say is None:
                 raise
-            LOG.info("acting by the policy's own step, operation by operation: %s", error)
+            reason = str(error).strip().partition("\n")[0]
+            self.say(f"the policy acts by its own step, operation by operation: {reason}")
 
 
 def _form(leaves: list[Any]) -> list[Any]:
-    return [(x.shape[1:], x.dtype) if isinstance(x, Tensor) else x for x in leaves]
+    """What is the same of all leaves for all numbers of rows."""
+    rows = len(leaves[0])
+    return [(len(x) == rows, x.shape[1:], x.dtype) if isinstance(x, Tensor) else x for x in leaves]
 
 
 def flattened(*trees: Any) -> list[Tensor]:

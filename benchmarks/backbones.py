@@ -7,8 +7,10 @@ Names that the file has are not measured again; `benchmarks/backbone_table.py` j
 they return. A Decision S4 policy of the default sizes on Hopper. "training" is environment steps a
 second of whole updates on 3 rows of 1,000 steps with episodes of 200; "resets" what those episodes
 add to a forward and backward pass of the backbone beside unbroken rows. "step" is one acting step
-of the policy at batch 1 (Actor), "a block" one step of the backbone over its blocks beside torch's
-GRUCell of its width. Medians of interleaved repeats, one thread.
+of the policy at batch 1, as Actor does it unless told otherwise, and compiled (Actor's
+impl="compiled", on the CPU); "a block" the faster of the two over the number of blocks, embedding
+and head included, beside torch's GRUCell of the backbone's width, and before it the blocks alone,
+operation by operation. Medians of interleaved repeats, one thread.
 """
 
 import argparse
@@ -60,9 +62,17 @@ def calls(name: str, device: str) -> tuple[SequencePolicy, dict[str, Call]]:
     learner = DecisionLearner(copy.deepcopy(policy), OptimiserOptions(), total_steps=10**6)
     x = torch.randn(ROWS, STEPS, policy.options.d_model, device=device, requires_grad=True)
     unbroken = torch.zeros_like(batch.start)
-    step, actor = tree_map(lambda leaf: leaf.to(device), time_step(1)), Actor(policy.eval())
-    before = actor.initial_state(1)
-    _, state = actor.act(step, before)
+    step, policy = tree_map(lambda leaf: leaf.to(device), time_step(1)), policy.eval()
+    impls = {"step": None} | ({"compiled": "compiled"} if device == "cpu" else {})
+    actors = {each: Actor(policy, impl) for each, impl in impls.items()}
+    for actor in actors.values():
+        _, state = actor.act(step, actor.initial_state(1))
+    if "compiled" in actors and actors["compiled"]._act.rows is None:
+        del actors["compiled"]  # a warning has said why
+    steps = {
+        each: synchronised(lambda actor=actor: actor.act(step, state), device)
+        for each, actor in actors.items()
+    }
     constants, token = policy.backbone.constants(), x[0, :1].detach()
     blocks = torch.inference_mode()(
         lambda: policy.backbone.step(token, policy.initial_state(1), None, constants)
@@ -71,8 +81,8 @@ def calls(name: str, device: str) -> tuple[SequencePolicy, dict[str, Call]]:
         "update": synchronised(lambda: learner.update(batch), device),
         "packed": synchronised(lambda: both_ways(policy.backbone, x, batch.start), device),
         "unbroken": synchronised(lambda: both_ways(policy.backbone, x, unbroken), device),
-        "step": synchronised(lambda: actor.act(step, state), device),
         "blocks": synchronised(blocks, device),
+        **steps,
     }
 
 
@@ -94,11 +104,12 @@ def gru_cell(device: str) -> Call:
 def row(name: str, device: str, repeats: int) -> dict[str, object]:
     """What was measured of a backbone."""
     policy, timed = calls(name, device)
-    slow = {key: timed[key] for key in ("update", "packed", "unbroken")}
-    fast = {key: timed[key] for key in ("step", "blocks")} | {"gru": gru_cell(device)}
+    slow = {key: timed.pop(key) for key in ("update", "packed", "unbroken")}
+    fast = timed | {"gru": gru_cell(device)}
     seconds = interleaved(slow, repeats, warmup=2) | interleaved(fast, 50 * repeats)
     median = {key: float(np.median(values)) for key, values in seconds.items()}
-    a_block = median["blocks"] / len(policy.backbone.blocks) / median["gru"]
+    compiled = 1e6 * np.percentile(seconds.get("compiled", [np.nan]), [50, 99])
+    gru = median["gru"] * len(policy.backbone.blocks)
     return {
         "backbone": name,
         "parameters": parameter_count(policy),
@@ -106,7 +117,13 @@ def row(name: str, device: str, repeats: int) -> dict[str, object]:
         "resets_percent": round(100 * np.median(seconds["packed"] / seconds["unbroken"]) - 100, 1),
         "step_p50_us": round(1e6 * median["step"], 1),
         "step_p99_us": round(1e6 * np.percentile(seconds["step"], 99), 1),
-        "block_over_gru_cell": round(a_block, 2),
+        "compiled_p50_us": round(compiled[0], 1),
+        "compiled_p99_us": round(compiled[1], 1),
+        "block_over_gru_cell": round(median["blocks"] / gru, 2),
+        "acting_over_gru_cell": round(
+            np.nanmin([median["step"] / gru, compiled[0] / gru / 1e6]), 2
+        ),
+        "gru_cell_us": round(1e6 * median["gru"], 1),
         "state_bytes": sum(leaf.nbytes for leaf in tree_leaves(policy.initial_state(1))),
         "load": round(os.getloadavg()[0], 1),
         "machine": torch.cuda.get_device_name()
@@ -116,10 +133,11 @@ def row(name: str, device: str, repeats: int) -> dict[str, object]:
 
 
 def line(found: dict[str, object]) -> str:
-    name, parameters, rate, resets, p50, p99, a_block, state, *_ = found.values()
+    name, parameters, rate, resets, p50, p99, c50, c99, own, acting, _, state, *_ = found.values()
     return (
         f"| {name} | {int(parameters):,} | {int(rate):,} | {float(resets):+.0f}% "
-        f"| {float(p50):.0f} / {float(p99):.0f} | {float(a_block):.1f} × | {int(state):,} |"
+        f"| {float(p50):.0f} / {float(p99):.0f} | {float(c50):.0f} / {float(c99):.0f} "
+        f"| {float(own):.1f} × | {float(acting):.1f} × | {int(state):,} |"
     )
 
 
@@ -130,12 +148,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--results", type=Path, help="CSV file to go on with")
     given = parser.parse_args()
-    logging.basicConfig(level=logging.ERROR)
+    logging.basicConfig(level=logging.WARNING)
     torch.set_num_threads(1)
     print(machine() if given.device == "cpu" else torch.cuda.get_device_name())
     print(
-        "\n| backbone | parameters | training, steps/s | resets | step p50 / p99, µs "
-        "| a block beside GRUCell | state, bytes |\n|---|---|---|---|---|---|---|"
+        "\n| backbone | parameters | training, steps/s | resets | step p50 / p99, µs | compiled "
+        "| own blocks beside GRUCell | a block | state, bytes |\n" + "|---" * 9 + "|"
     )
     known = {found["backbone"]: found for found in csv_rows.read(given.results)}
     for name in given.names:

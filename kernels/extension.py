@@ -39,9 +39,9 @@ def compile_library(op: str, source: Path, flags: tuple[str, ...] = ()) -> Modul
     march = (f"-march={LEVELS[level]}",) if level in LEVELS else ()
     name = f"decision_s4_{op}_{level.lower()}"
     texts = {path.name: path.read_bytes() for path in (source, *sorted(HEADERS.glob("*.h")))}
-    folder = _folder(cpp_extension.get_default_build_root(), name, texts)
+    folder = build_folder(name, texts)
     LOG.info("%s: loading the C++ library %s, compiled if new (about 30 s)", op, folder)
-    with _alone(op, folder):
+    with alone(op, folder):
         _write(folder, texts)
         return cpp_extension.load(
             name,
@@ -52,12 +52,18 @@ def compile_library(op: str, source: Path, flags: tuple[str, ...] = ()) -> Modul
         )
 
 
-def _folder(root: str, name: str, texts: dict[str, bytes]) -> Path:
+def build_folder(name: str, texts: dict[str, bytes]) -> Path:
     """Where a library is built: a place for each version of Python, of torch and of its sources, so
     that two versions of this package do not build in turns."""
     versions = f"py{platform.python_version()}-torch{torch.__version__}"
+    from torch.utils.cpp_extension import get_default_build_root
+
     of_sources = hashlib.sha256(b"".join(texts.values())).hexdigest()[:8]
-    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR", root)) / versions / f"{name}-{of_sources}"
+    folder = (
+        Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+        / versions
+        / f"{name}-{of_sources}"
+    )
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -71,7 +77,7 @@ def _write(folder: Path, texts: dict[str, bytes]) -> None:
 
 
 @contextmanager
-def _alone(op: str, folder: Path) -> Iterator[None]:
+def alone(op: str, folder: Path) -> Iterator[None]:
     """One process at a time builds in a folder. The operating system ends a dead one's lock.
 
     torch's own, a file named `lock`, outlives a process that is killed, and whoever comes after

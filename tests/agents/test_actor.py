@@ -123,7 +123,7 @@ def test_what_a_recording_copies_in_and_out(names, backbone, monkeypatch):
     policy = make_policy(names, backbone=backbone)
     actor = Actor(policy)
     with torch.inference_mode():
-        actor._act = FlatAct(actor.policy, recorded_rows.RecordedRows, optional=False)
+        actor._act = FlatAct(actor.policy, recorded_rows.RecordedRows, None)
     steps = moments(policy, [[True] * 3, [False] * 3, [False, True, False], [False] * 3])
     assert_same(acted(actor, steps), own_steps(policy, steps))
     first = acted(actor, [steps[0]])
@@ -174,7 +174,7 @@ def test_a_policy_in_training_mode_acts_by_its_own_step():
     assert_same(acted(Actor(policy), steps), wanted)
     with pytest.raises(ValueError, match="impl 'cpu' acts for s4 and s4d policies"):
         Actor(policy, impl="cpu")
-    with pytest.raises(ValueError, match="impl 'graph' acts on CUDA, in evaluation mode"):
+    with pytest.raises(ValueError, match="impl 'graph' acts for policies on CUDA in evaluation"):
         Actor(policy, impl="graph")
     with pytest.raises(ValueError, match="impl 'grahp' is unknown; use one of"):
         Actor(policy, impl="grahp")
