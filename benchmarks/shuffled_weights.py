@@ -1,9 +1,12 @@
 """What maps owe to each layer's weights, as Markdown tables: `… shuffled_weights.py RUN RUN …`
 
 The cascading check of Adebayo et al. (arXiv 1810.03292): the weights are shuffled from the head
-down, and each method's map is compared with the true one's: rank correlation with signs, and of
-sizes alone, means over queries. "floor" is the correlation of sizes of two networks of shuffled
-weights: what layers and inputs make alike whatever was learned. Each query has its own.
+down, and each method's map is compared with the true one's, by rank correlation. Three columns a
+stage, means over queries: with signs; of sizes alone; and of sizes beyond what NETWORKS others of
+shuffled weights say of the same query on average. These share what layers and inputs make alike
+whatever was learned: the decay over time, the size of an input. A check that does not take it out
+finds that all maps that decay are alike. "theirs" is how much of the true map's order it is (the
+squared rank correlation): what is left is all that the policy's own weights can have said.
 """
 
 import argparse
@@ -14,37 +17,51 @@ import torch
 from faithfulness import probes_for
 
 from decision_s4.agents import checkpoint, saved
+from decision_s4.agents.policy import Policy
 from decision_s4.agents.probes.base import PROBES, AttributionProbe, targets_of
 from decision_s4.agents.probes.context import Context
 from decision_s4.agents.probes.explain import EPISODES, spread_queries
 from decision_s4.agents.probes.recordings import play
-from decision_s4.agents.probes.sanity import cascade, rank_correlation, shuffled_weights
+from decision_s4.agents.probes.sanity import (
+    cascade,
+    mean_ranks,
+    partial_rank_correlation,
+    rank_correlation,
+    shuffled_weights,
+)
+from decision_s4.envs.statistics import bootstrap_interval
 
-Kept = dict[str, tuple[float, float]]
-"""By stage: correlation with signs, and of sizes."""
+NETWORKS = 8
+Kept = dict[str, tuple[float, ...]]
+"""By stage: correlation with signs, of sizes, of sizes beyond the others; and "theirs"."""
 
 
 def kept(probe: AttributionProbe, context: Context, seed: int) -> Kept:
-    """How much of one map each stage of the cascade leaves, and the floor."""
+    """How much of one map each stage of the cascade leaves."""
 
-    def map_of(there: Context) -> torch.Tensor:
-        return probe.attribute(there).values
+    def map_of(policy: Policy) -> torch.Tensor:
+        return probe.attribute(context.to_policy(policy)).values
 
-    def alike(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:
-        return rank_correlation(a, b), rank_correlation(a.abs(), b.abs())
-
-    true = map_of(context)
-    found, last = {}, true
+    true, seeds = probe.attribute(context).values, range(seed + 1, seed + 1 + NETWORKS)
+    common = mean_ranks([map_of(shuffled_weights(context.policy, i)).abs() for i in seeds])
+    found: Kept = {}
     for stage, policy in cascade(context.policy, seed):
-        last = map_of(context.to_policy(policy))
-        found[stage] = alike(true, last)
-    other = map_of(context.to_policy(shuffled_weights(context.policy, seed + 1)))
-    return found | {"floor": alike(last, other)}
+        values = map_of(policy)
+        sizes = true.abs(), values.abs()
+        beyond = partial_rank_correlation(*sizes, common)
+        found[stage] = rank_correlation(true, values), rank_correlation(*sizes), beyond
+    return found | {"theirs": (rank_correlation(true.abs(), common) ** 2,)}
 
 
-def cell(values: list[tuple[float, float]]) -> str:
-    signs, sizes = np.nanmean(np.array(values), 0)
-    return f"{signs:+.2f}, {sizes:+.2f}"
+def cell(values: list[tuple[float, ...]]) -> str:
+    """Means, the last with its interval."""
+    *means, last = np.array(values).T
+    text = [f"{np.nanmean(each):+.2f}" for each in means]
+    known = last[np.isfinite(last)]
+    if not len(known):
+        return ", ".join([*text, "–"])
+    low, high = bootstrap_interval(known)
+    return ", ".join([*text, f"{known.mean():+.2f} [{low:+.2f}, {high:+.2f}]"])
 
 
 def report(run: Path, names: list[str], queries: int, seed: int) -> None:
@@ -53,9 +70,10 @@ def report(run: Path, names: list[str], queries: int, seed: int) -> None:
     policy, task = saved.rebuild(found), saved.task(found)
     recordings = play(policy, task, EPISODES, seed)
     contexts = spread_queries(policy, recordings, targets_of(policy), queries)
-    print(f"\n{task.env_id}, {policy.options.backbone}, {queries} queries (with signs, sizes):\n")
+    about = f"{task.env_id}, {policy.options.backbone}, {queries} queries"
+    print(f"\n{about} (with signs, sizes, beyond the others'):\n")
     for number, probe in enumerate(probes_for(policy, names)):
-        each = [kept(probe, context, 2 * i) for i, context in enumerate(contexts)]
+        each = [kept(probe, context, (1 + NETWORKS) * i) for i, context in enumerate(contexts)]
         if not number:
             print(f"| shuffled down to | {' | '.join(each[0])} |\n{'|---' * (1 + len(each[0]))}|")
         cells = [cell([one[stage] for one in each]) for stage in each[0]]

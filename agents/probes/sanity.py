@@ -7,7 +7,7 @@ Shapes: W steps, F features.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,19 @@ def rank_correlation(a: Tensor, b: Tensor) -> float:
     """Spearman's, of all numbers of two tensors; nan where one is constant."""
     ranks = torch.stack([_ranks(x.flatten().double()) for x in (a, b)])
     return torch.corrcoef(ranks)[0, 1].item()
+
+
+def mean_ranks(maps: Sequence[Tensor]) -> Tensor:
+    """The order that several maps of one shape have in common: the mean of each cell's ranks."""
+    return torch.stack([_ranks(x.flatten().double()) for x in maps]).mean(0).view_as(maps[0])
+
+
+def partial_rank_correlation(a: Tensor, b: Tensor, given: Tensor) -> float:
+    """Spearman's of a and b once the order of `given` is taken out of both (of residuals of ranks);
+    nan where one of them has no other order."""
+    ab, ac, bc = (rank_correlation(x, y) for x, y in ((a, b), (a, given), (b, given)))
+    left = (1 - ac**2) * (1 - bc**2)
+    return (ab - ac * bc) / left**0.5 if left > 0 else float("nan")
 
 
 def _ranks(x: Tensor) -> Tensor:

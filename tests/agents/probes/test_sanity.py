@@ -1,5 +1,7 @@
 """Maps beside those of shuffled weights: what ignores the weights is found out."""
 
+import math
+
 import pytest
 import torch
 from planted import new_policy
@@ -7,7 +9,13 @@ from test_gradients import context_of, policy_of
 
 from decision_s4.agents.probes.base import AttributionProbe, make_probe
 from decision_s4.agents.probes.faithfulness import faithfulness
-from decision_s4.agents.probes.sanity import cascade, rank_correlation, shuffled_weights
+from decision_s4.agents.probes.sanity import (
+    cascade,
+    mean_ranks,
+    partial_rank_correlation,
+    rank_correlation,
+    shuffled_weights,
+)
 
 
 class Inputs(AttributionProbe):
@@ -64,3 +72,16 @@ def test_rank_correlation():
     a = torch.tensor([1.0, 2.0, 3.0, 4.0])
     assert rank_correlation(a, a.exp()) == pytest.approx(1)
     assert rank_correlation(a, -a) == pytest.approx(-1)
+
+
+def test_what_two_maps_share_beyond_a_third():
+    """Both follow the same trend; only one pair shares what is left."""
+    draw = torch.Generator().manual_seed(0)
+    trend, own, other = torch.linspace(0, 30, 300), *torch.randn(2, 300, generator=draw)
+    maps = [trend + torch.randn(300, generator=draw) for _ in range(20)]
+    common = mean_ranks(maps)
+    assert rank_correlation(common, trend) > 0.999
+    assert rank_correlation(trend + own, trend + other) > 0.95
+    assert abs(partial_rank_correlation(trend + own, trend + other, common)) < 0.15
+    assert partial_rank_correlation(trend + own, trend + own + 0.1 * other, common) > 0.9
+    assert math.isnan(partial_rank_correlation(trend, other, trend))
