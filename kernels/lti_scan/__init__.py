@@ -22,11 +22,15 @@ from decision_s4.kernels.packing import Packing
 __all__ = ["Prepared", "System", "fastest", "lti_scan", "lti_step", "prepare", "transition"]
 
 lti_step = naive.step
+LONG = 24_576  # steps that a program walks in the time that torch takes for any number
 
 
-def fastest(system: System, kind: torch.dtype = torch.float32) -> str:
-    """The implementation that runs `system` on inputs of a `kind` where none is named."""
-    return choice.fastest("lti_scan", system.a.device, misfit(system, kind))
+def fastest(system: System, kind: torch.dtype = torch.float32, steps: int = 1) -> str:
+    """What runs `system` on rows of `steps` inputs of a `kind` where nothing is named."""
+    reason = misfit(system, kind)
+    if reason is None and steps > LONG:
+        reason = f"is faster on rows of more than {LONG:,} steps"
+    return choice.fastest("lti_scan", system.a.device, reason)
 
 
 def lti_scan(
@@ -46,7 +50,7 @@ def lti_scan(
         packing: where episodes start; the state is zero before each start.
         impl: "naive" is the equation as a loop, "torch" runs anywhere, "triton" is fused for CUDA
             (float32, up to 64 states; differentiable once). None takes "triton" on CUDA for what it
-            takes, else "torch".
+            takes, rows up to `LONG`, else "torch".
         prepared: `prepare(system)` of the same a, b, w and v, of which "triton" then has no
             gradient.
 
@@ -59,7 +63,7 @@ def lti_scan(
     if impl not in (None, "naive", "torch", "triton"):
         known = "'naive', 'torch' or 'triton'"
         raise ValueError(f"lti_scan: impl '{impl}' is unknown; use {known}")
-    impl = impl or fastest(system, u.dtype)
+    impl = impl or fastest(system, u.dtype, u.shape[1])
     if impl == "triton":
         from decision_s4.kernels.lti_scan import triton  # needs Triton
 

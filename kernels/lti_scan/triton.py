@@ -17,7 +17,8 @@ from decision_s4.kernels.lti_scan.prepared import CHUNK, Prepared, chunk_maps, r
 from decision_s4.kernels.lti_scan.system import System
 from decision_s4.kernels.packing import Packing, Walk
 
-WARPS = 8
+WARPS = 8  # of a program; half as many where there are more programs than run at once with eight
+MANY = 512  # programs
 GROUPS = 16  # of rows, whose gradients of the matrices are summed at once
 
 
@@ -127,7 +128,7 @@ def _forward(
     kept = u.new_empty(batch, h, chunks, size), u.new_empty(batch, h, digits, size)
     kernels.forward[h, batch](
         u, *matrices, state, *walk.pointers, y, final, *kept,
-        steps, h, chunks, matrices.kernel.stride(0), **_constants(matrices, walk),
+        steps, h, chunks, matrices.kernel.stride(0), **_constants(matrices, walk, h * batch),
     )  # fmt: skip
     return y, final, kept
 
@@ -151,15 +152,15 @@ def _backward(
     kernels.backward[h, groups](
         u, dy.contiguous(), dfinal, *matrices, *walk.pointers, *kept, du, dstate, *sums, scratch,
         batch, steps, h, chunks, matrices.kernel.stride(0), sums.kernel.stride(1),
-        FULL=full, **_constants(matrices, walk),
+        FULL=full, **_constants(matrices, walk, h * groups),
     )  # fmt: skip
     return du, dstate
 
 
-def _constants(matrices: Matrices, walk: Walk) -> dict[str, Any]:
+def _constants(matrices: Matrices, walk: Walk, programs: int) -> dict[str, Any]:
     _, size, length = matrices.ahead.shape
     return {
         "N": size, "N_": max(2, triton.next_power_of_2(size)), "L": length,
         "K": length.bit_length() - 1, "R": matrices.read.shape[3],
-        "ORDER": walk.order is not None, "num_warps": WARPS,
+        "ORDER": walk.order is not None, "num_warps": WARPS // 2 if programs > MANY else WARPS,
     }  # fmt: skip

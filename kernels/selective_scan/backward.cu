@@ -7,40 +7,54 @@ struct Tile {
     float2 each[CHANNELS];           // bias, D
 };
 
-// Adds up four values over the lanes of each quad: values 4i ... 4i + 3 of sixteen end in lane i.
-__device__ __forceinline__ void gather(float (&d)[4], int i, const float (&v)[4], const float (&pick)[8]) {
+// Adds up a step's values over the lanes of each quad. A result holds sixteen values of a lane, in
+// the order of steps, then states; values 4i ... 4i + 3 end in lane i of the quad. By the matrix
+// unit, or, APART, by shuffles: NaN of one step does not reach the others then.
+template <bool APART>
+__device__ __forceinline__ void gather(float (&d)[FRAGS][4], int t, const float (&v)[PER],
+                                       const float (&pick)[8], int lane) {
+#pragma unroll
+    for (int p = 0; p < PER; p += 4) {
+        const int value = t * PER + p, f = value / 16, i = value % 16 / 4;
+        float x[4] = {v[p], v[p + 1], v[p + 2], v[p + 3]};
+        if (APART) {
+#pragma unroll
+            for (int r = 0; r < 4; ++r) {
+                x[r] += __shfl_xor_sync(ALL, x[r], 1);
+                x[r] += __shfl_xor_sync(ALL, x[r], 2);
+                if ((lane & 3) == i) d[f][r == 1 ? 2 : r == 2 ? 1 : r] = x[r];
+            }
+            continue;
+        }
 #if !LOW  // the part that TF32 drops
-    float high[4], rest[4];
+        float rest[4];
 #pragma unroll
-    for (int r = 0; r < 4; ++r) {
-        high[r] = __uint_as_float(__float_as_uint(v[r]) & 0xffffe000u);
-        rest[r] = v[r] - high[r];
-    }
-    mma(d, rest, pick[2 * i], pick[2 * i + 1]);
-    mma(d, high, pick[2 * i], pick[2 * i + 1]);
-#else
-    mma(d, v, pick[2 * i], pick[2 * i + 1]);
+        for (int r = 0; r < 4; ++r) {
+            rest[r] = x[r];
+            x[r] = __uint_as_float(__float_as_uint(x[r]) & 0xffffe000u);
+            rest[r] -= x[r];
+        }
+        mma(d[f], rest, pick[2 * i], pick[2 * i + 1]);
 #endif
-}
-// The same by shuffles: NaN of one step does not reach the others.
-__device__ __forceinline__ void gather_apart(float (&d)[4], int i, const float (&v)[4], int lane) {
-#pragma unroll
-    for (int r = 0; r < 4; ++r) {
-        float x = v[r] + __shfl_xor_sync(ALL, v[r], 1);
-        x += __shfl_xor_sync(ALL, x, 2);
-        if ((lane & 3) == i) d[r == 1 ? 2 : r == 2 ? 1 : r] = x;
+        mma(d[f], x, pick[2 * i], pick[2 * i + 1]);
     }
+}
+// Into memory for `finish_table`: columns 2i, 2i + 1 of rows g, g + 8 hold values 4i, 4i + 2, 4i + 1, 4i + 3.
+__device__ __forceinline__ void put_part(float (*part)[32][4], int lane, const float (&d)[FRAGS][4]) {
+#pragma unroll
+    for (int f = 0; f < FRAGS; ++f)
+        *reinterpret_cast<float4*>(part[f][lane]) = make_float4(d[f][0], d[f][2], d[f][1], d[f][3]);
 }
 
 template <bool CUTS>
 __device__ __forceinline__ void retreat(Tile& m, int buffer, const Place& at, const float (&rate)[PER],
                                         const float (&h0)[PER], float (&passed)[PER], float (&flows)[PER],
                                         unsigned mask, const float (&pick)[8]) {
-    float a[TT][PER], h[TT][PER], dB[FRAGS][4] = {}, dC[FRAGS][4] = {};
+    float a[TT][PER], h[TT][PER], dC[FRAGS][4] = {}, dB[FRAGS][4] = {};
 #pragma unroll
     for (int t = 0; t < TT; ++t) {
-        float2 q = *reinterpret_cast<const float2*>(&m.in[buffer][t][at.channel]);
-        float b[PER];
+        float4 q = m.in[buffer][t][at.channel];
+        float b[PER], to_C[PER];
         load(&m.table[buffer][t * PAD + at.n0], b);
 #pragma unroll
         for (int p = 0; p < PER; ++p) {
@@ -48,44 +62,34 @@ __device__ __forceinline__ void retreat(Tile& m, int buffer, const Place& at, co
             if (CUTS) before = mask >> t & 1 ? 0.f : before;
             a[t][p] = ex2(q.x * rate[p]);
             h[t][p] = fmaf(a[t][p], before, q.y * b[p]);
+            to_C[p] = h[t][p] * q.z;
         }
+        gather<CUTS>(dC, t, to_C, pick, at.lane);
     }
+    put_part(m.part[buffer][at.warp] + FRAGS, at.lane, dC);
 #pragma unroll
     for (int t = TT - 1; t >= 0; --t) {
         float4 q = m.in[buffer][t][at.channel];
-        float b[PER], c[PER], driven = 0.f, exponent = 0.f;
+        float b[PER], c[PER], to_B[PER], driven = 0.f, exponent = 0.f;
         load(&m.table[buffer][t * PAD + at.n0], b);
         load(&m.table[buffer][(TT + t) * PAD + at.n0], c);
 #pragma unroll
-        for (int p0 = 0; p0 < PER; p0 += 4) {
-            float to_B[4], to_C[4];
-#pragma unroll
-            for (int r = 0; r < 4; ++r) {
-                const int p = p0 + r;
-                float before = t ? h[t ? t - 1 : 0][p] : h0[p];
-                if (CUTS) before = mask >> t & 1 ? 0.f : before;
-                float g = fmaf(q.z, c[p], passed[p]);  // dL/dh
-                to_C[r] = h[t][p] * q.z;
-                to_B[r] = g * q.y;
-                driven = fmaf(g, b[p], driven);
-                g *= a[t][p];
-                float flow = g * before;  // dL/d(dt A)
-                exponent = fmaf(flow, rate[p], exponent);
-                flows[p] = fmaf(flow, q.x, flows[p]);
-                passed[p] = CUTS && (mask >> t & 1) ? 0.f : g;
-            }
-            const int value = t * PER + p0, f = value / 16, i = value % 16 / 4;
-            if (CUTS) gather_apart(dB[f], i, to_B, at.lane), gather_apart(dC[f], i, to_C, at.lane);
-            else gather(dB[f], i, to_B, pick), gather(dC[f], i, to_C, pick);
+        for (int p = 0; p < PER; ++p) {
+            float before = t ? h[t ? t - 1 : 0][p] : h0[p];
+            if (CUTS) before = mask >> t & 1 ? 0.f : before;
+            float g = fmaf(q.z, c[p], passed[p]);  // dL/dh
+            to_B[p] = g * q.y;
+            driven = fmaf(g, b[p], driven);
+            g *= a[t][p];
+            float flow = g * before;  // dL/d(dt A)
+            exponent = fmaf(flow, rate[p], exponent);
+            flows[p] = fmaf(flow, q.x, flows[p]);
+            passed[p] = CUTS && (mask >> t & 1) ? 0.f : g;
         }
+        gather<CUTS>(dB, t, to_B, pick, at.lane);
         m.out[buffer][t][at.channel][at.s] = make_float2(driven, exponent);
     }
-#pragma unroll
-    for (int f = 0; f < FRAGS; ++f) {  // columns 2i, 2i + 1 of rows g, g + 8 hold values 4i, 4i + 2, 4i + 1, 4i + 3
-        float4* to = reinterpret_cast<float4*>(m.part[buffer][at.warp][f][at.lane]);
-        to[0] = make_float4(dB[f][0], dB[f][2], dB[f][1], dB[f][3]);
-        to[FRAGS * 32] = make_float4(dC[f][0], dC[f][2], dC[f][1], dC[f][3]);
-    }
+    put_part(m.part[buffer][at.warp], at.lane, dB);
 }
 
 struct Loaded {
@@ -150,7 +154,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT / WARPS) backward
     auto prepare = [&](int tile, int buffer, const Loaded& l) {
 #pragma unroll
         for (int k = 0; k < EACH; ++k) {
-            if (!at.owner) continue;
             int step = at.step + k * STRIDE, t = tile * TT + step;
             bool here = at.here && unsigned(t) < unsigned(steps);
             float2 x = wide(l.u[k]), raw = wide(l.delta[k]), dout = wide(l.dy[k]);
@@ -158,11 +161,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT / WARPS) backward
             if (HAS_Z) {
                 float2 gate = wide(l.z[k]), out = wide(l.ungated[k]);
                 float sx = sigmoid(gate.x), sy = sigmoid(gate.y);
-                if (here) put(dz + (unsigned(t) * channels + at.d2),
-                              close(dout.x * out.x * sx * fmaf(gate.x, 1.f - sx, 1.f),
-                                    dout.y * out.y * sy * fmaf(gate.y, 1.f - sy, 1.f)), at.both);
+                put(here, dz + (unsigned(t) * channels + at.d2),
+                    close(dout.x * out.x * sx * fmaf(gate.x, 1.f - sx, 1.f),
+                          dout.y * out.y * sy * fmaf(gate.y, 1.f - sy, 1.f)), at.both);
                 dout.x *= gate.x * sx, dout.y *= gate.y * sy;
             }
+            if (!at.owner) continue;
             m.in[buffer][step][2 * at.pair] = one_channel(x.x, raw.x, dout.x, shift.x, here);
             m.in[buffer][step][2 * at.pair + 1] = one_channel(x.y, raw.y, dout.y, shift.z, here && (EVEN || at.both));
         }
@@ -171,13 +175,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT / WARPS) backward
     auto finish = [&](int tile, int buffer, const Pair (&own)[EACH]) {
 #pragma unroll
         for (int k = 0; k < EACH; ++k) {
-            int step = at.step + k * STRIDE, t = tile * TT + step;
-            if (!at.here || t >= steps) continue;
+            int step = min(at.step, TT - 1) + k * STRIDE, t = tile * TT + step;
+            bool here = at.here && unsigned(t) < unsigned(steps);
             float parts[4 * S], sums[4] = {};
             load(&m.out[buffer][step][2 * at.pair][0].x, parts);
 #pragma unroll
-            for (int i = 0; i < S; ++i)
-                sums[0] += parts[2 * i], sums[1] += parts[2 * i + 1], sums[2] += parts[2 * S + 2 * i], sums[3] += parts[2 * S + 2 * i + 1];
+            for (int i = 0; i < 4 * S; ++i) sums[i / (2 * S) * 2 + i % 2] += parts[i];
             float2 x = wide(own[k]);
             float4 q = m.in[buffer][step][2 * at.pair], r = m.in[buffer][step][2 * at.pair + 1];
             float4 D = *reinterpret_cast<const float4*>(&m.each[2 * at.pair]);
@@ -185,21 +188,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT / WARPS) backward
             float ux = q.x * sums[0], uy = r.x * sums[2];
             if (HAS_D) {
                 ux = fmaf(D.y, q.z, ux), uy = fmaf(D.w, r.z, uy);
-                sum_D.x = fmaf(q.z, x.x, sum_D.x), sum_D.y = fmaf(r.z, x.y, sum_D.y);
+                sum_D.x += here ? q.z * x.x : 0.f, sum_D.y += here ? r.z * x.y : 0.f;
             }
-            put(du + where, close(ux, uy), at.both);
             float rx = fmaf(x.x, sums[0], sums[1] * (1.f / LOG2E)) * q.w;
             float ry = fmaf(x.y, sums[2], sums[3] * (1.f / LOG2E)) * r.w;
-            put(ddelta + where, close(rx, ry), at.both);
-            if (HAS_BIAS) sum_bias.x += rx, sum_bias.y += ry;
+            if (HAS_BIAS) sum_bias.x += here ? rx : 0.f, sum_bias.y += here ? ry : 0.f;
+            put(here, du + where, close(ux, uy), at.both);
+            put(here, ddelta + where, close(rx, ry), at.both);
         }
     };
     auto finish_table = [&](int tile, int buffer) {  // over warps, and quads of the same states
 #pragma unroll
         for (int i = 0; i < READS; ++i) {
-            int o = threadIdx.x + i * THREADS, which = o / (TT * PAD), v = o % (TT * PAD);
-            if (TABLE % THREADS && o >= TABLE) continue;
-            int f = v / (16 * S), lane = v / 4 % (4 * S), r = v % 4;
+            int o = threadIdx.x + i * THREADS;
+            if (TABLE % THREADS != 0) o = min(o, TABLE - 1);
+            int which = o / (TT * PAD), v = o % (TT * PAD), f = v / (16 * S), lane = v / 4 % (4 * S), r = v % 4;
             float sum = 0.f;
 #pragma unroll
             for (int w = 0; w < WARPS; ++w)
@@ -207,42 +210,46 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT / WARPS) backward
                 for (int high = 0; high < 8 / S; ++high)
                     sum += m.part[buffer][w][which * FRAGS + f][high * 4 * S + lane][r];
             int j = f * 16 + lane % 4 * 4 + r, t = tile * TT + j / PER, n = lane / 4 * PER + j % PER;
-            if (t < steps && (N == PAD || n < N)) (which ? dC : dB)[unsigned(t * N + n)] = sum;
+            bool here = unsigned(t) < unsigned(steps) && (N == PAD || n < N);
+            put_if(here, (which ? dC : dB) + unsigned(t * N + n), sum);
         }
     };
     auto get_kept = [&](int tile, float (&x)[PER]) {
-        get_states(states + ((row * tiles + max(tile, 0)) * channels + at.d) * N, at.n0, at.live, x);
+        get_states(states + ((row * ((steps + KEPT - 1) / KEPT) + max(tile, 0) * (TT / KEPT)) * channels + at.d) * N, at.n0, at.live, x);
     };
 
     Loaded next;
-    Pair own[EACH], own1[EACH];
+    Pair own[EACH] = {}, own1[EACH];  // of the tile after, and of this one
     fetch(tiles - 1, next);
     prepare(tiles - 1, 0, next);
     get_kept(tiles - 1, h0);
     unsigned begins = next.start;
 #pragma unroll
-    for (int k = 0; k < EACH; ++k) own[k] = next.u[k];
+    for (int k = 0; k < EACH; ++k) own1[k] = next.u[k];
     fetch(tiles - 2, next);
     __syncthreads();
     for (int i = 0; i < tiles; ++i) {
         const int buffer = i & 1, tile = tiles - 1 - i;
         unsigned mask = CUT ? __ballot_sync(ALL, begins != 0) : 0;
-        prepare(tile - 1, buffer ^ 1, next);
-        begins = next.start;
+        auto body = [&](auto cuts) {  // one block of code, whose parts wait for each other as little as may be
+            finish(tile + 1, buffer ^ 1, own);
+            finish_table(tile + 1, buffer ^ 1);
 #pragma unroll
-        for (int k = 0; k < EACH; ++k) own1[k] = next.u[k];
-        fetch(tile - 2, next);
-        get_kept(tile - 1, h1);
-        if (!CUT || mask == 0) retreat<false>(m, buffer, at, rate, h0, passed, flows, mask, pick);
-        else retreat<true>(m, buffer, at, rate, h0, passed, flows, mask, pick);
+            for (int k = 0; k < EACH; ++k) own[k] = own1[k], own1[k] = next.u[k];
+            begins = next.start;
+            prepare(tile - 1, buffer ^ 1, next);
+            fetch(tile - 2, next);
+            get_kept(tile - 1, h1);
+            retreat<decltype(cuts)::value>(m, buffer, at, rate, h0, passed, flows, mask, pick);
+#pragma unroll
+            for (int p = 0; p < PER; ++p) h0[p] = h1[p];
+        };
+        if (!CUT || mask == 0) body(Flag<false>());
+        else body(Flag<true>());
         __syncthreads();
-        finish(tile, buffer, own);
-        finish_table(tile, buffer);
-#pragma unroll
-        for (int k = 0; k < EACH; ++k) own[k] = own1[k];
-#pragma unroll
-        for (int p = 0; p < PER; ++p) h0[p] = h1[p];
     }
+    finish(0, (tiles - 1) & 1, own);
+    finish_table(0, (tiles - 1) & 1);
     put_states(dA + (row * channels + at.d) * N, at.n0, at.live, flows);
     put_states(dstate + (row * channels + at.d) * N, at.n0, at.live, passed);
     if (!HAS_D && !HAS_BIAS) return;

@@ -1,8 +1,9 @@
 """selective_scan in CUDA C++: softplus, recurrence, skip, gate and resets in one pass, and back.
 
-A lane holds PER states of one channel, S lanes share it; a block of warps walks a row in tiles of
-TIME steps, prepares the next one and loads the one after meanwhile, with one barrier a tile. The
-backward pass recomputes the states of a tile in registers from those kept before each. dB and dC
+A lane holds some states of one channel, a few lanes share it; a block of warps walks a row in tiles
+of steps, one barrier a tile: meanwhile it writes what the tile before gave, prepares the next and
+loads the one after. The backward pass recomputes the states of a tile in registers from those kept
+before each. dB and dC
 are summed over channels by the matrix units, then over warps, then over blocks: no atomics, so that
 the same input gives the same gradients to the bit.
 """
@@ -20,7 +21,7 @@ from decision_s4.kernels.selective_scan.arguments import Arguments
 from decision_s4.kernels.selective_scan.misfit import misfit_of_cuda
 
 PROVEN = False  # whether its tests have passed on a GPU: not taken unasked before
-TIME, WARPS = 8, 8
+KEPT = 8  # steps between states that are kept; 4 N / KEPT bytes an element
 HERE = Path(__file__).parent
 KERNEL = nvrtc.Kernel  # tests without a GPU put an emulation in its place
 
@@ -83,23 +84,39 @@ class Inputs(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """How the states of a channel are spread: PER a lane, S lanes."""
+    """How a kernel is cut: states a lane, lanes a channel, warps a block, steps a tile, and how
+    many warps a multiprocessor is to run at once, which bounds registers."""
 
     per: int
     lanes: int
+    warps: int
+    time: int
     resident: int
-    """Warps that a multiprocessor is to run at once, which bounds registers."""
 
     @property
     def channels(self) -> int:
         """Of a block."""
-        return WARPS * 32 // self.lanes
+        return self.warps * 32 // self.lanes
+
+    def bytes(self, name: str) -> int:
+        """Of `Tile` in the source of a kernel."""
+        table = 2 * self.time * self.per * self.lanes * 4
+        elements = self.time * self.channels
+        if name == "forward":
+            return 2 * (elements * (8 + 4 * self.lanes) + table)
+        parts = self.warps * 2 * (self.time * self.per // 16) * 512
+        return 2 * (elements * (16 + 8 * self.lanes) + parts + table) + 8 * self.channels
 
 
-def _shape(states: int) -> Shape:
-    if states > 32:
-        return Shape(8, 8, 8)
-    return Shape(4, 2 if states <= 8 else 4 if states <= 16 else 8, 16)
+def _shape(name: str, states: int) -> Shape:
+    lanes = 2 if states <= 8 else 4 if states <= 16 else 8
+    if name == "forward":
+        return Shape(8, 8, 8, 16, 8) if states > 32 else Shape(4, lanes, 8, 16, 16)
+    return (
+        Shape(4, 2, 8, KEPT, 16)
+        if states <= 8
+        else Shape(8, lanes // 2 if states <= 32 else 8, 4, KEPT, 8)
+    )
 
 
 def _laid_out(x: Tensor | None, kind: torch.dtype) -> Tensor | None:
@@ -119,7 +136,7 @@ def _launch(name: str, inputs: Inputs, softplus: bool, keep: bool, others: list)
         "KEEP": keep,
         "CUT": inputs.start is not None,
     }
-    blocks = -(-channels // _shape(inputs.A.shape[1]).channels)
+    blocks = -(-channels // _shape(name, inputs.A.shape[1]).channels)
     with torch.cuda.device_of(inputs.u):
         device = inputs.u.device.index
         run = _kernel(KERNEL, device, name, tuple((k, int(v)) for k, v in case.items()))
@@ -128,27 +145,20 @@ def _launch(name: str, inputs: Inputs, softplus: bool, keep: bool, others: list)
 
 @functools.cache
 def _kernel(make: type, device: int | None, name: str, case: tuple[tuple[str, int], ...]) -> Any:
-    shape = _shape(dict(case)["N"])
-    per, lanes = shape.per, shape.lanes
-    sizes = {"PER": per, "S": lanes, "TT": TIME, "WARPS": WARPS, "RESIDENT": shape.resident}
-    table = 4 * 2 * TIME * per * lanes
-    # bytes of `Tile`, see the sources
-    tile = TIME * shape.channels * (8 + 4 * lanes) + table
-    if name == "backward":
-        parts = WARPS * 2 * (TIME * per // 16) * 32 * 16
-        tile = TIME * shape.channels * (16 + 8 * lanes) + parts + table + 4 * shape.channels
+    shape = _shape(name, dict(case)["N"])
+    sizes = dict(zip(("PER", "S", "WARPS", "TT", "RESIDENT"), shape, strict=True), KEPT=KEPT)
     source = (HERE / "tile.cuh").read_text() + (HERE / f"{name}.cu").read_text()
-    return make(source, name, dict(case) | sizes, 32 * WARPS, 2 * tile)
+    return make(source, name, dict(case) | sizes, 32 * shape.warps, shape.bytes(name))
 
 
 def _forward(inputs: Inputs, state: Tensor, softplus: bool, keep: bool) -> tuple:
-    """y, final state, and to keep: y before the gate, states before all tiles (B, tiles, D, N)."""
+    """y, final state, and to keep: y before the gate, (B, T / KEPT, D, N) states."""
     rows, steps, _ = inputs.u.shape
     y, final = torch.empty_like(inputs.u), torch.empty_like(state)
     ungated = states = None
     if keep:
         ungated = y if inputs.z is None else torch.empty_like(y)
-        states = state.new_empty(rows, -(-steps // TIME), *state.shape[1:])
+        states = state.new_empty(rows, -(-steps // KEPT), *state.shape[1:])
     _launch("forward", inputs, softplus, keep, [state, y, ungated, states, final])
     return y, final, ungated, states
 
@@ -162,19 +172,13 @@ def _backward(
     du, ddelta = torch.empty_like(inputs.u), torch.empty_like(inputs.u)
     dz = None if inputs.z is None else torch.empty_like(inputs.u)
     dA, dstate = torch.empty_like(dfinal), torch.empty_like(dfinal)
-    dD, dbias = dfinal.new_empty(2, rows, channels).unbind()
-    blocks = -(-channels // _shape(size).channels)
-    dB, dC = dfinal.new_empty(2, blocks, rows, steps, size).unbind()
-    made = [du, ddelta, dA, dB, dC, dD, dz, dbias, dstate]
+    sums = dfinal.new_empty(2, rows, channels)  # of D and bias
+    blocks = -(-channels // _shape("backward", size).channels)
+    parts = dfinal.new_empty(2, blocks, rows, steps, size)  # of dB and dC
+    made = [du, ddelta, dA, *parts.unbind(), sums[0], dz, sums[1], dstate]
     _launch("backward", inputs, softplus, False, [ungated, states, dy, dfinal, *made])
-    return (
-        du,
-        ddelta,
-        dA.sum(0),
-        dB.sum(0),
-        dC.sum(0),
-        None if inputs.D is None else dD.sum(0),
-        dz,
-        None if inputs.delta_bias is None else dbias.sum(0),
-        dstate,
-    )
+    dB, dC = parts.sum(1).to(inputs.B.dtype).unbind()
+    dD, dbias = sums.sum(1).unbind()
+    dD = None if inputs.D is None else dD
+    dbias = None if inputs.delta_bias is None else dbias
+    return du, ddelta, dA.sum(0), dB, dC, dD, dz, dbias, dstate

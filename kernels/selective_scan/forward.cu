@@ -4,12 +4,17 @@ struct Tile {
     float table[2][TABLE];
 };
 
-// y of a tile, in parts, and the states after it; `mask`: the steps at which episodes start.
+// y of a tile, in parts, and the states after it; `mask`: the steps at which episodes start. Keeps the
+// states before every KEPT-th of the `left` steps.
 template <bool CUTS>
 __device__ __forceinline__ void advance(Tile& m, int buffer, const Place& at, const float (&rate)[PER],
-                                        float (&h)[PER], unsigned mask) {
+                                        float (&h)[PER], unsigned mask, float*& kept, size_t stride, int left) {
 #pragma unroll
     for (int t = 0; t < TT; ++t) {
+        if (KEEP && t % KEPT == 0) {
+            put_states(kept, at.n0, at.live && t < left, h);
+            kept += stride;
+        }
         float2 q = m.in[buffer][t][at.channel];
         float b[PER], c[PER], y = 0.f;
         load(&m.table[buffer][t * PAD + at.n0], b);
@@ -80,48 +85,49 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT / WARPS) forward(
 #pragma unroll
         for (int k = 0; k < EACH; ++k) {
             int t = tile * TT + at.step + k * STRIDE;
-            if (!at.here || t >= steps) continue;
+            bool here = at.here && unsigned(t) < unsigned(steps);
             float parts[2 * S], a = 0.f, b = 0.f;
-            load(&m.out[buffer][at.step + k * STRIDE][2 * at.pair][0], parts);
+            load(&m.out[buffer][min(at.step, TT - 1) + k * STRIDE][2 * at.pair][0], parts);
 #pragma unroll
             for (int i = 0; i < S; ++i) a += parts[i], b += parts[S + i];
             float2 x = wide(own[k]);
             if (HAS_D) a = fmaf(D.x, x.x, a), b = fmaf(D.y, x.y, b);
             unsigned where = unsigned(t) * channels + at.d2;
             if (HAS_Z) {
-                if (KEEP) put(ungated + where, close(a, b), at.both);
+                if (KEEP) put(here, ungated + where, close(a, b), at.both);
                 float2 gate = wide(gates[k]);
                 a *= gate.x * sigmoid(gate.x), b *= gate.y * sigmoid(gate.y);
             }
-            put(y + where, close(a, b), at.both);
+            put(here, y + where, close(a, b), at.both);
         }
     };
 
     Loaded next;
-    Pair own[EACH], gates[EACH], own1[EACH], gates1[EACH];
+    Pair own[EACH] = {}, gates[EACH] = {}, own1[EACH], gates1[EACH];  // of the tile before, and of this one
     fetch(0, next);
     prepare(0, 0, next);
     unsigned begins = next.start;
 #pragma unroll
-    for (int k = 0; k < EACH; ++k) own[k] = next.u[k], gates[k] = next.z[k];
+    for (int k = 0; k < EACH; ++k) own1[k] = next.u[k], gates1[k] = next.z[k];
     fetch(1, next);
-    float* kept = states + (row * tiles * channels + at.d) * N;
+    float* kept = states + (row * ((steps + KEPT - 1) / KEPT) * channels + at.d) * N;
     __syncthreads();
-    for (int tile = 0; tile < tiles; ++tile) {  // prepares the next tile and loads the one after meanwhile
+    for (int tile = 0; tile < tiles; ++tile) {
         const int buffer = tile & 1;
         unsigned mask = CUT ? __ballot_sync(ALL, begins != 0) : 0;
-        prepare(tile + 1, buffer ^ 1, next);
-        begins = next.start;
+        auto body = [&](auto cuts) {  // one block of code, whose parts wait for each other as little as may be
+            finish(tile - 1, buffer ^ 1, own, gates);
 #pragma unroll
-        for (int k = 0; k < EACH; ++k) own1[k] = next.u[k], gates1[k] = next.z[k];
-        fetch(tile + 2, next);
-        if (KEEP) put_states(kept, at.n0, at.live, h), kept += size_t(channels) * N;
-        if (!CUT || mask == 0) advance<false>(m, buffer, at, rate, h, mask);
-        else advance<true>(m, buffer, at, rate, h, mask);
+            for (int k = 0; k < EACH; ++k) own[k] = own1[k], gates[k] = gates1[k], own1[k] = next.u[k], gates1[k] = next.z[k];
+            begins = next.start;
+            prepare(tile + 1, buffer ^ 1, next);
+            fetch(tile + 2, next);
+            advance<decltype(cuts)::value>(m, buffer, at, rate, h, mask, kept, size_t(channels) * N, steps - tile * TT);
+        };
+        if (!CUT || mask == 0) body(Flag<false>());
+        else body(Flag<true>());
         __syncthreads();
-        finish(tile, buffer, own, gates);
-#pragma unroll
-        for (int k = 0; k < EACH; ++k) own[k] = own1[k], gates[k] = gates1[k];
     }
+    finish(tiles - 1, (tiles - 1) & 1, own, gates);
     put_states(final + (row * channels + at.d) * N, at.n0, at.live, h);
 }

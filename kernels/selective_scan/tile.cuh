@@ -27,11 +27,29 @@ __device__ __forceinline__ unsigned narrow(float a, float b) {
 }
 // d += a b, (16 x 8) (8 x 8), in TF32; what each lane holds: PTX, "Matrix fragments for mma.m16n8k8".
 __device__ __forceinline__ void mma(float (&d)[4], const float (&a)[4], float b0, float b1) {
-    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, "
-                 "{%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),
-                   "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, "
+        "{%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),
+          "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
+}
+// Stores under a predicate in place of a branch, around which nothing could be moved.
+__device__ __forceinline__ void put_if(bool ok, unsigned short* p, unsigned short x) {
+    asm volatile("{.reg .pred p; setp.ne.s32 p, %0, 0; @p st.global.b16 [%1], %2;}" ::"r"(int(ok)), "l"(p), "h"(x));
+}
+__device__ __forceinline__ void put_if(bool ok, unsigned* p, unsigned x) {
+    asm volatile("{.reg .pred p; setp.ne.s32 p, %0, 0; @p st.global.b32 [%1], %2;}" ::"r"(int(ok)), "l"(p), "r"(x));
+}
+__device__ __forceinline__ void put_if(bool ok, float* p, float x) {
+    asm volatile("{.reg .pred p; setp.ne.s32 p, %0, 0; @p st.global.f32 [%1], %2;}" ::"r"(int(ok)), "l"(p), "f"(x));
+}
+__device__ __forceinline__ void put_if(bool ok, float2* p, float2 x) {
+    asm volatile("{.reg .pred p; setp.ne.s32 p, %0, 0; @p st.global.v2.f32 [%1], {%2, %3};}"
+                 ::"r"(int(ok)), "l"(p), "f"(x.x), "f"(x.y));
+}
+__device__ __forceinline__ void put_if(bool ok, float4* p, float4 x) {
+    asm volatile("{.reg .pred p; setp.ne.s32 p, %0, 0; @p st.global.v4.f32 [%1], {%2, %3, %4, %5};}"
+                 ::"r"(int(ok)), "l"(p), "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w));
 }
 #endif
 
@@ -66,12 +84,12 @@ __device__ __forceinline__ Pair get(const Value* p, bool here, bool both) {
     return join(here ? p[0] : Value(0), here && both ? p[1] : Value(0));
 #endif
 }
-__device__ __forceinline__ void put(Value* p, Pair x, bool both) {
+__device__ __forceinline__ void put(bool here, Value* p, Pair x, bool both) {
 #if EVEN
-    *reinterpret_cast<Pair*>(p) = x;
+    put_if(here, reinterpret_cast<Pair*>(p), x);
 #else
-    p[0] = first(x);
-    if (both) p[1] = second(x);
+    put_if(here, p, first(x));
+    put_if(here && both, p + 1, second(x));
 #endif
 }
 
@@ -117,15 +135,14 @@ __device__ __forceinline__ void get_states(const float* p, int n0, bool live, fl
     for (int i = 0; i < PER; ++i) x[i] = live && n0 + i < N ? p[n0 + i] : 0.f;
 }
 __device__ __forceinline__ void put_states(float* p, int n0, bool live, const float (&x)[PER]) {
-    if (!live) return;
+    if (N == PAD) {
 #pragma unroll
-    for (int i = 0; i < PER; i += 4)
-        if (N == PAD)
-            *reinterpret_cast<float4*>(p + n0 + i) = make_float4(x[i], x[i + 1], x[i + 2], x[i + 3]);
-    if (N == PAD) return;
+        for (int i = 0; i < PER; i += 4)
+            put_if(live, reinterpret_cast<float4*>(p + n0 + i), make_float4(x[i], x[i + 1], x[i + 2], x[i + 3]));
+        return;
+    }
 #pragma unroll
-    for (int i = 0; i < PER; ++i)
-        if (n0 + i < N) p[n0 + i] = x[i];
+    for (int i = 0; i < PER; ++i) put_if(live && n0 + i < N, p + n0 + i, x[i]);
 }
 
 // Two parts of a thread: one of the S lanes of `channel`, and owner of pair `pair` at every STRIDE-th step.
@@ -162,3 +179,8 @@ __device__ __forceinline__ unsigned get_start(const unsigned char* start, int ti
     int t = tile * TT + lane;
     return CUT && lane < TT && unsigned(t) < unsigned(steps) ? start[t] : 0;
 }
+
+template <bool VALUE>
+struct Flag {
+    static constexpr bool value = VALUE;
+};

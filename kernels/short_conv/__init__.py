@@ -10,8 +10,10 @@ from typing import Literal
 
 from torch import Tensor
 
+from decision_s4.kernels import choice
 from decision_s4.kernels.packing import Packing
 from decision_s4.kernels.short_conv import naive, shifted
+from decision_s4.kernels.short_conv.misfit import misfit
 
 __all__ = ["short_conv", "short_conv_step"]
 
@@ -35,7 +37,8 @@ def short_conv(
         state: (B, D, W − 1) last inputs of the episode carried in, oldest first.
         packing: where episodes start; steps that are not valid are skipped altogether.
         impl: "naive" is the equation as a loop, "torch" runs anywhere, "triton" is fused for CUDA
-            (bfloat16 and float32, up to 8 taps; differentiable once). None takes "torch".
+            (bfloat16 and float32, up to 8 taps; differentiable once). None takes "triton" on CUDA
+            for what it takes, else "torch".
 
     Returns:
         (y (B, T, D), final state (B, D, W − 1)). y is 0 at steps that are not valid.
@@ -46,6 +49,7 @@ def short_conv(
     if impl not in (None, "naive", "torch", "triton"):
         known = "'naive', 'torch' or 'triton'"
         raise ValueError(f"short_conv: impl '{impl}' is unknown; use {known}")
+    impl = impl or choice.fastest("short_conv", x.device, misfit(x, weight))
     if impl == "triton":
         from decision_s4.kernels.short_conv import triton  # needs Triton
 

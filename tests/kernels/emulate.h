@@ -82,6 +82,8 @@ static void mma(float (&d)[4], const float (&a)[4], float b0, float b1) {
     }
     meet();
 }
+template <class T>
+static void put_if(bool ok, T* p, T x) { if (ok) *p = x; }
 static float ex2(float x) { return exp2f(x); }
 static float rcp(float x) { return 1.f / x; }
 static unsigned rounded(float x) {  // to bfloat16
