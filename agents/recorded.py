@@ -18,7 +18,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 from decision_s4.agents.backbones.base import Mixer
 from decision_s4.agents.backbones.diff_mamba import DiffMamba
 from decision_s4.agents.backbones.fixed import versions
+from decision_s4.agents.backbones.gated_linear import GatedLinearAttention
+from decision_s4.agents.backbones.hyena import Hyena
 from decision_s4.agents.backbones.mamba import Mamba
+from decision_s4.agents.backbones.mamba2 import Mamba2
+from decision_s4.agents.backbones.mimo import MimoStateSpace
+from decision_s4.agents.backbones.mlp import Mlp
 from decision_s4.agents.backbones.s4 import LinearStateSpace
 from decision_s4.agents.backbones.transformer import Transformer
 from decision_s4.agents.critics import follow
@@ -36,8 +41,11 @@ LOG = logging.getLogger(__name__)
 STEPS, CHUNKS = 256, 4  # room is made in multiples of so many
 ALIGNMENT = 16  # bytes
 INSTEAD = "they run operation by operation"
-TOGETHER = (LinearStateSpace,), (Mamba, DiffMamba, Transformer)
-"""Kinds of layers that a recording may hold: they read of where episodes lie what it knows."""
+KINDS = (
+    *(DiffMamba, GatedLinearAttention, Hyena, LinearStateSpace, Mamba, Mamba2, MimoStateSpace),
+    *(Mlp, Transformer),
+)
+"""Layers that a recording may hold: what they read of where episodes lie has a fixed shape."""
 
 
 class Learned(NamedTuple):
@@ -56,19 +64,17 @@ class RecordedUpdates:
 
     def __init__(self, learner: DecisionLearner, device: torch.device):
         self.learner, self.device = learner, device
-        self.steps, self.counts, self.fits = 0, (), None
+        self.steps, self.counts, self.fits = 0, {}, None
         self.warm, self.possible, self.replay = 0, True, None
         self.fixed = [p for p in learner.policy.parameters() if not p.requires_grad]
-        mixers = _mixers(learner)
-        systems = [mixer for mixer in mixers if isinstance(mixer, LinearStateSpace)]
-        walk = all(fastest(each.discretise()) == "triton" for each in systems)
-        self.windows = _windows(mixers)
-        self.cut = bool(self.windows) or not walk
+        self.windows = {each.context for each in _mixers(learner) if isinstance(each, Transformer)}
+        systems = [each for each in _mixers(learner) if isinstance(each, LinearStateSpace)]
+        self.fused = all(fastest(each.discretise()) == "triton" for each in systems)
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One gradient step; returns detached scalars."""
         given = self._lay_out(batch)
-        shapes = self.counts, [(x.shape, x.dtype) for x in tree_leaves(given)]
+        shapes = dict(self.counts), [(x.shape, x.dtype) for x in tree_leaves(given)]
         fits = shapes, versions(self.fixed)
         if fits != self.fits:
             self.replay, self.warm, self.fits = None, 0, fits
@@ -84,22 +90,28 @@ class RecordedUpdates:
         parts = {name: getattr(batch, name) for name in Learned._fields}
         parts = tree_map(lambda leaf: _lengthened(leaf, self.steps), parts)
         packing = Packing(parts["start"], parts["valid"])
-        known = self._layout(packing) if self.cut else self._walk(packing)
+        known = {"walk": self._walk(packing), "layouts": self._layouts(packing)}
         rates = torch.tensor([group["lr"] for group in self.learner.optimiser.param_groups])
         return {"batch": parts, "known": known, "rates": rates}
 
     def _walk(self, packing: Packing) -> dict[str, Tensor]:
         return {n: x for n, x in packing.walk._asdict().items() if x is not None}
 
-    def _layout(self, packing: Packing) -> dict[str, Tensor]:
+    def _layouts(self, packing: Packing) -> dict[int, dict[str, Tensor]]:
+        """By their length, where the chunks lie that attention and unfused scans ask for."""
+        lengths = {min(window, self.steps) for window in self.windows}
+        if not self.fused:
+            lengths.add(chunk_length(self.steps, self.device))
+        return {length: self._layout(packing, length) for length in sorted(lengths)}
+
+    def _layout(self, packing: Packing, length: int) -> dict[str, Tensor]:
         """Where its chunks lie, with chunks to spare."""
-        window = min(self.windows, default=None)
-        length = min(window, self.steps) if window else chunk_length(self.steps, self.device)
-        layout = packing.chunks(length)
-        ranks = max(len(self.counts), len(layout.counts))
-        pairs = zip(_filled(self.counts, ranks), _filled(layout.counts, ranks), strict=True)
-        self.counts = tuple(max(room, _rounded(count, CHUNKS)) for room, count in pairs)
-        layout = _parts(widened(layout, self.counts))
+        layout, known = packing.chunks(length), self.counts.get(length, ())
+        ranks = max(len(known), len(layout.counts))
+        pairs = zip(_filled(known, ranks), _filled(layout.counts, ranks), strict=True)
+        counts = tuple(max(room, _rounded(count, CHUNKS)) for room, count in pairs)
+        self.counts[length] = counts
+        layout = _parts(widened(layout, counts))
         del layout["counts"]
         return layout
 
@@ -107,11 +119,10 @@ class RecordedUpdates:
         """An update by the batch that lies in its place: loss, and norm of the gradient."""
         given, learner = self.place.given, self.learner
         batch, known = Learned(**given["batch"]), given["known"]
-        if self.cut:
-            known = ChunkLayout(**known, counts=self.counts)
-        else:
-            known = Walk(**{"order": None} | known)
-        packing = Packing.prepared(batch.start, batch.valid, known)
+        walk = Walk(**{"order": None} | known["walk"])
+        layouts = known["layouts"].items()
+        layouts = [ChunkLayout(**parts, counts=self.counts[length]) for length, parts in layouts]
+        packing = Packing.prepared(batch.start, batch.valid, walk, *layouts)
         learner.policy.train()
         features, _ = learner.policy(batch, packing=packing)
         losses = learner.policy.head.loss(features, batch.action)
@@ -202,21 +213,13 @@ def _obstacle(learner: Any, device: torch.device) -> str | None:
     policy = learner.policy
     if type(policy) is not SequencePolicy or not isinstance(policy.head, BoxHead):
         return "only policies of one token a step with Box actions can be"
-    mixers = _mixers(learner)
-    if not any(all(isinstance(each, kinds) for each in mixers) for kinds in TOGETHER):
-        return f"only s4, s4d, mamba, diff-mamba and transformer can be, not {_name(policy)}"
-    if len(_windows(mixers)) > 1:
-        return "its layers have windows of several lengths"
+    if not all(isinstance(mixer, KINDS) for mixer in _mixers(learner)):
+        return f"not all layers of {_name(policy)} can be"
     return None
 
 
 def _mixers(learner: DecisionLearner) -> list[Mixer]:
     return [block.mixer for block in learner.policy.backbone.blocks]
-
-
-def _windows(mixers: list[Mixer]) -> set[int]:
-    """Of the layers that cut episodes into chunks of theirs."""
-    return {mixer.context for mixer in mixers if isinstance(mixer, Transformer)}
 
 
 def _name(policy: SequencePolicy) -> str:

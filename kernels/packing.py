@@ -91,13 +91,14 @@ class Packing:
         return cls(torch.zeros(rows, steps, dtype=torch.bool, device=device))
 
     @classmethod
-    def prepared(cls, start: Tensor, valid: Tensor, known: "ChunkLayout | Walk") -> "Packing":
-        """With a layout or walk of `start` and `valid` that was computed elsewhere."""
+    def prepared(cls, start: Tensor, valid: Tensor, *known: "ChunkLayout | Walk") -> "Packing":
+        """With layouts and a walk of `start` and `valid` that were computed elsewhere."""
         packing = cls(start, valid)
-        if isinstance(known, Walk):
-            packing.walk = known
-        else:
-            packing._layouts[known.source.shape[1]] = known
+        for each in known:
+            if isinstance(each, Walk):
+                packing.walk = each
+            else:
+                packing._layouts[each.source.shape[1]] = each
         return packing
 
     @cached_property

@@ -86,13 +86,15 @@ def assert_the_same_training(backbone, device, tolerance, count=14, options=()):
     return plain, fast
 
 
+NARROW = ("n_heads=2",)
 KINDS = [
-    ("s4", ()),
-    ("s4d", ()),
-    ("mamba", ()),
-    ("diff-mamba", ()),
-    ("transformer", ("window=16", "n_heads=2")),
+    *((name, ()) for name in ("s4", "s4d", "s5", "lru", "mamba", "diff-mamba", "hyena", "mlp")),
+    *((name, NARROW) for name in ("gla", "hgrn2", "retnet", "lightning", "linear-attention")),
+    *((name, ("window=16", *NARROW)) for name in ("transformer", "las", "lla", "power-softmax")),
+    ("mamba2", NARROW),
+    ("hedgehog", NARROW),
     ("hybrid", ("linear=mamba", "ratio=1", "full_window=16", "full_n_heads=2")),
+    ("hybrid", ("linear=s4d", "ratio=1", "full_window=16", "full_n_heads=2")),
 ]
 
 
@@ -149,7 +151,7 @@ def test_room_changes_no_scan():
     ("backbone", "action", "device", "reason"),
     [
         ("s4", DONE, "cpu", "the device is cpu, not cuda"),
-        ("gru", DONE, "cuda", "diff-mamba and transformer can be, not gru"),
+        ("gru", DONE, "cuda", "not all layers of gru can be"),
         ("s4", Discrete(2), "cuda", "only policies of one token a step with Box actions can be"),
     ],
 )
