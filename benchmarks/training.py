@@ -28,11 +28,15 @@ RUNS = {
     "decision-s4 on s4d": "--algo decision-s4 --backbone s4d --batch-steps 1280 "
     "--no-record-updates",
 }
-RECORDED = {
-    f"{name}, recorded": flags.replace("--no-record", "--record")
-    for name, flags in RUNS.items()
-    if "s4" in name
-}
+
+
+def recorded(runs: dict[str, str]) -> dict[str, str]:
+    """Those of Decision S4, with updates recorded."""
+    return {
+        f"{name}, recorded": flags.replace("--no-record", "--record")
+        for name, flags in runs.items()
+        if "s4" in name
+    }
 
 
 def updates(
@@ -59,9 +63,10 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     print(f"{machine()}; {given.threads} threads, {given.device}\n")
-    runs = RUNS | RECORDED if given.device == "cuda" else RUNS
+    runs = RUNS | recorded(RUNS) if given.device == "cuda" else RUNS
     s4 = RUNS["decision-s4"]
-    runs |= {f"decision-s4 on {name}": f"{s4} --backbone {name}" for name in given.backbones}
+    others = {f"decision-s4 on {name}": f"{s4} --backbone {name}" for name in given.backbones}
+    runs |= others | (recorded(others) if given.device == "cuda" else {})
     device, together = torch.device(given.device), TOGETHER[given.device]
     made = {name: updates(flags, device, together) for name, flags in runs.items()}
     contenders = {name: call for name, (call, _) in made.items()}
