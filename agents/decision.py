@@ -39,8 +39,8 @@ class OptimiserOptions:
     average_decay: float = 0.995
     """Decay of the running average of weights, which acts and is saved; 0: the last weights."""
     record_updates: bool = True
-    """On a GPU, for most layers: record a whole update once and replay it in one launch. What cannot
-    be recorded runs operation by operation."""
+    """On a GPU, for most layers: record a whole update once and replay it in one launch. What
+    cannot be recorded runs operation by operation."""
 
 
 class DecisionLearner:
