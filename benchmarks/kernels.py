@@ -11,7 +11,6 @@ for they have none. Medians of interleaved repeats in ms; "x": how many times fa
 """
 
 import argparse
-import functools
 import subprocess
 import warnings
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from collections.abc import Callable
 import numpy as np
 import s4d
 import torch
-from timing import interleaved
+from timing import interleaved, interleaved_on_gpu
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
@@ -100,18 +99,24 @@ def by_channel(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def table(
-    title: str, contenders: dict[str, Scan], peer: str, inputs, repeats: int, sync, of_peer=None
+    title: str,
+    contenders: dict[str, Scan],
+    peer: str,
+    inputs: dict[str, Tensor],
+    repeats: int,
+    timer: Callable = interleaved,
+    of_peer: dict[str, Tensor] | None = None,
 ) -> dict:
     """Prints medians and ratios; returns the medians in seconds by (name, pass).
 
     `of_peer`: the peer's inputs, where they are laid out in another way.
     """
     calls = {
-        (name, way): functools.partial(_timed, call, sync)
+        (name, way): call
         for name, scan in contenders.items()
         for way, call in both_ways(scan, of_peer if of_peer and name == peer else inputs).items()
     }
-    seconds = interleaved(calls, repeats, warmup=2)
+    seconds = timer(calls, repeats, warmup=2)
     median = {key: float(np.median(s)) for key, s in seconds.items()}
     print(f"\n{title}\n{'':10}{'forward':>12}{'x':>8}{'both':>12}{'x':>8}")
     for name in contenders:
@@ -124,11 +129,6 @@ def table(
     return median
 
 
-def _timed(call: Callable[[], object], sync: Callable[[], None]) -> None:
-    call()
-    sync()
-
-
 def on_cpu(threads: int, repeats: int) -> None:
     torch.set_num_threads(threads)
     size = 16, 256, 128, 16
@@ -138,7 +138,7 @@ def on_cpu(threads: int, repeats: int) -> None:
     peer = mambapy_scan()
     contenders |= {"mambapy": peer} if peer else {}
     title = f"CPU, {threads} threads, (B, T, D, N) = {size}, float32"
-    table(title, contenders, "mambapy", inputs, repeats, lambda: None)
+    table(title, contenders, "mambapy", inputs, repeats)
 
 
 def recurrences(repeats: int) -> None:
@@ -151,9 +151,9 @@ def recurrences(repeats: int) -> None:
     title += f"the longest {len(counts)}, width 64, float32"
     for kind in (nn.GRU, nn.LSTM):
         contenders, inputs = gated(kind, packing)
-        table(f"{kind.__name__}, {title}", contenders, "nn packed", inputs, repeats, lambda: None)
+        table(f"{kind.__name__}, {title}", contenders, "nn packed", inputs, repeats)
     contenders, inputs = almost_linears(packing)
-    table(f"AL-RNN, {title}", contenders, "torch", inputs, repeats, lambda: None)
+    table(f"AL-RNN, {title}", contenders, "torch", inputs, repeats)
 
 
 def gated(kind: type, packing: Packing) -> tuple[dict[str, Scan], dict[str, Tensor]]:
@@ -216,18 +216,19 @@ def on_cuda(size: tuple[int, int, int, int], repeats: int) -> None:
     forward, 18 back) at the bandwidth of a copy, and N + 4 special functions a pass."""
     inputs = make_inputs(*size, device="cuda", dtype=torch.bfloat16)
     start = torch.rand(size[:2], device="cuda") < 0.001
-    contenders = {"triton": ours("triton", start), "no starts": ours("triton", None)}
+    contenders = {impl: ours(impl, start) for impl in ("cuda", "triton")}
+    contenders["no starts"] = ours("cuda", None)
     peer = mamba_ssm_scan()
     contenders |= {"mamba-ssm": peer} if peer else {}
     bandwidth, special = copy_bandwidth(), special_rate()
     title = f"{torch.cuda.get_device_name()}, (B, T, D, N) = {size}, bfloat16"
     title += f"; copy {bandwidth / 1e12:.2f} TB/s"
-    sync, of_peer = torch.cuda.synchronize, by_channel(inputs)
-    median = table(title, contenders, "mamba-ssm", inputs, repeats, sync, of_peer)
+    given = inputs, repeats, interleaved_on_gpu, by_channel(inputs)
+    median = table(title, contenders, "mamba-ssm", *given)
     elements = size[0] * size[1] * size[2]
     least = {k: elements * max(k / bandwidth, (size[3] + 4) / special) for k in (10, 18)}
     for way, bound in (("forward", least[10]), ("both", least[10] + least[18])):
-        share = bound / median["triton", way]
+        share = bound / median["cuda", way]
         print(f"{way}: roofline {bound * 1e3:.3f} ms; {share:.0%} of it")
 
 
@@ -235,14 +236,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--only-s6", action="store_true", help="on CUDA")
     args = parser.parse_args()
     warnings.filterwarnings("ignore", category=FutureWarning)
     if args.device == "cuda":
         for size in ((8, 2048, 2048, 16), (64, 1000, 256, 16)):
             on_cuda(size, args.repeats)
-        import gated_linear  # needs Triton
+        if not args.only_s6:
+            import gated_linear  # needs Triton
 
-        gated_linear.report(args.repeats)
+            gated_linear.report(args.repeats)
         return
     for threads in (1, 2):
         on_cpu(threads, args.repeats)

@@ -24,9 +24,9 @@ from decision_s4.kernels.short_conv import triton as conv_module
 
 BESIDE = runpy.run_path(str(Path(__file__).with_name("kernels.py")))
 S6 = {"CHANNELS": (16, 32), "STATES": (4, 8), "REGISTERS": (128, 168, None)}
-CONV = {"TIME": (32, 16, 64), "CHANNELS": (64, 32)}
+CONV = {"TIME": (16, 32, 64), "CHANNELS": (32, 64)}
 CHOICES = ["s6", "lti", "conv"]
-LTI = {"CHUNK": (64, 32), "WARPS": (8, 4, 16)}
+LTI = {"CHUNK": (64, 32), "WARPS": (8, 4, 16), "MANY": (512, 1 << 30)}
 
 
 def milliseconds(call: Callable[[], object], repeats: int = 15) -> float:
