@@ -21,7 +21,8 @@ def own_step(policy: Policy) -> Act:
     constants, device = policy.backbone.constants(), policy.head.linear.weight.device
 
     def act(step: TimeStep, state: State, deterministic: bool) -> tuple[Tensor, State]:
-        step = tree_map(lambda leaf: leaf.to(device), step)
+        if device.type != "cpu":
+            step = tree_map(lambda leaf: leaf.to(device), step)
         features, state = policy.step(step, state, constants)
         return policy.head.act(features, deterministic), state
 

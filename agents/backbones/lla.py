@@ -18,6 +18,8 @@ from decision_s4.agents.backbones.base import register
 from decision_s4.agents.backbones.transformer import Transformer, TransformerOptions
 from decision_s4.envs.errors import UserError
 
+SMALLEST = 1e-5  # there float32 is 1e-4 off; below, 1 − μ · ρ of first steps is rounding, then NaN
+
 
 @dataclass(frozen=True)
 class LocalLinearOptions(TransformerOptions):
@@ -35,8 +37,8 @@ class LocalLinearAttention(Transformer):
 
     def __init__(self, d_model: int, options: LocalLinearOptions):
         super().__init__(d_model, options)
-        if not 0 < options.ridge < float("inf"):
-            raise UserError(f"ridge {options.ridge} must be above 0")
+        if not SMALLEST <= options.ridge < float("inf"):
+            raise UserError(f"ridge {options.ridge} must be at least {SMALLEST}")
 
     def weigh(self, q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
         with torch.autocast(q.device.type, enabled=False):
