@@ -82,6 +82,7 @@ def evaluate(config: EvaluateConfig) -> None:
     found = checkpoint.load(config.run, config.checkpoint)
     policy = saved.rebuild(found)
     if config.logged:
+        _check_unplayed(config)
         _estimate(policy, _task(found, config), config)
         return
     chosen = config.env, config.target_returns, config.reference_scores
@@ -155,6 +156,16 @@ def _estimate(policy: Policy, task: Task, config: EvaluateConfig) -> None:
     for target in config.target_returns or task.target_returns or (0.0,):
         value = fitted_q_value(saved.agent_of(policy), data, task.aim(target), seed=config.seed)
         print(f"asked for {target:g}: {value:.2f}", flush=True)
+
+
+def _check_unplayed(config: EvaluateConfig) -> None:
+    """Raise UserError where --logged would leave out what was asked for."""
+    asked = {"--probe": config.probe, "--report": config.report, "--video": config.video}
+    left = [flag for flag, value in asked.items() if value]
+    if left:
+        raise UserError(
+            f"--logged estimates without playing, and {left[0]} plays; leave out one of them"
+        )
 
 
 def _data_for(policy: Policy, name: str, flag: str) -> Trajectories:

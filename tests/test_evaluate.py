@@ -165,6 +165,8 @@ def test_a_value_from_logged_data_needs_no_simulator(run, monkeypatch, capsys):
     assert "asked for 100: " in capsys.readouterr().out
     assert evaluate.main([run, "--logged", "nothing"]) == 2
     assert "unknown dataset 'nothing'" in capsys.readouterr().err
+    assert evaluate.main([run, "--logged", "hopper-mixed", "--probe", "lrp"]) == 2
+    assert "--logged estimates without playing, and --probe plays" in capsys.readouterr().err
 
 
 def test_as_a_polynomial(run, tmp_path, capsys):

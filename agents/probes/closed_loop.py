@@ -60,17 +60,28 @@ class MaskedAgent:
         self, step: TimeStep, state: MaskedState, deterministic: bool = True
     ) -> tuple[Tensor, MaskedState]:
         """The policy's action on the inputs that are left to it."""
-        time = state.time.clamp(max=self.fill.shape[1] - 1)
-        instead = self.fill[state.source, time]  # (B, F)
 
         def mask(place: slice) -> ops.Handler:
-            return lambda x: torch.where(state.masked[:, place], instead[:, place], x)
+            def handle(x: Tensor) -> Tensor:  # (B, F), or (B, K, F) of a policy that recomputes
+                steps = x[:, None].flatten(1, -2).shape[1]
+                instead = self._instead(state, steps)[..., place]
+                return torch.where(state.masked[:, None, place], instead, x.view_as(instead)).view(
+                    x.shape
+                )
+
+            return handle
 
         parts = self.policy.token_map(1)
         with ops.taps({f"inputs.{part.modality}": mask(part.features) for part in parts}):
             y, memory = self.policy.step(step, state.memory)
         action = self.policy.head.act(y, deterministic)
         return action, state._replace(time=state.time + 1, memory=memory)
+
+    def _instead(self, state: MaskedState, steps: int) -> Tensor:
+        """(B, steps, F) what the recorded episodes held at the last `steps` steps."""
+        time = state.time[:, None] - torch.arange(steps - 1, -1, -1)
+        time = time.clamp(0, self.fill.shape[1] - 1)
+        return self.fill[state.source[:, None], time]
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,9 @@ class Context:
 
     def _answer(self, features: Tensor) -> Tensor:
         count = len(features)
-        state = tree_map(lambda leaf: leaf.expand(count, *leaf.shape[1:]), self.state)
+        state = self.state
+        if state is not None:
+            state = tree_map(lambda leaf: leaf.expand(count, *leaf.shape[1:]), state)
         handlers = {
             f"inputs.{name}": lambda _, place=place: features[..., place]
             for name, place in self.slices.items()

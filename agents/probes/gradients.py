@@ -46,7 +46,7 @@ class SmoothGrad(AttributionProbe):
         x = context.features
         generator = torch.Generator().manual_seed(self.seed)
         draws = torch.randn(self.samples, *x.shape, generator=generator, dtype=x.dtype)
-        spread = self.noise * context.others.flatten(0, 1).std(0)
+        spread = self.noise * context.others.flatten(0, 1).std(0, correction=0)
         values = x * context.gradient(x + spread * draws.to(x.device)).mean(0)
         return context.attribution(self.name, values, baseline="zero")
 

@@ -54,7 +54,9 @@ def tensorlens(policy: Policy, batch: Any, answer: Answer, state: State | None =
     return LensRow(row, inputs, bias, with_state - bias, total)
 
 
-def _zero(policy: Policy, answer: Tensor, state: State | None) -> State:
+def _zero(policy: Policy, answer: Tensor, state: State | None) -> State | None:
+    if policy.options.context_mode == "recompute":
+        return None  # it reads whole windows and takes no state
     state = policy.initial_state(len(answer)) if state is None else state
     return tree_map(torch.zeros_like, state)
 

@@ -1,10 +1,18 @@
 """A feature masked in the loop: nothing masked is the plain policy, row by row."""
 
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box
+
 from decision_s4.agents.actor import Actor
-from decision_s4.agents.probes.closed_loop import worth_of_inputs
-from decision_s4.agents.probes.recordings import play
+from decision_s4.agents.policies import make_policy
+from decision_s4.agents.policy import PolicyOptions
+from decision_s4.agents.probes.closed_loop import MaskedAgent, worth_of_inputs
+from decision_s4.agents.probes.recordings import made, play
 from decision_s4.envs.rollout import rollout
 from decision_s4.envs.task import Task
+from decision_s4.envs.timestep import TimeStep
 
 NAMES = [f"f{i}" for i in range(1 + 4 + 2)]
 
@@ -27,6 +35,34 @@ def test_a_policy_that_reads_one_feature_loses_by_that_alone(cartpole):
     found = worth_of_inputs(leaning, task, recordings, NAMES, 3, 5, 60, workers=1)
     assert found.losses[3] > 3
     assert [loss for i, loss in enumerate(found.losses) if i != 3] == [0.0] * 6
+
+
+def moment(observation, previous_action, to_go, start):
+    no = torch.zeros_like(start)
+    return TimeStep(observation, previous_action, torch.zeros_like(to_go), to_go, start, no, no)
+
+
+@pytest.mark.parametrize("mode", ["recurrent", "recompute"])
+def test_a_policy_masked_in_all_plays_the_other_episode(mode):
+    """Step by step, whatever its own environment does."""
+    torch.manual_seed(0)
+    spaces = Box(-np.inf, np.inf, (4,)), Box(-1, 1, (2,))
+    options = PolicyOptions(d_model=8, n_layers=1, d_embed=8, context_mode=mode, context_steps=4)
+    policy = make_policy(*spaces, options).eval()
+    observation, to_go, start = torch.randn(9, 4), torch.linspace(100, 92, 9), torch.arange(9) == 0
+    action, state = torch.zeros(9, 2), Actor(policy).initial_state(1)
+    for t in range(9):
+        row = slice(t, t + 1)
+        before = action[t - 1 : t] if t else torch.zeros(1, 2)
+        step = moment(observation[row], before, to_go[row], start[row])
+        action[row], state = Actor(policy).act(step, state)
+    fill = made(policy, "", observation, action, to_go, torch.zeros(9)).features[None]
+    agent = MaskedAgent(policy, torch.ones(1, 7, dtype=torch.bool), fill)
+    state = agent.initial_state(1)
+    for t in range(9):
+        nothing = torch.zeros(1, 4), torch.zeros(1, 2), torch.zeros(1), start[t : t + 1]
+        played, state = agent.act(moment(*nothing), state)
+        torch.testing.assert_close(played[0], action[t])
 
 
 class Leaning:

@@ -74,6 +74,22 @@ def test_every_backbone_is_served(backbone, tokens):
     assert len(findings.tables[0].rows) == 2
 
 
+@pytest.mark.parametrize("tokens", ["step", "three"])
+def test_a_policy_that_recomputes_is_served(tokens):
+    """As it acts: the window is all that it knows."""
+    policy = new_policy("gla", tokens=tokens, context_mode="recompute", context_steps=4)
+    context = query(policy)
+    assert len(context.features) == 4
+    read = policy(episode(policy, 0).batch(STEP - 3, STEP + 1, begins=True))[0]
+    assert context.prediction == pytest.approx(policy.head.act(read)[0, -1, 0].item(), rel=1e-9)
+    for name in (*MAPS, *SIGNED, "gradient-x-input", "integrated-gradients", "occlusion"):
+        found = make_probe(name).attribute(context)
+        assert found.values.isfinite().all()
+        assert found.values.abs().max() > 0
+    lens = make_probe("tensorlens").attribute(context)
+    assert lens.values.sum().item() + lens.bias == pytest.approx(lens.prediction, rel=1e-9)
+
+
 @pytest.mark.parametrize(("tokens", "per_step"), [("step", 1), ("three", 3)])
 def test_horizons_are_in_seconds_too_where_a_step_has_some(tokens, per_step):
     contexts = [query(new_policy("s4", tokens=tokens), window=5)]
