@@ -47,47 +47,54 @@ __device__ __forceinline__ void put_part(float (*part)[32][4], int lane, const f
 }
 
 template <bool CUTS>
-__device__ __forceinline__ void retreat(Tile& m, int buffer, const Place& at, const float (&rate)[PER],
-                                        const float (&h0)[PER], float (&passed)[PER], float (&flows)[PER],
+__device__ __forceinline__ void retreat(Tile& m, int buffer, const Place& at, const float (&rate)[G][PER],
+                                        const float (&h0)[G][PER], float (&passed)[G][PER], float (&flows)[G][PER],
                                         unsigned mask, const float (&pick)[8]) {
-    float a[TT][PER], h[TT][PER], dC[FRAGS][4] = {}, dB[FRAGS][4] = {};
+    float a[TT][G][PER], h[TT][G][PER], dC[FRAGS][4] = {}, dB[FRAGS][4] = {};
 #pragma unroll
     for (int t = 0; t < TT; ++t) {
-        float4 q = m.in[buffer][t][at.channel];
-        float b[PER], to_C[PER];
+        float b[PER], to_C[PER] = {};
         load(&m.table[buffer][t * PAD + at.n0], b);
 #pragma unroll
-        for (int p = 0; p < PER; ++p) {
-            float before = t ? h[t ? t - 1 : 0][p] : h0[p];
-            if (CUTS) before = mask >> t & 1 ? 0.f : before;
-            a[t][p] = ex2(q.x * rate[p]);
-            h[t][p] = fmaf(a[t][p], before, q.y * b[p]);
-            to_C[p] = h[t][p] * q.z;
+        for (int g = 0; g < G; ++g) {
+            float4 q = m.in[buffer][t][at.channel + g * NEXT];
+#pragma unroll
+            for (int p = 0; p < PER; ++p) {
+                float before = t ? h[t ? t - 1 : 0][g][p] : h0[g][p];
+                if (CUTS) before = mask >> t & 1 ? 0.f : before;
+                a[t][g][p] = ex2(q.x * rate[g][p]);
+                h[t][g][p] = fmaf(a[t][g][p], before, q.y * b[p]);
+                to_C[p] = g ? fmaf(h[t][g][p], q.z, to_C[p]) : h[t][g][p] * q.z;
+            }
         }
         gather<CUTS>(dC, t, to_C, pick, at.lane);
     }
     put_part(m.part[buffer][at.warp] + FRAGS, at.lane, dC);
 #pragma unroll
     for (int t = TT - 1; t >= 0; --t) {
-        float4 q = m.in[buffer][t][at.channel];
-        float b[PER], c[PER], to_B[PER], driven = 0.f, exponent = 0.f;
+        float b[PER], c[PER], to_B[PER];
         load(&m.table[buffer][t * PAD + at.n0], b);
         load(&m.table[buffer][(TT + t) * PAD + at.n0], c);
 #pragma unroll
-        for (int p = 0; p < PER; ++p) {
-            float before = t ? h[t ? t - 1 : 0][p] : h0[p];
-            if (CUTS) before = mask >> t & 1 ? 0.f : before;
-            float g = fmaf(q.z, c[p], passed[p]);  // dL/dh
-            to_B[p] = g * q.y;
-            driven = fmaf(g, b[p], driven);
-            g *= a[t][p];
-            float flow = g * before;  // dL/d(dt A)
-            exponent = fmaf(flow, rate[p], exponent);
-            flows[p] = fmaf(flow, q.x, flows[p]);
-            passed[p] = CUTS && (mask >> t & 1) ? 0.f : g;
+        for (int g = 0; g < G; ++g) {
+            float4 q = m.in[buffer][t][at.channel + g * NEXT];
+            float driven = 0.f, exponent = 0.f;
+#pragma unroll
+            for (int p = 0; p < PER; ++p) {
+                float before = t ? h[t ? t - 1 : 0][g][p] : h0[g][p];
+                if (CUTS) before = mask >> t & 1 ? 0.f : before;
+                float dh = fmaf(q.z, c[p], passed[g][p]);  // dL/dh
+                to_B[p] = g ? fmaf(dh, q.y, to_B[p]) : dh * q.y;
+                driven = fmaf(dh, b[p], driven);
+                dh *= a[t][g][p];
+                float flow = dh * before;  // dL/d(dt A)
+                exponent = fmaf(flow, rate[g][p], exponent);
+                flows[g][p] = fmaf(flow, q.x, flows[g][p]);
+                passed[g][p] = CUTS && (mask >> t & 1) ? 0.f : dh;
+            }
+            m.out[buffer][t][at.channel + g * NEXT][at.s] = make_float2(driven, exponent);
         }
         gather<CUTS>(dB, t, to_B, pick, at.lane);
-        m.out[buffer][t][at.channel][at.s] = make_float2(driven, exponent);
     }
     put_part(m.part[buffer][at.warp], at.lane, dB);
 }
@@ -113,11 +120,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT / WARPS) backward
     const size_t part_row = (size_t(blockIdx.y) * gridDim.x + row) * steps * N;
     dB += part_row, dC += part_row;
     const int tiles = (steps + TT - 1) / TT;
-    float rate[PER], passed[PER], flows[PER], pick[8], h0[PER], h1[PER];
-    get_states(A + size_t(at.d) * N, at.n0, at.live, rate);
-    get_states(dfinal + (row * channels + at.d) * N, at.n0, at.live, passed);
+    float rate[G][PER], passed[G][PER], flows[G][PER] = {}, pick[8], h0[G][PER], h1[G][PER];
+    get_states(A, at.d, at.n0, channels, rate);
+    get_states(dfinal + row * channels * N, at.d, at.n0, channels, passed);
 #pragma unroll
-    for (int p = 0; p < PER; ++p) rate[p] *= LOG2E, flows[p] = 0.f;
+    for (int i = 0; i < G * PER; ++i) rate[i / PER][i % PER] *= LOG2E;
 #pragma unroll
     for (int i = 0; i < 8; ++i) pick[i] = at.lane >> 2 == i ? 1.f : 0.f;
     float2 sum_D = make_float2(0.f, 0.f), sum_bias = sum_D;
@@ -214,8 +221,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT / WARPS) backward
             put_if(here, (which ? dC : dB) + unsigned(t * N + n), sum);
         }
     };
-    auto get_kept = [&](int tile, float (&x)[PER]) {
-        get_states(states + ((row * ((steps + KEPT - 1) / KEPT) + max(tile, 0) * (TT / KEPT)) * channels + at.d) * N, at.n0, at.live, x);
+    auto get_kept = [&](int tile, float (&x)[G][PER]) {
+        const size_t kept = row * ((steps + KEPT - 1) / KEPT) + max(tile, 0) * (TT / KEPT);
+        get_states(states + kept * channels * N, at.d, at.n0, channels, x);
     };
 
     Loaded next;
@@ -242,7 +250,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT / WARPS) backward
             get_kept(tile - 1, h1);
             retreat<decltype(cuts)::value>(m, buffer, at, rate, h0, passed, flows, mask, pick);
 #pragma unroll
-            for (int p = 0; p < PER; ++p) h0[p] = h1[p];
+            for (int i = 0; i < G * PER; ++i) h0[i / PER][i % PER] = h1[i / PER][i % PER];
         };
         if (!CUT || mask == 0) body(Flag<false>());
         else body(Flag<true>());
@@ -250,8 +258,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT / WARPS) backward
     }
     finish(0, (tiles - 1) & 1, own);
     finish_table(0, (tiles - 1) & 1);
-    put_states(dA + (row * channels + at.d) * N, at.n0, at.live, flows);
-    put_states(dstate + (row * channels + at.d) * N, at.n0, at.live, passed);
+    put_states(dA + row * channels * N, at.d, at.n0, channels, flows);
+    put_states(dstate + row * channels * N, at.d, at.n0, channels, passed);
     if (!HAS_D && !HAS_BIAS) return;
     __syncthreads();
     float4* sums = reinterpret_cast<float4*>(memory);  // of all threads of a pair

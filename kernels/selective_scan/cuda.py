@@ -84,11 +84,12 @@ class Inputs(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """How a kernel is cut: states a lane, lanes a channel, warps a block, steps a tile, and how
-    many warps a multiprocessor is to run at once, which bounds registers."""
+    """How a kernel is cut: states a lane, lanes that share channels, channels they share, warps a
+    block, steps a tile, and how many warps a multiprocessor is to run, which bounds registers."""
 
     per: int
     lanes: int
+    groups: int
     warps: int
     time: int
     resident: int
@@ -96,7 +97,7 @@ class Shape(NamedTuple):
     @property
     def channels(self) -> int:
         """Of a block."""
-        return self.warps * 32 // self.lanes
+        return self.warps * 32 // self.lanes * self.groups
 
     def bytes(self, name: str) -> int:
         """Of `Tile` in the source of a kernel."""
@@ -109,14 +110,11 @@ class Shape(NamedTuple):
 
 
 def _shape(name: str, states: int) -> Shape:
+    """B and C come out of shared memory as wide as registers: two channels share what is read."""
     lanes = 2 if states <= 8 else 4 if states <= 16 else 8
     if name == "forward":
-        return Shape(8, 8, 8, 16, 8) if states > 32 else Shape(4, lanes, 8, 16, 16)
-    return (
-        Shape(4, 2, 8, KEPT, 16)
-        if states <= 8
-        else Shape(8, lanes // 2 if states <= 32 else 8, 4, KEPT, 8)
-    )
+        return Shape(8, 8, 2, 8, 16, 8) if states > 32 else Shape(4, lanes, 2, 4, 16, 16)
+    return Shape(8, 8, 1, 4, KEPT, 8) if states > 32 else Shape(4, lanes, 2, 4, KEPT, 8)
 
 
 def _laid_out(x: Tensor | None, kind: torch.dtype) -> Tensor | None:
@@ -146,7 +144,7 @@ def _launch(name: str, inputs: Inputs, softplus: bool, keep: bool, others: list)
 @functools.cache
 def _kernel(make: type, device: int | None, name: str, case: tuple[tuple[str, int], ...]) -> Any:
     shape = _shape(name, dict(case)["N"])
-    sizes = dict(zip(("PER", "S", "WARPS", "TT", "RESIDENT"), shape, strict=True), KEPT=KEPT)
+    sizes = dict(zip(("PER", "S", "G", "WARPS", "TT", "RESIDENT"), shape, strict=True), KEPT=KEPT)
     source = (HERE / "tile.cuh").read_text() + (HERE / f"{name}.cu").read_text()
     return make(source, name, dict(case) | sizes, 32 * shape.warps, shape.bytes(name))
 

@@ -7,25 +7,29 @@ struct Tile {
 // y of a tile, in parts, and the states after it; `mask`: the steps at which episodes start. Keeps the
 // states before every KEPT-th of the `left` steps.
 template <bool CUTS>
-__device__ __forceinline__ void advance(Tile& m, int buffer, const Place& at, const float (&rate)[PER],
-                                        float (&h)[PER], unsigned mask, float*& kept, size_t stride, int left) {
+__device__ __forceinline__ void advance(Tile& m, int buffer, const Place& at, const float (&rate)[G][PER],
+                                        float (&h)[G][PER], unsigned mask, float*& kept, int channels, int left) {
 #pragma unroll
     for (int t = 0; t < TT; ++t) {
         if (KEEP && t % KEPT == 0) {
-            put_states(kept, at.n0, at.live && t < left, h);
-            kept += stride;
+            put_states(kept, at.d, at.n0, t < left ? channels : 0, h);
+            kept += size_t(channels) * N;
         }
-        float2 q = m.in[buffer][t][at.channel];
-        float b[PER], c[PER], y = 0.f;
+        float b[PER], c[PER];
         load(&m.table[buffer][t * PAD + at.n0], b);
         load(&m.table[buffer][(TT + t) * PAD + at.n0], c);
 #pragma unroll
-        for (int p = 0; p < PER; ++p) {
-            if (CUTS) h[p] = mask >> t & 1 ? 0.f : h[p];
-            h[p] = fmaf(ex2(q.x * rate[p]), h[p], q.y * b[p]);
-            y = fmaf(h[p], c[p], y);
+        for (int g = 0; g < G; ++g) {
+            float2 q = m.in[buffer][t][at.channel + g * NEXT];
+            float y = 0.f;
+#pragma unroll
+            for (int p = 0; p < PER; ++p) {
+                if (CUTS) h[g][p] = mask >> t & 1 ? 0.f : h[g][p];
+                h[g][p] = fmaf(ex2(q.x * rate[g][p]), h[g][p], q.y * b[p]);
+                y = fmaf(h[g][p], c[p], y);
+            }
+            m.out[buffer][t][at.channel + g * NEXT][at.s] = y;
         }
-        m.out[buffer][t][at.channel][at.s] = y;
     }
 }
 
@@ -47,11 +51,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT / WARPS) forward(
     u += first_element, delta += first_element, z += first_element, y += first_element;
     ungated += first_element, B += row * steps * N, C += row * steps * N, start += row * steps;
     const int tiles = (steps + TT - 1) / TT;
-    float rate[PER], h[PER];
-    get_states(A + size_t(at.d) * N, at.n0, at.live, rate);
-    get_states(state + (row * channels + at.d) * N, at.n0, at.live, h);
+    float rate[G][PER], h[G][PER];
+    get_states(A, at.d, at.n0, channels, rate);
+    get_states(state + row * channels * N, at.d, at.n0, channels, h);
 #pragma unroll
-    for (int p = 0; p < PER; ++p) rate[p] *= LOG2E;
+    for (int i = 0; i < G * PER; ++i) rate[i / PER][i % PER] *= LOG2E;
     float2 shift = make_float2(0.f, 0.f), D = shift;
     if (HAS_BIAS) shift = make_float2(at.here ? bias[at.d2] : 0.f, at.both ? bias[at.d2 + 1] : 0.f);
     if (HAS_D) D = make_float2(at.here ? skip[at.d2] : 0.f, at.both ? skip[at.d2 + 1] : 0.f);
@@ -110,7 +114,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT / WARPS) forward(
 #pragma unroll
     for (int k = 0; k < EACH; ++k) own1[k] = next.u[k], gates1[k] = next.z[k];
     fetch(1, next);
-    float* kept = states + (row * ((steps + KEPT - 1) / KEPT) * channels + at.d) * N;
+    float* kept = states + row * ((steps + KEPT - 1) / KEPT) * channels * N;
     __syncthreads();
     for (int tile = 0; tile < tiles; ++tile) {
         const int buffer = tile & 1;
@@ -122,12 +126,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT / WARPS) forward(
             begins = next.start;
             prepare(tile + 1, buffer ^ 1, next);
             fetch(tile + 2, next);
-            advance<decltype(cuts)::value>(m, buffer, at, rate, h, mask, kept, size_t(channels) * N, steps - tile * TT);
+            advance<decltype(cuts)::value>(m, buffer, at, rate, h, mask, kept, channels, steps - tile * TT);
         };
         if (!CUT || mask == 0) body(Flag<false>());
         else body(Flag<true>());
         __syncthreads();
     }
     finish(tiles - 1, (tiles - 1) & 1, own, gates);
-    put_states(final + (row * channels + at.d) * N, at.n0, at.live, h);
+    put_states(final + row * channels * N, at.d, at.n0, channels, h);
 }

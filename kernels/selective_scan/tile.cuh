@@ -1,9 +1,9 @@
 // Selective scan for CUDA: what the forward and the backward kernel share. Compiled for one case:
-// N states; S lanes share a channel, PER states each; TT steps a tile; WARPS a block; LOW: bfloat16
+// N states; S lanes share G channels, PER states of each; TT steps a tile; WARPS a block; LOW: bfloat16
 // in place of float32; EVEN: the number of channels is; HAS_D, HAS_Z, HAS_BIAS, SOFTPLUS, KEEP, CUT.
 constexpr unsigned ALL = 0xffffffffu;
 constexpr float LOG2E = 1.4426950408889634f;
-constexpr int THREADS = 32 * WARPS, WIDE = 32 / S, CHANNELS = WARPS * WIDE, PAIRS = CHANNELS / 2;
+constexpr int THREADS = 32 * WARPS, NEXT = 32 / S, CHANNELS = WARPS * NEXT * G, PAIRS = CHANNELS / 2;
 constexpr int PAD = PER * S, TABLE = 2 * TT * PAD, READS = (TABLE + THREADS - 1) / THREADS;
 constexpr int STRIDE = THREADS / PAIRS, EACH = TT > STRIDE ? TT / STRIDE : 1;  // pairs of elements a thread and tile
 static_assert((TT % STRIDE == 0 || STRIDE > TT) && TT * PER % 16 == 0 && PER % 4 == 0, "tile");
@@ -122,37 +122,48 @@ __device__ __forceinline__ void load(const float* p, float (&x)[COUNT]) {
         x[i] = v.x, x[i + 1] = v.y, x[i + 2] = v.z, x[i + 3] = v.w;
     }
 }
-// This lane's states of a channel, whose first stands at `p`.
-__device__ __forceinline__ void get_states(const float* p, int n0, bool live, float (&x)[PER]) {
+// This lane's states of its channels: (channels, N) at `p`, of which the lane's are d, d + NEXT ...
+__device__ __forceinline__ void get_states(const float* p, int d, int n0, int channels, float (&x)[G][PER]) {
 #pragma unroll
-    for (int i = 0; i < PER; i += 4) {
-        float4 v = make_float4(0.f, 0.f, 0.f, 0.f);
-        if (N == PAD && live) v = *reinterpret_cast<const float4*>(p + n0 + i);
-        x[i] = v.x, x[i + 1] = v.y, x[i + 2] = v.z, x[i + 3] = v.w;
+    for (int g = 0; g < G; ++g) {
+        bool live = d + g * NEXT < channels;
+        const float* from = p + size_t(d + g * NEXT) * N + n0;
+#pragma unroll
+        for (int i = 0; i < PER; i += 4) {
+            float4 v = make_float4(0.f, 0.f, 0.f, 0.f);
+            if (N == PAD && live) v = *reinterpret_cast<const float4*>(from + i);
+            x[g][i] = v.x, x[g][i + 1] = v.y, x[g][i + 2] = v.z, x[g][i + 3] = v.w;
+        }
+        if (N == PAD) continue;
+#pragma unroll
+        for (int i = 0; i < PER; ++i) x[g][i] = live && n0 + i < N ? from[i] : 0.f;
     }
-    if (N == PAD) return;
-#pragma unroll
-    for (int i = 0; i < PER; ++i) x[i] = live && n0 + i < N ? p[n0 + i] : 0.f;
 }
-__device__ __forceinline__ void put_states(float* p, int n0, bool live, const float (&x)[PER]) {
-    if (N == PAD) {
+__device__ __forceinline__ void put_states(float* p, int d, int n0, int channels, const float (&x)[G][PER]) {
 #pragma unroll
-        for (int i = 0; i < PER; i += 4)
-            put_if(live, reinterpret_cast<float4*>(p + n0 + i), make_float4(x[i], x[i + 1], x[i + 2], x[i + 3]));
-        return;
+    for (int g = 0; g < G; ++g) {
+        bool live = d + g * NEXT < channels;
+        float* to = p + size_t(d + g * NEXT) * N + n0;
+        if (N == PAD) {
+#pragma unroll
+            for (int i = 0; i < PER; i += 4)
+                put_if(live, reinterpret_cast<float4*>(to + i), make_float4(x[g][i], x[g][i + 1], x[g][i + 2], x[g][i + 3]));
+            continue;
+        }
+#pragma unroll
+        for (int i = 0; i < PER; ++i) put_if(live && n0 + i < N, to + i, x[g][i]);
     }
-#pragma unroll
-    for (int i = 0; i < PER; ++i) put_if(live && n0 + i < N, p + n0 + i, x[i]);
 }
 
-// Two parts of a thread: one of the S lanes of `channel`, and owner of pair `pair` at every STRIDE-th step.
+// Two parts of a thread: one of the S lanes of `channel` and the G - 1 others at NEXT after it, and owner of
+// pair `pair` at every STRIDE-th step.
 struct Place {
     int lane, warp, s, channel, d, n0, pair, step, d2;
-    bool live, owner, here, both;
+    bool owner, here, both;
     __device__ __forceinline__ explicit Place(int channels) {
         lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-        s = (lane >> 2) % S, channel = warp * WIDE + (lane >> 2) / S * 4 + (lane & 3), n0 = s * PER;
-        d = blockIdx.y * CHANNELS + channel, live = d < channels;
+        s = (lane >> 2) % S, channel = warp * NEXT * G + (lane >> 2) / S * 4 + (lane & 3), n0 = s * PER;
+        d = blockIdx.y * CHANNELS + channel;
         pair = threadIdx.x % PAIRS, step = threadIdx.x / PAIRS, d2 = blockIdx.y * CHANNELS + 2 * pair;
         owner = STRIDE <= TT || step < TT, here = owner && d2 < channels, both = d2 + 1 < channels;
     }

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 HEADER = Path(__file__).resolve().with_name("emulate.h")
-COMPILED_IN = ("N", "PER", "S", "TT", "WARPS", "RESIDENT", "KEPT", "LOW", "EVEN")
+COMPILED_IN = ("N", "PER", "S", "G", "TT", "WARPS", "RESIDENT", "KEPT", "LOW", "EVEN")
 FOLDER = tempfile.TemporaryDirectory(prefix="emulated-")
 
 
