@@ -63,41 +63,68 @@ class IntegratedGradients(AttributionProbe):
     question = "which inputs made the answer what it is, rather than that of other episodes?"
     baseline: str = "episodes"
     tolerance: float = 1e-3
-    """Of completeness, in units of the answer; the path is refined until it holds."""
+    """Of completeness, in units of the answer; the path is cut where it does not hold."""
     points: int = 8
-    """Gauss-Legendre nodes to begin with, doubled up to `most_points`."""
-    most_points: int = 256
+    """Gauss-Legendre nodes of each panel that the path is cut into."""
+    most_points: int = 512
+    """Of all panels, those that were cut again included."""
 
     def attribute(self, context: Context) -> Attribution:
         """Some backward passes; the note says what completeness was reached."""
         base = baseline(self.baseline, context)
+        panels = [Panel.of(context, base, 0.0, 1.0, self.points)]
+        spent = self.points
+        while (gap := sum(panel.gap for panel in panels)) >= self.tolerance:
+            worst = max(panel.gap for panel in panels)
+            chosen = [panel for panel in panels if panel.gap >= worst / 2]
+            spent += 2 * self.points * len(chosen)
+            if spent > self.most_points:
+                break
+            panels = [panel for panel in panels if panel.gap < worst / 2]
+            for panel in chosen:
+                panels += panel.halves(context, base, self.points)
         with torch.no_grad():
             bias = context.answer(base).mean().item()
-        points = self.points
-        while True:
-            values = _along(context, base, points)
-            gap = abs(values.sum().item() + bias - context.prediction)
-            if gap < self.tolerance or 2 * points > self.most_points:
-                break
-            points *= 2
         return context.attribution(
             self.name,
-            values,
+            sum(panel.values for panel in panels),
             bias=bias,
             baseline=BASELINES[self.baseline][0],
-            notes=(f"complete to {gap:.1e} with {points} points",),
+            notes=(f"complete to {gap:.1e} with {len(panels) * self.points} points",),
         )
 
 
-def _along(context: Context, base: Tensor, points: int) -> Tensor:
-    """(W, F) the integral from each of base (K, W, F), by Gauss-Legendre, mean over them."""
-    nodes, weights = np.polynomial.legendre.leggauss(points)
-    x = context.features
-    share = torch.as_tensor((nodes + 1) / 2).to(x)[:, None, None, None]
-    path = base + share * (x - base)  # (P, K, W, F)
-    gradient = context.gradient(path.flatten(0, 1)).view(path.shape)
-    mean = (torch.as_tensor(weights / 2).to(x)[:, None, None, None] * gradient).sum(0)
-    return ((x - base) * mean).mean(0)
+@dataclass(frozen=True)
+class Panel:
+    """The integral over a part of the path, of which the answers at its ends tell the error."""
+
+    low: float
+    high: float
+    values: Tensor
+    """(W, F) mean over baselines."""
+    gap: float
+    """Between what the values add up to and what the answer changes by, mean over baselines."""
+
+    @classmethod
+    def of(cls, context: Context, base: Tensor, low: float, high: float, points: int) -> "Panel":
+        """By Gauss-Legendre from each of base (K, W, F)."""
+        nodes, weights = np.polynomial.legendre.leggauss(points)
+        x, half = context.features, (high - low) / 2
+        share = torch.as_tensor(low + half * (nodes + 1)).to(x)[:, None, None, None]
+        path = base + share * (x - base)  # (P, K, W, F)
+        gradient = context.gradient(path.flatten(0, 1)).view(path.shape)
+        mean = (torch.as_tensor(half * weights).to(x)[:, None, None, None] * gradient).sum(0)
+        values = (x - base) * mean
+        with torch.no_grad():
+            ends = [context.answer(base + end * (x - base)) for end in (low, high)]
+        gap = (values.flatten(1).sum(1) - (ends[1] - ends[0])).abs().mean().item()
+        return cls(low, high, values.mean(0), gap)
+
+    def halves(self, context: Context, base: Tensor, points: int) -> list["Panel"]:
+        """The same part in two."""
+        middle = (self.low + self.high) / 2
+        ends = (self.low, middle), (middle, self.high)
+        return [Panel.of(context, base, low, high, points) for low, high in ends]
 
 
 @dataclass(frozen=True)
