@@ -171,6 +171,39 @@ def test_many_states(impl):
         assert_equals_the_equation(impl, make(1, TIME + 1, 3, states))
 
 
+@pytest.mark.parametrize("rate", [0.0, -5.0, -30.0, -1e4])
+def test_decays_from_none_to_all(impl, rate):
+    arguments = make()
+    arguments["A"] = torch.full_like(arguments["A"], rate).requires_grad_()
+    assert_equals_the_equation(impl, arguments)
+
+
+def test_denormal_inputs_give_finite_outputs(impl):
+    arguments = make(starts=0) | {"state": None, "z": None, "D": None}
+    arguments["u"] = (arguments["u"] * 1e-39).detach().requires_grad_()
+    y, _ = selective_scan(**arguments, impl=impl)
+    du, dC = torch.autograd.grad(y.sum(), [arguments["u"], arguments["C"]])
+    assert y.abs().max() < 1e-36 and du.isfinite().all() and dC.abs().max() < 1e-36
+
+
+@on_cuda
+def test_offsets_beyond_32_bits(impl):
+    """The last of rows that hold 2.7 thousand million elements, as if it were alone."""
+    shape = 40, 1024, 65_536
+    if torch.cuda.mem_get_info()[0] < 60e9:
+        pytest.skip("needs 60 GB of free memory")
+    u = torch.randn(shape, device=DEVICE, dtype=torch.bfloat16)
+    B = torch.randn(*shape[:2], 2, device=DEVICE, dtype=torch.bfloat16)
+    A = -torch.rand(shape[2], 2, device=DEVICE)
+    outcomes = []
+    for rows in (slice(None), slice(39, 40)):
+        x, b = u[rows].detach().requires_grad_(), B[rows].detach().requires_grad_()
+        y, final = selective_scan(x, x, A, b, b, delta_softplus=True, impl=impl)
+        outcomes.append([z[-1] for z in (y, final, *torch.autograd.grad(y, [x, b], y))])
+        del x, b, y, final
+    assert all(torch.equal(one, other) for one, other in zip(*outcomes, strict=True))
+
+
 @on_cuda
 def test_it_is_the_choice_on_cuda(caplog):
     choice.say.cache_clear()
