@@ -56,7 +56,7 @@ class CompiledScan(torch.autograd.Function):
         )
         ctx.save_for_backward(*inputs, *kept)
         ctx.softplus = softplus
-        return y.to(ctx.types[0]), final
+        return _as(y, ctx.types[0]), final
 
     @staticmethod
     @once_differentiable
@@ -66,7 +66,7 @@ class CompiledScan(torch.autograd.Function):
         given = ungated, states, _laid_out(dy, inputs.u.dtype), dfinal.contiguous()
         *gradients, dstate = _backward(inputs, ctx.softplus, *given)
         pairs = zip(gradients, ctx.types, strict=True)
-        return None, *(x if x is None else x.to(kind) for x, kind in pairs), dstate, None, None
+        return None, *(_as(x, kind) for x, kind in pairs), dstate, None, None
 
 
 class Inputs(NamedTuple):
@@ -118,35 +118,45 @@ def _shape(name: str, states: int) -> Shape:
 
 
 def _laid_out(x: Tensor | None, kind: torch.dtype) -> Tensor | None:
-    return x if x is None else x.to(kind).contiguous()
+    return x if x is None else _as(x, kind).contiguous()
+
+
+def _as(x: Tensor | None, kind: torch.dtype | None) -> Tensor | None:
+    return x if x is None or x.dtype == kind else x.to(kind)
+
+
+class Case(NamedTuple):
+    """What a kernel is compiled for."""
+
+    N: int
+    LOW: int
+    EVEN: int
+    HAS_D: int
+    HAS_Z: int
+    HAS_BIAS: int
+    SOFTPLUS: int
+    KEEP: int
+    CUT: int
 
 
 def _launch(name: str, inputs: Inputs, softplus: bool, keep: bool, others: list) -> None:
     rows, steps, channels = inputs.u.shape
-    case = {
-        "N": inputs.A.shape[1],
-        "LOW": inputs.u.dtype == torch.bfloat16,
-        "EVEN": channels % 2 == 0,
-        "HAS_D": inputs.D is not None,
-        "HAS_Z": inputs.z is not None,
-        "HAS_BIAS": inputs.delta_bias is not None,
-        "SOFTPLUS": softplus,
-        "KEEP": keep,
-        "CUT": inputs.start is not None,
-    }
-    blocks = -(-channels // _shape(name, inputs.A.shape[1]).channels)
+    given = (x is not None for x in (inputs.D, inputs.z, inputs.delta_bias))
+    sizes = inputs.A.shape[1], inputs.u.dtype == torch.bfloat16, channels % 2 == 0
+    case = Case(*sizes, *given, softplus, keep, inputs.start is not None)
+    blocks = -(-channels // _shape(name, case.N).channels)
     with torch.cuda.device_of(inputs.u):
-        device = inputs.u.device.index
-        run = _kernel(KERNEL, device, name, tuple((k, int(v)) for k, v in case.items()))
+        run = _kernel(KERNEL, inputs.u.device.index, name, case)
         run((rows, blocks), [*inputs, *others], steps, channels)
 
 
 @functools.cache
-def _kernel(make: type, device: int | None, name: str, case: tuple[tuple[str, int], ...]) -> Any:
-    shape = _shape(name, dict(case)["N"])
+def _kernel(make: type, device: int | None, name: str, case: Case) -> Any:
+    shape = _shape(name, case.N)
     sizes = dict(zip(("PER", "S", "G", "WARPS", "TT", "RESIDENT"), shape, strict=True), KEPT=KEPT)
+    macros = {key: int(value) for key, value in case._asdict().items()} | sizes
     source = (HERE / "tile.cuh").read_text() + (HERE / f"{name}.cu").read_text()
-    return make(source, name, dict(case) | sizes, 32 * shape.warps, shape.bytes(name))
+    return make(source, name, macros, 32 * shape.warps, shape.bytes(name))
 
 
 def _forward(inputs: Inputs, state: Tensor, softplus: bool, keep: bool) -> tuple:
