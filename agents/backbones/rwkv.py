@@ -91,7 +91,8 @@ class RWKV(Mixer):
             v = ops.tap("scan.values", v)
             halves = self._halves(r, k, ops.value(v, 3), *rest[:3])
             steps = (torch.stack(pair, 2).flatten(1, 2) for pair in zip(*halves, strict=True))
-            o, S = delta_rule(*steps, state[1], packing.twice)
+            impl = "torch" if ops.is_open() else None  # whose gradients come in batches too
+            o, S = delta_rule(*steps, state[1], packing.twice, impl)
             y = self._read_out(ops.tap("scan.mixed", o[:, 1::2]), r, k, v, rest[3])
         return self.out(y), (last, S)
 

@@ -11,14 +11,13 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from decision_s4.kernels import fla
-from decision_s4.kernels.choice import fastest
+from decision_s4.kernels import choice, fla
 from decision_s4.kernels.delta_rule import by_fla, chunked, naive
 from decision_s4.kernels.packing import Packing
 
 __all__ = ["delta_rule", "delta_rule_step"]
 
-Impl = Literal["naive", "torch", "fla"]
+Impl = Literal["naive", "torch", "cpu", "fla"]
 
 NO_TRITON = "there are no fused kernels of its own"
 
@@ -46,20 +45,30 @@ def delta_rule(
         log_gate: (B, T, H, K), or (B, T, H, 1) for one gate a head; at most 0.
         state: (B, H, K, V) carried in.
         packing: where episodes start; the state is zero before each start.
-        impl: "naive" is the equation as a loop, "torch" runs anywhere, "fla" is
-            flash-linear-attention for CUDA (the extra `cuda`; bfloat16, and float32 in TF32). None
-            takes "fla" on CUDA where it is installed and the types allow it, else "torch".
+        impl: "naive" is the equation as a loop, "torch" runs anywhere, "cpu" is the loop in C++
+            (compiled at its first use; once differentiable), "fla" flash-linear-attention for CUDA
+            (the extra `cuda`; bfloat16, and float32 in TF32). None takes the fastest that can.
 
     Returns:
         (o (B, T, H, V), final state (B, H, K, V)). o is 0 at steps that are not valid.
 
     Raises:
-        ValueError: for an unknown `impl`, or what "fla" does not take.
+        ValueError: for an unknown `impl`, or what it does not take.
+        RuntimeError: for "cpu" where the machine has no compiler.
     """
     if impl not in (None, *get_args(Impl)):
-        raise ValueError(f"delta_rule: impl '{impl}' is unknown; use 'naive', 'torch' or 'fla'")
-    impl = impl or fastest("delta_rule", v.device, NO_TRITON, fla.unasked(q, k, w, v))
-    if impl == "fla":
-        return by_fla.scan(q, k, w, v, log_gate, state, packing)
-    run = naive.scan if impl == "naive" else chunked.scan
-    return run(q, k, w, v, log_gate, state, packing)
+        raise ValueError(f"delta_rule: impl '{impl}' is unknown; use {', '.join(get_args(Impl))}")
+    chosen = impl or _fastest(q, k, w, v, state)
+    inputs = q, k, w, v, log_gate, state, packing
+    if chosen == "cpu":
+        from decision_s4.kernels.delta_rule import cpu  # compiles
+
+        return cpu.scan(*inputs)
+    run = {"naive": naive.scan, "torch": chunked.scan, "fla": by_fla.scan}[chosen]
+    return run(*inputs)
+
+
+def _fastest(q: Tensor, k: Tensor, w: Tensor, v: Tensor, state: Tensor) -> str:
+    if not state.is_cuda:
+        return choice.fastest_on_cpu("delta_rule", state.device.type, state.dtype)
+    return choice.fastest("delta_rule", v.device, NO_TRITON, fla.unasked(q, k, w, v))

@@ -1,4 +1,6 @@
-"""The chunked delta rule equals the equation's loop: outputs, final state, every gradient."""
+"""The fast delta rules equal the equation's loop: outputs, final state, every gradient."""
+
+import functools
 
 import pytest
 import torch
@@ -6,12 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from decision_s4.kernels.delta_rule import chunked, delta_rule, naive
+from decision_s4.kernels.delta_rule import chunked, cpu, delta_rule, naive
 from decision_s4.kernels.gated_linear import gated_linear
 from decision_s4.kernels.packing import Packing
 
 HEADS, KEY, VALUE = 2, 3, 4
-impls = pytest.mark.parametrize("impl", ["naive", "torch"])
+COMPILED = pytest.param(
+    "cpu", marks=pytest.mark.skipif(cpu.library() is None, reason="needs a C++ compiler and ninja")
+)
+impls = pytest.mark.parametrize("impl", ["naive", "torch", COMPILED])
+fast = pytest.mark.parametrize("impl", ["torch", COMPILED])
 
 
 def make_input(rows: int, steps: int, lowest: float = -1.0, gates: int = KEY) -> list[torch.Tensor]:
@@ -37,16 +43,57 @@ def assert_all_near(found, expected, tolerance=1e-10) -> None:
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
+@fast
 @pytest.mark.parametrize("gates", [1, KEY])
 @pytest.mark.parametrize("lowest", [0.0, -0.01, -5.0, -30.0])
 @pytest.mark.parametrize("steps", [1, 2, 31, 32, 33, 129])
-def test_chunked_equals_the_loop(steps, lowest, gates):
+def test_it_equals_the_loop(steps, lowest, gates, impl):
     torch.manual_seed(steps)
     start, valid = torch.rand(4, steps) < 0.05, torch.rand(4, steps) < 0.8
     start[0], valid[1], valid[2] = False, True, False
     start[3, 0] = True
     arguments = make_input(4, steps, lowest, gates), Packing(start, valid)
-    assert_all_near(outcome(delta_rule, *arguments), outcome(naive.scan, *arguments))
+    run = functools.partial(delta_rule, impl=impl)
+    assert_all_near(outcome(run, *arguments), outcome(naive.scan, *arguments))
+
+
+@pytest.mark.skipif(cpu.library() is None, reason="needs a C++ compiler and ninja")
+@pytest.mark.parametrize("value", [1, 8, 9, 16, 17, 40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_columns_of_any_number_in_vectors_of_eight_or_sixteen(value, dtype):
+    torch.manual_seed(value)
+    start, valid = torch.rand(3, 37) < 0.1, torch.rand(3, 37) < 0.8
+    *inputs, v, gate, state = make_input(3, 37)
+    v, state = torch.randn(*v.shape[:3], value), torch.randn(*state.shape[:3], value)
+    inputs = [x.detach().to(dtype).requires_grad_() for x in (*inputs, v, gate, state)]
+    packing, tolerance = Packing(start, valid), 1e-10 if dtype == torch.float64 else 2e-5
+    run = functools.partial(delta_rule, impl="cpu")
+    found, expected = outcome(run, inputs, packing), outcome(naive.scan, inputs, packing)
+    assert_all_near(found, expected, tolerance)
+
+
+@pytest.mark.skipif(cpu.library() is None, reason="needs a C++ compiler and ninja")
+def test_threads_change_no_bit():
+    torch.manual_seed(2)
+    arguments = [x.detach().requires_grad_() for x in make_input(3, 200)], Packing.unbroken(3, 200)
+    run = functools.partial(delta_rule, impl="cpu")
+    found, before = [], torch.get_num_threads()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found.append(outcome(run, *arguments))
+    torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_what_the_library_cannot_do_is_refused():
+    inputs = make_input(1, 3)
+    if cpu.library() is not None:
+        o, _ = delta_rule(*inputs, Packing.unbroken(1, 3), impl="cpu")
+        with pytest.raises(RuntimeError, match="'cpu' has no second derivatives"):
+            torch.autograd.grad(o.sum(), inputs[0], create_graph=True)
+    half = [x.detach().bfloat16() for x in inputs]
+    with pytest.raises(ValueError, match="impl 'cpu' needs float32 or float64 on the CPU"):
+        delta_rule(*half, Packing.unbroken(1, 3), impl="cpu")
 
 
 @settings(deadline=None, max_examples=30)
@@ -124,13 +171,16 @@ def test_neither_other_episodes_nor_holes_leak(impl, poison):
     assert o[0, 6].abs().max() == 0
 
 
+@fast
 @pytest.mark.parametrize("lowest", [0.0, -5.0, -30.0])
-def test_float32_stays_near_float64(lowest):
+def test_float32_stays_near_float64(lowest, impl):
     torch.manual_seed(7)
     inputs, packing = make_input(2, 200, lowest), Packing.unbroken(2, 200)
     expected = outcome(naive.scan, inputs, packing)
     single = [each.detach().float().requires_grad_() for each in inputs]
-    for a, b in zip(outcome(delta_rule, single, packing), expected, strict=True):
+    for a, b in zip(
+        outcome(functools.partial(delta_rule, impl=impl), single, packing), expected, strict=True
+    ):
         assert a.dtype == torch.float32
         assert (a - b).norm() <= 3e-6 * b.norm() + 1e-6
 
