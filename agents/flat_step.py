@@ -14,6 +14,7 @@ from decision_s4.envs.timestep import TimeStep
 
 Act = Callable[[TimeStep, State, bool], tuple[Tensor, State]]
 Rows = Callable[[list[Tensor]], list[Tensor]]
+Form = tuple[list[Any], list[Any]]  # shapes and types
 
 
 def own_step(policy: Policy) -> Act:
@@ -77,15 +78,15 @@ class FlatAct:
         self.policy, self.prepare, self.say = policy, prepare, say
         self.own, self.device = own_step(policy), policy.head.linear.weight.device
         self.rows: Rows | None = None
-        self.form: list[Any] | None = None
+        self.forms: list[Form] = []  # met and taken, one for each number of rows
 
     def __call__(self, step: TimeStep, state: State, deterministic: bool) -> tuple[Tensor, State]:
         if self.device.type != "cpu":
             step = tree_map(lambda leaf: leaf.to(self.device), step)
         given = flattened(step, state)
-        if self.form is None:
+        if not self.forms:
             self._begin(step, state, given)
-        if self.rows is None or _form(given) != self.form:  # another's state: its own step says so
+        if self.rows is None or not self._takes(given):  # another's state: its own step says so
             return self.own(step, state, deterministic)
         features, action, *after = self.rows(given)
         if not deterministic:
@@ -94,7 +95,7 @@ class FlatAct:
 
     def _begin(self, step: TimeStep, state: State, given: list[Tensor]) -> None:
         self.own(step, state, True)  # raises for what no policy takes
-        self.form = _form(given)
+        self.forms.append(_form(given))
         rows = self.prepare(FlatStep(self.policy, step, state))
         try:
             rows(given)
@@ -105,11 +106,20 @@ class FlatAct:
             reason = str(error).strip().partition("\n")[0]
             self.say(f"the policy acts by its own step, operation by operation: {reason}")
 
+    def _takes(self, given: list[Any]) -> bool:
+        """Whether they differ from the first that came in the number of rows alone."""
+        shapes, types = form = _form(given)
+        if form in self.forms:
+            return True
+        (first, wanted), rows = self.forms[0], len(given[0])
+        alike = types == wanted and shapes == [(rows, *shape[1:]) for shape in first]
+        if alike:
+            self.forms.append(form)
+        return alike
 
-def _form(leaves: list[Any]) -> list[Any]:
-    """What is the same of all leaves for all numbers of rows."""
-    rows = len(leaves[0])
-    return [(len(x) == rows, x.shape[1:], x.dtype) if isinstance(x, Tensor) else x for x in leaves]
+
+def _form(leaves: list[Any]) -> Form:
+    return [getattr(x, "shape", None) for x in leaves], [getattr(x, "dtype", None) for x in leaves]
 
 
 def flattened(*trees: Any) -> list[Tensor]:

@@ -5,12 +5,12 @@
 
 Names that the file has are not measured again; `benchmarks/backbone_table.py` joins it with what
 they return. A Decision S4 policy of the default sizes on Hopper. "training" is environment steps a
-second of whole updates on 3 rows of 1,000 steps with episodes of 200; "resets" what those episodes
-add to a forward and backward pass of the backbone beside unbroken rows. "step" is one acting step
-of the policy at batch 1, as Actor does it unless told otherwise, and compiled (Actor's
-impl="compiled", on the CPU); "a block" the faster of the two over the number of blocks, embedding
-and head included, beside torch's GRUCell of the backbone's width, and before it the blocks alone,
-operation by operation. Medians of interleaved repeats, one thread.
+second of whole updates on 3 rows of 1,000 steps with episodes of 200, recorded on a GPU where they
+can be; "resets" what those episodes add to a forward and backward pass of the backbone beside
+unbroken rows. "step" is one acting step of the policy at batch 1, as Actor does it unless told
+otherwise, and compiled (impl="compiled", on the CPU). "a block" is the faster of the two over the
+number of blocks, embedding and head included, beside torch's GRUCell of the backbone's width, and
+before it the blocks' own steps, operation by operation. Medians of interleaved repeats, one thread.
 """
 
 import argparse
@@ -32,6 +32,8 @@ from decision_s4.agents.actor import Actor
 from decision_s4.agents.backbones.base import BACKBONES, MEMORYLESS
 from decision_s4.agents.decision import DecisionLearner, OptimiserOptions
 from decision_s4.agents.policy import PolicyOptions, SequencePolicy, parameter_count
+from decision_s4.agents.recorded import recorded_updates
+from decision_s4.kernels.cuda_graph import WARMUP
 
 ROWS, STEPS, EPISODE = 3, 1000, 200
 NAMES = [*sorted(BACKBONES), *sorted(MEMORYLESS)]
@@ -59,7 +61,6 @@ def calls(name: str, device: str) -> tuple[SequencePolicy, dict[str, Call]]:
     torch.manual_seed(0)
     policy = SequencePolicy(OBSERVATION, ACTION, PolicyOptions(name)).to(device)
     batch = training_batch(device)
-    learner = DecisionLearner(copy.deepcopy(policy), OptimiserOptions(), total_steps=10**6)
     x = torch.randn(ROWS, STEPS, policy.options.d_model, device=device, requires_grad=True)
     unbroken = torch.zeros_like(batch.start)
     step, policy = tree_map(lambda leaf: leaf.to(device), time_step(1)), policy.eval()
@@ -78,12 +79,24 @@ def calls(name: str, device: str) -> tuple[SequencePolicy, dict[str, Call]]:
         lambda: policy.backbone.step(token, policy.initial_state(1), None, constants)
     )
     return policy, {
-        "update": synchronised(lambda: learner.update(batch), device),
+        "update": synchronised(update(policy, batch, device), device),
         "packed": synchronised(lambda: both_ways(policy.backbone, x, batch.start), device),
         "unbroken": synchronised(lambda: both_ways(policy.backbone, x, unbroken), device),
         "blocks": synchronised(blocks, device),
         **steps,
     }
+
+
+def update(policy: SequencePolicy, batch: SimpleNamespace, device: str) -> Call:
+    """A whole update as train.py does it: on CUDA recorded, where it can be."""
+    learner = DecisionLearner(copy.deepcopy(policy), OptimiserOptions(), total_steps=10**6)
+    recorded = recorded_updates(learner, torch.device(device))
+    if recorded is None:
+        return lambda: learner.update(batch)
+    batch = training_batch("cpu")
+    for _ in range(WARMUP + 1):
+        recorded.update(batch)
+    return lambda: recorded.update(batch)
 
 
 def both_ways(backbone: torch.nn.Module, x: torch.Tensor, start: torch.Tensor) -> None:

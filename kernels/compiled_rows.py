@@ -66,7 +66,8 @@ class _Bare(nn.Module):
 
 
 def _compiled(module: nn.Module, given: list[Tensor]) -> Run:
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*complex operators|.*LeafSpec")
         bare, sample = _Bare(copy.deepcopy(module).eval()), [x.clone() for x in given]
         program = torch.export.export(bare, (bare.own, sample)).run_decompositions(REPLACED)
         loaded = torch._inductor.aoti_load_package(_package(program, len(given[0])))
@@ -90,11 +91,9 @@ def _package(program: torch.export.ExportedProgram, rows: int) -> str:
 def _compile(program: torch.export.ExportedProgram, path: Path) -> None:
     fresh, options = path.with_name("fresh.pt2"), dict(OPTIONS)  # it writes there
     logging.getLogger("torch._inductor").setLevel(logging.ERROR)  # of each complex product
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*complex operators|.*LeafSpec")
-        torch._inductor.aoti_compile_and_package(
-            program, package_path=str(fresh), inductor_configs=options
-        )
+    torch._inductor.aoti_compile_and_package(
+        program, package_path=str(fresh), inductor_configs=options
+    )
     fresh.replace(path)
 
 
