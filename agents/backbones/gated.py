@@ -77,13 +77,24 @@ class GatedNetwork(Mixer):
 def _marked_scan(
     x: Tensor, network: nn.GRU | nn.LSTM, state: Tensor, packing: Packing
 ) -> tuple[Tensor, Tensor]:
-    return naive.scan(x, network, state, packing, _marked_step)
+    if packing.valid is not None:
+        x = x.where(packing.valid[..., None], 0)
+    return naive.scan(_from_input(x, network), network, state, packing, _marked_update)
 
 
 def _marked_step(x: Tensor, network: nn.GRU | nn.LSTM, state: Tensor) -> Tensor:
-    """`gated_step`, for probes. Gates only weigh: all relevance goes to the signal, as in Arras et
-    al., "Explaining and Interpreting LSTMs", arXiv 1909.12114."""
-    from_input = F.linear(x, network.weight_ih_l0, network.bias_ih_l0)
+    """`gated_step`, for probes."""
+    return _marked_update(_from_input(x, network), network, state)
+
+
+def _from_input(x: Tensor, network: nn.GRU | nn.LSTM) -> Tensor:
+    """What all gates take from the input, of all steps at once."""
+    return F.linear(x, network.weight_ih_l0, network.bias_ih_l0)
+
+
+def _marked_update(from_input: Tensor, network: nn.GRU | nn.LSTM, state: Tensor) -> Tensor:
+    """Gates only weigh: all relevance goes to the signal, as in Arras et al., "Explaining and
+    Interpreting LSTMs", arXiv 1909.12114."""
     from_state = F.linear(state[:, 0], network.weight_hh_l0, network.bias_hh_l0)
     if isinstance(network, nn.LSTM):
         return _marked_lstm(from_input + from_state, state[:, 1])
@@ -91,17 +102,18 @@ def _marked_step(x: Tensor, network: nn.GRU | nn.LSTM, state: Tensor) -> Tensor:
 
 
 def _marked_gru(from_input: Tensor, from_state: Tensor, h: Tensor) -> Tensor:
-    (r, z, n), (r_h, z_h, n_h) = from_input.chunk(3, 1), from_state.chunk(3, 1)
-    r = ops.coefficient("reset gate", torch.sigmoid(r + r_h))
-    z = ops.coefficient("update gate", torch.sigmoid(z + z_h))
+    sizes = (2 * h.shape[1], h.shape[1])
+    (gates, n), (gates_h, n_h) = from_input.split(sizes, 1), from_state.split(sizes, 1)
+    r, z = torch.sigmoid(gates + gates_h).chunk(2, 1)
+    r, z = ops.coefficient("reset gate", r), ops.coefficient("update gate", z)
     return ((1 - z) * ops.act(n + r * n_h, "tanh", "candidate") + z * h)[:, None]
 
 
 def _marked_lstm(gates: Tensor, c: Tensor) -> Tensor:
-    i, f, g, o = gates.chunk(4, 1)
-    i = ops.coefficient("input gate", torch.sigmoid(i))
-    f = ops.coefficient("forget gate", torch.sigmoid(f))
-    o = ops.coefficient("output gate", torch.sigmoid(o))
+    i, f, _, o = torch.sigmoid(gates).chunk(4, 1)
+    g = gates.narrow(1, 2 * c.shape[1], c.shape[1])
+    i, f = ops.coefficient("input gate", i), ops.coefficient("forget gate", f)
+    o = ops.coefficient("output gate", o)
     c = f * c + i * ops.act(g, "tanh", "candidate")
     return torch.stack([o * ops.act(c, "tanh", "cell"), c], dim=1)
 

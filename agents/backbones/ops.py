@@ -215,7 +215,8 @@ def tap(name: str, x: Tensor) -> Tensor:
 def _hold(context: _Context, name: str | None, compute: Callable[[], Tensor]) -> Tensor:
     if context.replay is not None:
         return next(context.replay)
-    value = compute().detach()
+    with torch.no_grad():
+        value = compute().detach()
     if context.record is not None:
         context.record.add(name if name is None else context.scope + name, value)
     return value

@@ -25,12 +25,15 @@ def scan(
 ) -> tuple[Tensor, Tensor]:
     """See `gated_scan`; `step` is the equation."""
     valid = torch.ones_like(packing.start) if packing.valid is None else packing.valid
-    masks = packing.start.unbind(1), valid.unbind(1)
+    begins, holes = packing.start.any(0).tolist(), (~valid).any(0).tolist()
     x = torch.where(valid[..., None], x, torch.zeros_like(x))  # NaN in a hole would reach gradients
     outputs = []
-    for x_t, start_t, valid_t in zip(x.unbind(1), *masks, strict=True):
-        before = torch.where(start_t[:, None, None], torch.zeros_like(state), state)
+    for t, x_t in enumerate(x.unbind(1)):
+        before = state
+        if begins[t]:
+            before = torch.where(packing.start[:, t, None, None], torch.zeros_like(state), state)
         after = step(x_t, network, before)
-        state = torch.where(valid_t[:, None, None], after, state)
-        outputs.append(torch.where(valid_t[:, None], after[:, 0], torch.zeros_like(after[:, 0])))
-    return torch.stack(outputs, dim=1), state
+        state = torch.where(valid[:, t, None, None], after, state) if holes[t] else after
+        outputs.append(after[:, 0])
+    hidden = torch.stack(outputs, dim=1)
+    return torch.where(valid[..., None], hidden, torch.zeros_like(hidden)), state
