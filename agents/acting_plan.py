@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from decision_s4.agents.backbones.s4 import LinearStateSpace
 from decision_s4.agents.backbones.stack import Block
@@ -16,6 +17,7 @@ from decision_s4.agents.encoders import Standardised
 from decision_s4.agents.heads import BoxHead
 from decision_s4.agents.policy import SequencePolicy
 from decision_s4.envs.spaces import Tree
+from decision_s4.envs.timestep import TimeStep
 from decision_s4.kernels.policy_step import Affine, Head, Layer, Mlp, Norm, Plan
 
 
@@ -41,6 +43,27 @@ def plan_of(policy: SequencePolicy) -> Plan:
         _norm(policy.backbone.norm),
         _box_head(head) if isinstance(head, BoxHead) else None,
     )
+
+
+def can_fold(policy: nn.Module) -> bool:
+    """Whether `folded_token` is the same function as the policy's own embedding."""
+    return type(policy) is SequencePolicy and not policy.training
+
+
+@torch.no_grad()
+def folded_token(policy: SequencePolicy) -> Callable[[TimeStep], Tensor]:
+    """The policy's `token`, in five operations on features."""
+    shift, first, second = _shift(policy), _embedding(policy), _affine(policy.project[2])
+    observation = plan_features(policy.observation_features)
+    action = plan_features(policy.action_features)
+
+    def token(step: TimeStep) -> Tensor:
+        done = action(step.previous_action).masked_fill(step.start[:, None], 0.0)
+        x = torch.cat([step.return_to_go[:, None], observation(step.observation), done], 1) - shift
+        x = F.gelu(torch.addmm(first.bias, x, first.weight))
+        return torch.addmm(second.bias, x, second.weight)
+
+    return token
 
 
 def plan_features(features: nn.Module) -> Callable[[Tree], Tensor]:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from decision_s4.agents.acting_plan import can_plan, plan_features, plan_of
+from decision_s4.agents.acting_plan import can_fold, can_plan, plan_features, plan_of
 from decision_s4.agents.backbones import State, ops
-from decision_s4.agents.flat_step import Act, FlatAct, can_flatten, own_step
+from decision_s4.agents.flat_step import Act, FlatAct, can_flatten, folded_step, own_step
 from decision_s4.agents.policy import Policy, SequencePolicy
 from decision_s4.envs.timestep import TimeStep
 from decision_s4.kernels import policy_step
@@ -68,7 +68,7 @@ def _faster(policy: Policy, impl: Impl | None) -> Act | None:
         return FlatAct(policy, CompiledRows, LOG.warning)
     if impl is not None:
         raise ValueError(_refusal(policy, impl, device))
-    return None
+    return folded_step(policy) if device == "cpu" and can_fold(policy) else None
 
 
 def _refusal(policy: Policy, impl: str, device: str) -> str:

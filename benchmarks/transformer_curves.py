@@ -31,13 +31,13 @@ class Curves(NamedTuple):
     """(runs, P)"""
 
 
-def rows_of(path: Path) -> list[csv_rows.Row]:
-    return [row for row in csv_rows.read(path) if row["algorithm"] == ALGORITHM]
+def rows_of(paths: list[Path]) -> list[csv_rows.Row]:
+    return [row for path in paths for row in csv_rows.read(path) if row["algorithm"] == ALGORITHM]
 
 
-def ours(path: Path, dataset: str) -> Curves:
+def ours(paths: list[Path], dataset: str) -> Curves:
     """From what transformers_at_once.py writes: the rows of the highest return asked for."""
-    rows = [row for row in rows_of(path) if row["dataset"] == dataset]
+    rows = [row for row in rows_of(paths) if row["dataset"] == dataset]
     highest = max(float(row["target_return"]) for row in rows)
     found: dict[str, dict[int, float]] = {}
     for row in rows:
@@ -91,7 +91,7 @@ def cell(curves: Curves, point: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("rows", type=Path, help="CSV file of transformers_at_once.py")
+    parser.add_argument("rows", type=Path, nargs="+", help="CSV files of transformers_at_once.py")
     parser.add_argument("--published", type=Path, required=True, help="folder of their logs")
     parser.add_argument("--picture", type=Path, help="PNG or SVG file to write")
     parser.add_argument("--every", type=int, default=1000, help="updates between points")

@@ -81,9 +81,9 @@ def _package(program: torch.export.ExportedProgram, rows: int) -> str:
     level = torch.backends.cpu.get_cpu_capability().lower()
     folder = build_folder(f"decision_s4_step_{level}", _contents(program))
     path = Path(folder) / "step.pt2"
-    with alone("compiled", folder):
+    LOG.info("acting: loading %s, compiled if new (about half a minute), for %d rows", path, rows)
+    with alone("acting", folder):
         if not path.exists():
-            LOG.info("compiling a step of %d rows (about half a minute) into %s", rows, folder)
             _compile(program, path)
     return str(path)
 
