@@ -1,11 +1,12 @@
 """Gated linear attention on CUDA: ours beside flash-linear-attention, forward and with backward.
 
-    python benchmarks/gated_linear.py --compile-first [--configs]
+    python benchmarks/gated_linear.py --compile-first [--configs] [--fla-configs 1]
 
 bfloat16, gates in float32. "fused" runs without a start, "resets" with one in 250 steps; fla has no
 starts in batches. "x": how many times faster than fla. Errors are ‖ours − naive‖ / ‖naive‖ of the
 outputs and the gates' gradients, naive in float64, at the first size. --configs times every
-configuration of our kernels. --compile-first lets a process a size fill Triton's cache, side by
+configuration of our kernels, --fla-configs holds each of fla's to so many, which else tunes for
+minutes. --compile-first lets a process a size fill Triton's cache, side by
 side, before anything is timed: compiling takes most of a minute a size.
 """
 
@@ -20,6 +21,7 @@ import torch
 from timing import interleaved
 from torch import Tensor
 
+from decision_s4.kernels import fla
 from decision_s4.kernels.gated_linear import gated_linear, naive
 from decision_s4.kernels.gated_linear import triton as fused
 from decision_s4.kernels.packing import Packing
@@ -38,13 +40,15 @@ def make_inputs(rows: int, steps: int, heads: int, width: int, gates: int) -> li
     return [x.requires_grad_() for x in (q * width**-0.5, k, v, gate, state)]
 
 
-def fla_scan(per_key: bool) -> Scan | None:
+def fla_scan(per_key: bool, most: int | None = None) -> Scan | None:
     try:
         from fla.ops.gla import chunk_gla
         from fla.ops.simple_gla import chunk_simple_gla
     except ImportError as error:
         print(f"fla does not import ({error}): no peer (pip install fla-core)")
         return None
+    if most is not None:
+        fla.settle(chunk_gla, most)
 
     def scan(q, k, v, gate, state):
         gate = gate if per_key else gate.squeeze(-1)
@@ -86,11 +90,13 @@ def table(title: str, contenders: dict[str, Scan], inputs: list[Tensor], repeats
         print(f"{title:34}{name:20}{cells}", flush=True)
 
 
-def contenders(size: tuple[int, ...], per_key: bool, configs: bool) -> dict[str, Scan]:
+def contenders(
+    size: tuple[int, ...], per_key: bool, configs: bool, most: int | None
+) -> dict[str, Scan]:
     rows, steps = size[:2]
     unbroken = Packing.unbroken(rows, steps, torch.device("cuda"))
     resets = Packing(torch.rand(rows, steps, device="cuda") < 0.004)
-    peer = fla_scan(per_key)
+    peer = fla_scan(per_key, most)
     scans: dict[str, Scan] = {"fla": peer} if peer else {}
     scans["fused"] = functools.partial(fused.scan, packing=unbroken)
     scans["resets"] = functools.partial(fused.scan, packing=resets)
@@ -118,23 +124,29 @@ def errors(inputs: list[Tensor], scans: dict[str, Scan]) -> str:
     return "  ".join(cells)
 
 
-def report(repeats: int, sizes: Sequence[int] = range(len(SIZES)), configs: bool = False) -> None:
+def report(
+    repeats: int,
+    sizes: Sequence[int] = range(len(SIZES)),
+    configs: bool = False,
+    most: int | None = None,
+) -> None:
     """Prints the tables of the sizes asked for."""
     print(torch.cuda.get_device_name())
     for per_key in (True, False):
         for i in sizes:
             size = SIZES[i]
             inputs = make_inputs(*size, gates=size[3] if per_key else 1)
-            scans = contenders(size, per_key, configs)
+            scans = contenders(size, per_key, configs, most)
             kind = "gate a key" if per_key else "gate a head"
             table(f"{kind} {size}", scans, inputs, repeats)
             if i == 0:
                 print("errors:", errors(inputs, scans))
 
 
-def compile_first(sizes: Sequence[int], configs: bool) -> None:
+def compile_first(sizes: Sequence[int], configs: bool, most: int | None = None) -> None:
     """One untimed round of each size in a process of its own."""
-    flags = ["--repeats", "1", *(["--configs"] if configs else []), "--sizes"]
+    flags = ["--repeats", "1", *(["--configs"] if configs else [])]
+    flags += [*(["--fla-configs", str(most)] if most else []), "--sizes"]
     command = [sys.executable, __file__, *flags]
     quiet = {"stdout": subprocess.DEVNULL}
     for process in [subprocess.Popen([*command, str(size)], **quiet) for size in sizes]:
@@ -147,10 +159,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--sizes", type=int, nargs="*", default=range(len(SIZES)), help="which")
     parser.add_argument("--compile-first", action="store_true")
+    parser.add_argument("--fla-configs", type=int, help="each of its kernels is tuned among")
     args = parser.parse_args()
     if args.compile_first:
-        compile_first(args.sizes, args.configs)
-    report(args.repeats, args.sizes, args.configs)
+        compile_first(args.sizes, args.configs, args.fla_configs)
+    report(args.repeats, args.sizes, args.configs, args.fla_configs)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ Its kernels know no starts inside a row, but sequences of any length laid end to
 such a sequence, with a state of its own before it, so that resets are exact.
 """
 
+import functools
 import importlib.util
+import sys
 from collections.abc import Callable
 
 import torch
@@ -41,6 +43,27 @@ def unasked(*tensors: Tensor) -> str | None:
     return misfit(*tensors)
 
 
+@functools.cache
+def settle(op: Callable, most: int = 1) -> None:
+    """Holds the kernels of `op`, and all that fla has loaded, to `most` configurations each.
+
+    fla tunes every kernel among up to 96 of them at each new shape: more than six minutes of a core
+    before the first result. What has not been run has not been tested either (its issue 640).
+    """
+    tuner = sys.modules.get("triton.runtime.autotuner")
+    modules = [module for name, module in sys.modules.items() if name.startswith("fla.")]
+    for kernel in (value for module in modules for value in vars(module).values()):
+        while tuner is not None and isinstance(kernel, tuner.Heuristics):
+            kernel = kernel.fn
+        if tuner is not None and isinstance(kernel, tuner.Autotuner):
+            kernel.configs = sorted(kernel.configs, key=_strangeness)[:most]
+
+
+def _strangeness(config) -> tuple[int, int]:
+    """0 at four warps and two stages."""
+    return abs(config.num_warps.bit_length() - 3), abs(config.num_stages - 2)
+
+
 def check(op: str, *tensors: Tensor) -> None:
     """Raises ValueError where it cannot run."""
     reason = misfit(*tensors)
@@ -65,6 +88,7 @@ def scan(
     Returns:
         (o (B, T, H, V), 0 at steps that are not valid; final state (B, H, K, V)).
     """
+    settle(op)
     sequences = packing.sequences
     if len(sequences.bounds) == 1:
         return torch.zeros_like(inputs[2]), state

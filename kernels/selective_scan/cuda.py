@@ -113,7 +113,7 @@ def _shape(name: str, states: int) -> Shape:
     """B and C come out of shared memory as wide as registers: two channels share what is read."""
     lanes = 2 if states <= 8 else 4 if states <= 16 else 8
     if name == "forward":
-        return Shape(8, 8, 2, 8, 16, 8) if states > 32 else Shape(4, lanes, 2, 4, 16, 16)
+        return Shape(8, 8, 2, 8, 16, 8) if states > 32 else Shape(4, lanes, 2, 4, 16, 12)
     return Shape(8, 8, 1, 4, KEPT, 8) if states > 32 else Shape(4, lanes, 2, 4, KEPT, 8)
 
 

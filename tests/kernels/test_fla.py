@@ -6,6 +6,8 @@ as its own, is held to the loop everywhere, with fla's equation (its documentati
 
 import importlib.util
 import itertools
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -199,3 +201,24 @@ def test_it_is_the_choice_where_ours_cannot_run_on_cuda(caplog, monkeypatch):
     assert "gated_linear: 'fla' runs on cuda" in caplog.text
     assert "delta_rule: 'fla' runs on cuda" in caplog.text
     assert "delta_rule: 'torch' runs on cuda" in caplog.text
+
+
+def test_its_kernels_are_held_to_one_configuration(monkeypatch):
+    class Autotuner(SimpleNamespace):
+        pass
+
+    class Heuristics(SimpleNamespace):
+        pass
+
+    def tuned(*pairs):
+        configs = [SimpleNamespace(num_warps=warps, num_stages=stages) for warps, stages in pairs]
+        return Autotuner(configs=configs)
+
+    bare, inner = tuned((8, 2), (4, 3), (4, 2)), tuned((1, 2), (2, 4))
+    module = SimpleNamespace(bare=bare, wrapped=Heuristics(fn=Heuristics(fn=inner)), other=1)
+    tuner = SimpleNamespace(Autotuner=Autotuner, Heuristics=Heuristics)
+    monkeypatch.setitem(sys.modules, "triton.runtime.autotuner", tuner)
+    monkeypatch.setitem(sys.modules, "fla.ops.some", module)
+    fla.settle(object())
+    assert [(c.num_warps, c.num_stages) for c in bare.configs] == [(4, 2)]
+    assert [(c.num_warps, c.num_stages) for c in inner.configs] == [(2, 4)]
