@@ -3,6 +3,7 @@
     python benchmarks/d4rl.py --processes 2                  train what is missing, then the table
     python benchmarks/d4rl.py --processes 0                  only the table of what is there
     python benchmarks/d4rl.py --launcher ray --processes 64  the same, over a Ray cluster
+    python benchmarks/d4rl.py --launcher together            in turns in one process on a GPU
     python benchmarks/d4rl.py --source d4rl                  D4RL's own files, downloaded
 
 An algorithm is a name that `train.py --algo` knows, or `label=name --flag value …` for one with
@@ -148,9 +149,17 @@ def run_on_ray(jobs: Iterable[Job], processes: int, deadline: float) -> None:
             print(line, flush=True)
 
 
+def run_side_by_side(jobs: Iterable[Job], processes: int, deadline: float) -> None:
+    """In one process on a GPU, evaluations over `processes`."""
+    from together import run_together  # beside this file
+
+    run_together(jobs, processes, deadline)
+
+
 LAUNCHERS: dict[str, Callable[[Iterable[Job], int, float], None]] = {
     "local": run_here,
     "ray": run_on_ray,
+    "together": run_side_by_side,
 }
 
 

@@ -105,3 +105,22 @@ def test_a_grid_trains_what_is_missing_and_goes_on_with_what_was_cut(tmp_path, m
     run(monkeypatch, "--algorithms", spec)
     assert "small/0: done" not in (said := capsys.readouterr().out)
     assert "| hopper-medium |" in said
+
+
+def test_trainings_in_turns_are_those_of_train(tmp_path, monkeypatch, capsys):
+    """The same weights, evaluated from the same seed."""
+    monkeypatch.chdir(tmp_path)
+    specs = ("--algorithms", "small=decision-s4 --d-embed 8", "other=decision-s4 --backbone lru")
+    monkeypatch.syspath_prepend(FOLDER)
+    run(monkeypatch, *specs, "--launcher", "together", "--minutes", "0")
+    assert capsys.readouterr().out.count(": cut") == 2
+    run(monkeypatch, *specs, "--launcher", "together")
+    assert capsys.readouterr().out.count(": done") == 2
+    run(monkeypatch, *specs, "--runs", "alone")
+    last = [
+        list(csv.DictReader((tmp_path / runs / "hopper-medium/other/0/eval.csv").open()))[-2:]
+        for runs in ("runs", "alone")
+    ]
+    assert {row["step"] for rows in last for row in rows} == {"4"}
+    together, alone = ([float(row["return_mean"]) for row in rows] for rows in last)
+    assert together == pytest.approx(alone, rel=1e-3)
