@@ -64,9 +64,7 @@ def return_cell(means: list[float]) -> str:
 def speed_cells(cpu: Mapping[str, str], gpu: Mapping[str, str]) -> list[str]:
     def each(show: str, *names: str) -> list[str]:
         """By device."""
-        return [
-            show.format(*(float(row[name]) for name in names)) if row else "" for row in (cpu, gpu)
-        ]
+        return [_cell(row, show, *names) for row in (cpu, gpu)]
 
     parameters, state = (
         each("{:,.0f}", name)[0 if cpu else 1] for name in ("parameters", "state_bytes")
@@ -77,11 +75,17 @@ def speed_cells(cpu: Mapping[str, str], gpu: Mapping[str, str]) -> list[str]:
         *each("{:,.0f}", "steps_per_second"),
         *each("{:+.0f}%", "resets_percent"),
         step,
-        f"{float(cpu['compiled_p50_us']):.0f} / {float(cpu['compiled_p99_us']):.0f}" if cpu else "",
+        _cell(cpu, "{:.0f} / {:.0f}", "compiled_p50_us", "compiled_p99_us"),
         replayed,
         *each("{:.1f} ×", "acting_over_gru_cell"),
         state,
     ]
+
+
+def _cell(row: Mapping[str, str], show: str, *names: str) -> str:
+    """Empty where the row lacks one of them."""
+    known = all(row.get(name) for name in names)
+    return show.format(*(float(row[name]) for name in names)) if known else ""
 
 
 def memory_cells(name: str, memory: list[csv_rows.Row], micro: list[csv_rows.Row]) -> list[str]:
