@@ -15,6 +15,7 @@ from torch import Tensor
 from decision_s4.kernels.packing import Packing
 
 TYPES = (torch.bfloat16, torch.float32)
+MOST_KEYS = 256
 PROVEN = False  # whether tests/kernels/test_fla.py has passed on a GPU: not taken unasked before
 
 
@@ -27,7 +28,8 @@ def misfit(*tensors: Tensor) -> str | None:
             return f"needs tensors on CUDA, not {x.device.type}"
         if x.dtype not in TYPES:
             return f"needs bfloat16 or float32, not {x.dtype}"
-    return None
+    keys = tensors[0].shape[-1]
+    return None if keys <= MOST_KEYS else f"takes K up to {MOST_KEYS}, not {keys}"
 
 
 def unasked(*tensors: Tensor) -> str | None:

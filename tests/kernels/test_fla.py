@@ -22,6 +22,7 @@ CUDA = torch.cuda.is_available() and importlib.util.find_spec("fla") is not None
 on_cuda = pytest.mark.skipif(not CUDA, reason="needs a CUDA device and fla-core")
 both = pytest.mark.parametrize("op", [delta_rule, gated_linear])
 SIZES = [(2, 300, 4, 16, 16), (3, 130, 2, 64, 32), (1, 65, 1, 20, 12), (2, 500, 2, 128, 128)]
+SIZES += [(1, 130, 1, 256, 64)]
 
 
 def make(op, rows, steps, heads, key, value, low=torch.float64, device="cpu", per_key=True):
