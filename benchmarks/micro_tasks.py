@@ -1,6 +1,6 @@
 """What each backbone can and cannot do, on five tasks that take seconds (benchmarks/symbols.py).
 
-    python benchmarks/micro_tasks.py --names mamba --seeds 0     five minutes a backbone and seed
+    python benchmarks/micro_tasks.py --names mamba --seeds 0     ten minutes a backbone and seed
     python benchmarks/micro_tasks.py --names deltanet,beta_max=2 gru
     python benchmarks/micro_tasks.py --processes 16              all of them
     python benchmarks/micro_tasks.py --device cuda               an update a launch: quicker
@@ -215,7 +215,7 @@ def main() -> None:
     parser.add_argument("--names", nargs="*", default=NAMES, type=known, help="NAME[,option=value]")
     parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=TASKS)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--updates", type=int, default=1000)
+    parser.add_argument("--updates", type=int, default=2000)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--together", type=int, default=1, help="runs of one process, on CUDA")
     parser.add_argument("--minutes", type=float, help="begin no run after these")
