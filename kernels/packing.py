@@ -165,6 +165,14 @@ class Packing:
         return marks if self.valid is None else marks * self.valid
 
     @cached_property
+    def ordered(self) -> bool:
+        """Whether valid steps come first in every row; False on a GPU, which is not asked."""
+        valid = self.valid
+        if valid is None:
+            return True
+        return valid.device.type == "cpu" and not bool((valid[:, 1:] > valid[:, :-1]).any())
+
+    @cached_property
     def walk(self) -> Walk:
         """How to walk along each row."""
         if self.valid is None:
@@ -174,7 +182,7 @@ class Packing:
         valid, steps = self.valid, self.steps
         segment = (self.start & valid).cumsum(1, dtype=torch.int32)
         count = valid.sum(1, dtype=torch.int32)
-        if valid.device.type == "cpu" and not (valid[:, 1:] > valid[:, :-1]).any():
+        if self.ordered:
             return Walk(None, segment, count)
         place = torch.where(valid, valid.cumsum(1) - 1, steps)
         number = torch.arange(steps, dtype=torch.int32, device=valid.device).expand_as(place)

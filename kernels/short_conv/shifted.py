@@ -16,12 +16,15 @@ def conv(
     if packing.valid is None:
         taps = _taps(x, packing.start, state)
         return _weigh(taps, weight, bias), _latest(taps, state)
-    valid = packing.valid[..., None]
+    valid, count = packing.valid[..., None], packing.valid.sum(1)
+    if packing.ordered:
+        taps = _taps(x.where(valid, 0), packing.start, state)
+        return _weigh(taps, weight, bias).where(valid, 0), _latest(taps, state, count)
     order = (~packing.valid).sort(dim=1, stable=True).indices  # valid steps first: no holes between
     dense = _rearrange(x.where(valid, 0), order)
     taps = _taps(dense, packing.start.gather(1, order), state)
     y = _rearrange(_weigh(taps, weight, bias), order.argsort(1))
-    return y.where(valid, 0), _latest(taps, state, packing.valid.sum(1))
+    return y.where(valid, 0), _latest(taps, state, count)
 
 
 def _rearrange(x: Tensor, order: Tensor) -> Tensor:

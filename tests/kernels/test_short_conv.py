@@ -44,6 +44,15 @@ def test_any_mix_of_starts_and_holes(data, taps, bias, holes):
     assert_same(make_input(rows, steps, taps, bias), Packing(start, valid if holes else None))
 
 
+@pytest.mark.parametrize("lengths", [(9, 9), (9, 4), (1, 0)])
+def test_padding_alone_is_no_hole(lengths):
+    torch.manual_seed(6)
+    valid = torch.arange(9) < torch.tensor(lengths)[:, None]
+    packing = Packing(torch.rand(2, 9) < 0.3, valid)
+    assert packing.ordered
+    assert_same(make_input(2, 9), packing)
+
+
 @impls
 def test_without_starts_it_is_the_convolution_of_torch(impl):
     torch.manual_seed(1)
