@@ -107,11 +107,10 @@ class DeltaNet(Mixer):
             if ops.is_open():
                 v = ops.tap("layer.values", qkv[..., -self.convolved[2] :])
                 qkv = torch.cat([qkv[..., : -self.convolved[2]], v], dim=-1)
-            qkv, conv = short_conv(qkv, self.conv_weight, None, state[0], packing)
+            qkv, conv = short_conv(qkv, self.conv_weight, None, state[0], packing, ops.impl())
             q, k, w, v, log_gate = self._inputs(qkv, *more)
             v = ops.value(ops.tap("scan.values", v), 3)
-            impl = "torch" if ops.is_open() else None  # whose gradients come in batches too
-            o, S = delta_rule(q, k, w, v, log_gate, state[1], packing, impl)
+            o, S = delta_rule(q, k, w, v, log_gate, state[1], packing, ops.impl())
             y = ops.tap("layer.mixed", self._read_out(ops.tap("scan.mixed", o), *more[1:]))
         return self.out_proj(y), (conv, S)
 

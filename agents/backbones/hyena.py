@@ -90,7 +90,7 @@ class Hyena(Mixer):
             if ops.is_open():
                 v, gates = x.tensor_split([len(self.d[0])], dim=-1)
                 x = torch.cat([ops.tap("layer.values", v), gates], dim=-1)
-            x, short = short_conv(x, self.conv_weight, None, state[0], packing)
+            x, short = short_conv(x, self.conv_weight, None, state[0], packing, ops.impl())
             convolutions = [partial(each, packing=packing) for each in self.filters]
             v, long = self._mix(x, state[1], convolutions)
         return self.out_proj(ops.tap("layer.mixed", v)), (short, long)
@@ -142,7 +142,7 @@ class ImplicitFilter(nn.Module):
         return (torch.exp(-age[:, None] * self.log_rate.exp()) * values).T.flip(1)
 
     def forward(self, v: Tensor, state: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
-        return short_conv(v, self.constants(), None, state, packing)
+        return short_conv(v, self.constants(), None, state, packing, ops.impl())
 
     def step(self, v: Tensor, state: Tensor, constants: Tensor) -> tuple[Tensor, Tensor]:
         return short_conv_step(v, constants, None, state)

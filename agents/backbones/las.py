@@ -56,7 +56,7 @@ class LocalSmoothAttention(Transformer):
         q, k, v = self._project(x)
         ring, past = state
         v = ops.tap("layer.values", v).flatten(2).to(past.dtype)
-        v, past = short_conv(v, self._average(), None, past, packing)
+        v, past = short_conv(v, self._average(), None, past, packing, ops.impl())
         y, ring = self._over_window(q, k, v.unflatten(2, q.shape[2:]).to(q.dtype), ring, packing)
         return self.out(ops.tap("layer.mixed", y).flatten(2)), (ring, past)
 

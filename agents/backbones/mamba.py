@@ -85,7 +85,7 @@ class Mamba(Mixer):
         x, z = self._project(x)
         x = ops.tap("layer.values", x)
         with torch.autocast(x.device.type, enabled=False):
-            x, conv = short_conv(x, self.conv_weight, self.conv_bias, state[0], packing)
+            x, conv = short_conv(x, self.conv_weight, self.conv_bias, state[0], packing, ops.impl())
         x = ops.act(x, "silu", "activation")
         delta, B, C = self._select(x)
         if valid is not None:

@@ -83,7 +83,9 @@ class Mamba2(Mixer):
             if ops.is_open():
                 x, BC = xBC.tensor_split([self.widths[0]], dim=-1)
                 xBC = torch.cat([ops.tap("layer.values", x), BC], dim=-1)
-            xBC, conv = short_conv(xBC, self.conv_weight, self.conv_bias, state[0], packing)
+            xBC, conv = short_conv(
+                xBC, self.conv_weight, self.conv_bias, state[0], packing, ops.impl()
+            )
             x, B, C = self._split(xBC)
             dt, x = ops.coefficient("step", dt), ops.tap("scan.values", x)
             B, C = ops.coefficient("B", B, factors=3), ops.coefficient("C", C, factors=3)

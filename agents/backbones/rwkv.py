@@ -85,14 +85,13 @@ class RWKV(Mixer):
             x = x.where(packing.valid[..., None], 0)
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(self.bonus.dtype)
-            before, last = short_conv(x, self.constants(), None, state[0], packing)
+            before, last = short_conv(x, self.constants(), None, state[0], packing, ops.impl())
         r, k, v, *rest = self._inputs(x, before)
         with torch.autocast(x.device.type, enabled=False):
             v = ops.tap("scan.values", v)
             halves = self._halves(r, k, ops.value(v, 3), *rest[:3])
             steps = (torch.stack(pair, 2).flatten(1, 2) for pair in zip(*halves, strict=True))
-            impl = "torch" if ops.is_open() else None  # whose gradients come in batches too
-            o, S = delta_rule(*steps, state[1], packing.twice, impl)
+            o, S = delta_rule(*steps, state[1], packing.twice, ops.impl())
             y = self._read_out(ops.tap("scan.mixed", o[:, 1::2]), r, k, v, rest[3])
         return self.out(y), (last, S)
 

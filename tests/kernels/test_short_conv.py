@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from decision_s4.kernels.packing import Packing
-from decision_s4.kernels.short_conv import short_conv, short_conv_step
+from decision_s4.kernels.short_conv import cpu, short_conv, short_conv_step
 
 WIDTH = 3
-impls = pytest.mark.parametrize("impl", ["naive", "torch"])
+COMPILED = [] if cpu.library() is None else ["cpu"]
+impls = pytest.mark.parametrize("impl", ["naive", "torch", *COMPILED])
 
 
 def make_input(rows: int, steps: int, taps: int = 4, bias: bool = True):
@@ -29,9 +30,10 @@ def outcome(impl: str, inputs, packing: Packing) -> list[torch.Tensor]:
 
 
 def assert_same(inputs, packing: Packing) -> None:
-    found, expected = (outcome(impl, inputs, packing) for impl in ("torch", "naive"))
-    for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    expected = outcome("naive", inputs, packing)
+    for impl in ("torch", *COMPILED):
+        for a, b in zip(outcome(impl, inputs, packing), expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
 @settings(deadline=None, max_examples=60)
@@ -94,7 +96,7 @@ def test_neither_other_episodes_nor_holes_leak(impl, poison):
     assert in_x[:, :4].abs().max() == in_state.abs().max() == in_x[0, 6].abs().max() == 0
 
 
-@impls
+@pytest.mark.parametrize("impl", ["torch", *COMPILED])
 def test_poisoned_holes_leave_the_weights_gradient_clean(impl):
     torch.manual_seed(3)
     x, weight, bias, state = make_input(2, 6)
@@ -102,8 +104,8 @@ def test_poisoned_holes_leave_the_weights_gradient_clean(impl):
     with torch.no_grad():
         x[:, 4:] = float("nan")
     packing = Packing(torch.zeros_like(valid), valid)
-    y, _ = short_conv(x, weight, bias, state, packing, impl="torch")
-    expected, _ = short_conv(x[:, :4], weight, bias, state, Packing.unbroken(2, 4), impl=impl)
+    y, _ = short_conv(x, weight, bias, state, packing, impl=impl)
+    expected, _ = short_conv(x[:, :4], weight, bias, state, Packing.unbroken(2, 4), "naive")
     found, wanted = (torch.autograd.grad(each.sum(), weight)[0] for each in (y, expected))
     torch.testing.assert_close(found, wanted)
 
@@ -131,6 +133,21 @@ def test_a_step_neither_writes_nor_shares_its_state():
     with torch.no_grad():
         after.zero_()
     assert torch.equal(state, before)
+
+
+@pytest.mark.skipif(not COMPILED, reason="needs a C++ compiler and ninja")
+def test_threads_change_no_bit_and_second_derivatives_are_refused():
+    torch.manual_seed(7)
+    inputs, packing = make_input(3, 4000, 2), Packing.unbroken(3, 4000)
+    found, before = [], torch.get_num_threads()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found.append(outcome("cpu", inputs, packing))
+    torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    y, _ = short_conv(*inputs, packing, impl="cpu")
+    with pytest.raises(RuntimeError, match="'cpu' has no second derivatives"):
+        torch.autograd.grad(y.sum(), inputs[0], create_graph=True)
 
 
 def test_unknown_implementation_is_refused():
