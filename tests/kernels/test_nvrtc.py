@@ -63,7 +63,7 @@ def test_why_it_cannot_compile(monkeypatch):
 
 @pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
 def test_the_compilers_words_are_kept(folder):
-    with pytest.raises(RuntimeError, match="does not compile: .*undeclared_name"):
+    with pytest.raises(RuntimeError, match=r"does not compile: .*undeclared_name"):
         nvrtc.Kernel('extern "C" __global__ void k() { undeclared_name(); }', "k", {}, 32, 0)
 
 
