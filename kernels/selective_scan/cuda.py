@@ -52,7 +52,7 @@ class CompiledScan(torch.autograd.Function):
         start = start if start is None else start.contiguous().view(torch.uint8)
         inputs = Inputs(u, delta, A, B, C, D, z, delta_bias, start)
         y, final, *kept = _forward(
-            inputs, state.contiguous(), softplus, keep and any(ctx.needs_input_grad)
+            inputs, _laid_out(state, torch.float32), softplus, keep and any(ctx.needs_input_grad)
         )
         ctx.save_for_backward(*inputs, *kept)
         ctx.softplus = softplus
@@ -63,7 +63,7 @@ class CompiledScan(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor, dfinal: Tensor) -> tuple[Tensor | None, ...]:
         *inputs, ungated, states = ctx.saved_tensors
         inputs = Inputs(*inputs)
-        given = ungated, states, _laid_out(dy, inputs.u.dtype), dfinal.contiguous()
+        given = ungated, states, _laid_out(dy, inputs.u.dtype), _laid_out(dfinal, torch.float32)
         *gradients, dstate = _backward(inputs, ctx.softplus, *given)
         pairs = zip(gradients, ctx.types, strict=True)
         return None, *(_as(x, kind) for x, kind in pairs), dstate, None, None
@@ -118,7 +118,11 @@ def _shape(name: str, states: int) -> Shape:
 
 
 def _laid_out(x: Tensor | None, kind: torch.dtype) -> Tensor | None:
-    return x if x is None else _as(x, kind).contiguous()
+    """Of a type, contiguous, and where 16 bytes are read at once."""
+    if x is None:
+        return x
+    x = _as(x, kind).contiguous()
+    return x if x.data_ptr() % 16 == 0 else x.clone()
 
 
 def _as(x: Tensor | None, kind: torch.dtype | None) -> Tensor | None:

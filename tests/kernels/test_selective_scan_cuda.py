@@ -153,6 +153,17 @@ def test_strided_inputs(impl):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_inputs_that_start_anywhere(impl):
+    """A contiguous view need not start where 16 bytes may be read at once."""
+    arguments = make(1, TIME + 3, 6, 16, low=torch.bfloat16)
+    moved = dict(arguments)
+    for name in (*LOW, "state", "A", "D", "delta_bias"):
+        x = arguments[name].detach()
+        moved[name] = torch.cat([x.new_zeros(1), x.flatten()])[1:].view_as(x).requires_grad_()
+    one, other = outcome(arguments, impl), outcome(moved, impl)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_refusals():
     if TRITON:
         with pytest.raises(ValueError, match="needs bfloat16 or float32, not float64"):
