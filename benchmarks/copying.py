@@ -109,7 +109,7 @@ def tables(rows: Sequence[csv_rows.Row]) -> None:
     failed = sorted({(r["backbone"], r["seed"], r["error"]) for r in rows if r not in learned})
     methods = list(dict.fromkeys(row["method"] for row in rows))
     print(f"| | policies | {' | '.join(methods)} |\n{'|---' * (2 + len(methods))}|")
-    for backbone in [*dict.fromkeys(row["backbone"] for row in learned), ""]:
+    for backbone in [*sorted({row["backbone"] for row in learned}), ""]:
         here = [row for row in learned if backbone in ("", row["backbone"])]
         count = len({(row["backbone"], row["seed"]) for row in here})
         cells = " | ".join(_cell(here, method) for method in methods)

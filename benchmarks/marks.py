@@ -39,15 +39,18 @@ KINDS: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
 """By kind of mark: a call, and what would stand there without it."""
 
 
-def microseconds(call: Callable[[], object], count: int = 2000, repeats: int = 41) -> float:
-    """Of one call: the median of `repeats` turns of `count`."""
-    found = []
-    for _ in range(repeats):
-        begin = time.process_time()
-        for _ in range(count):
-            call()
-        found.append(time.process_time() - begin)
-    return 1e6 * float(np.median(found)) / count
+def microseconds(call: Callable[[], object], count: int) -> float:
+    """Of one call, over a turn of `count`."""
+    begin = time.process_time()
+    for _ in range(count):
+        call()
+    return 1e6 * (time.process_time() - begin) / count
+
+
+def extra(mark: Callable[[], object], plain: Callable[[], object], repeats: int = 101) -> float:
+    """What a mark takes more, in microseconds: the median over turns beside each other."""
+    turns = [microseconds(mark, 1000) - microseconds(plain, 1000) for _ in range(repeats)]
+    return float(np.median(turns))
 
 
 @contextmanager
@@ -76,7 +79,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=sorted(BACKBONES))
     given = parser.parse_args()
     torch.set_num_threads(1)
-    cost = {kind: microseconds(mark) - microseconds(plain) for kind, (mark, plain) in KINDS.items()}
+    cost = {kind: extra(*calls_of) for kind, calls_of in KINDS.items()}
     print(f"{machine()}\n\nµs a call: {', '.join(f'{k} {v:.2f}' for k, v in cost.items())}\n")
     print("| backbone | marks of an update | µs | of it | marks of a step | µs | of it |")
     print("|---|---|---|---|---|---|---|")
@@ -87,7 +90,7 @@ def main() -> None:
             with counted() as counts:
                 call()
             marks = sum(cost[each] * times for each, times in counts.items()) / count
-            whole = microseconds(call, 1, 9) / count
+            whole = float(np.median([microseconds(call, 1) for _ in range(9)])) / count
             cells += [str(counts.total() // count), f"{marks:.0f}", f"{marks / whole:.2%}"]
         print(f"| `{name}` | {' | '.join(cells)} |", flush=True)
 
