@@ -5,8 +5,10 @@ down, and each method's map is compared with the true one's, by rank correlation
 stage, means over queries: with signs; of sizes alone; and of sizes beyond what NETWORKS others of
 shuffled weights say of the same query on average. These share what layers and inputs make alike
 whatever was learned: the decay over time, the size of an input. A check that does not take it out
-finds that all maps that decay are alike. "theirs" is how much of the true map's order it is (the
-squared rank correlation): what is left is all that the policy's own weights can have said.
+finds that all maps that decay are alike. "floor" is the same of two networks of shuffled weights:
+as the others are few, they leave some of it. A map is destroyed where it keeps no more than that.
+"theirs" is how much of the true map's order is the others' (the squared rank correlation): what is
+left is all that the policy's own weights can have said.
 """
 
 import argparse
@@ -42,14 +44,19 @@ def kept(probe: AttributionProbe, context: Context, seed: int) -> Kept:
     def map_of(policy: Policy) -> torch.Tensor:
         return probe.attribute(context.to_policy(policy)).values
 
-    true, seeds = probe.attribute(context).values, range(seed + 1, seed + 1 + NETWORKS)
-    common = mean_ranks([map_of(shuffled_weights(context.policy, i)).abs() for i in seeds])
-    found: Kept = {}
-    for stage, policy in cascade(context.policy, seed):
-        values = map_of(policy)
-        sizes = true.abs(), values.abs()
+    def alike(a: torch.Tensor, b: torch.Tensor) -> tuple[float, ...]:
+        sizes = a.abs(), b.abs()
         beyond = partial_rank_correlation(*sizes, common)
-        found[stage] = rank_correlation(true, values), rank_correlation(*sizes), beyond
+        return rank_correlation(a, b), rank_correlation(*sizes), beyond
+
+    true, found, last = probe.attribute(context).values, {}, None
+    seeds = range(seed + 1, seed + 2 + NETWORKS)
+    *others, another = (map_of(shuffled_weights(context.policy, i)) for i in seeds)
+    common = mean_ranks([other.abs() for other in others])
+    for stage, policy in cascade(context.policy, seed):
+        last = map_of(policy)
+        found[stage] = alike(true, last)
+    found["floor"] = alike(last, another)
     return found | {"theirs": (rank_correlation(true.abs(), common) ** 2,)}
 
 
@@ -73,7 +80,7 @@ def report(run: Path, names: list[str], queries: int, seed: int) -> None:
     about = f"{task.env_id}, {policy.options.backbone}, {queries} queries"
     print(f"\n{about} (with signs, sizes, beyond the others'):\n")
     for number, probe in enumerate(probes_for(policy, names)):
-        each = [kept(probe, context, (1 + NETWORKS) * i) for i, context in enumerate(contexts)]
+        each = [kept(probe, context, (2 + NETWORKS) * i) for i, context in enumerate(contexts)]
         if not number:
             print(f"| shuffled down to | {' | '.join(each[0])} |\n{'|---' * (1 + len(each[0]))}|")
         cells = [cell([one[stage] for one in each]) for stage in each[0]]
