@@ -58,7 +58,8 @@ def time_constants(op: MixerOp) -> Tensor | None:
     if logs is None:
         return None
     if logs.ndim > 2:  # (B, T, …): chosen anew at each token
-        logs = logs.flatten(0, 1).flatten(1).median(0).values
+        logs = logs.flatten(0, 1).flatten(1)
+        logs = logs.contiguous().median(0).values  # torch 2.13 reads an expanded one beyond its end
     return (-1 / logs.flatten().clamp(max=0)).abs().sort().values
 
 

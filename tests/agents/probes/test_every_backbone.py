@@ -100,6 +100,12 @@ def test_gradient_weighted_maps_are_gradients_in_the_weights(name):
         assert torch.allclose(found[i], expected, rtol=1e-8, atol=1e-12)
 
 
+def test_a_retention_head_remembers_as_long_as_its_decay_says():
+    (op, *_) = operators(new_policy("retnet"), new_batch(STEPS))
+    decays = 1 - 2.0 ** (-5 - torch.arange(4, dtype=torch.float64))
+    torch.testing.assert_close(layer_horizon(op).time_constants, -1 / decays.log())
+
+
 @names
 def test_horizons_are_within_the_episode(name):
     policy, batch = new_policy(name), new_batch(STEPS)
