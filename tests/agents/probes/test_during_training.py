@@ -9,6 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_layer_probes import query
 
 from decision_s4 import train
+from decision_s4.agents import checkpoint, saved
 from decision_s4.agents.probes.base import make_probe
 from decision_s4.agents.probes.figures import layers_figure, map_figure
 from decision_s4.agents.probes.gradients import GradientTimesInput
@@ -115,3 +116,12 @@ def test_a_probe_that_cannot_serve_is_not_attached():
         with pytest.raises(UserError, match=message):
             policy.attach(name)
     assert policy.probes == []
+
+
+@pytest.mark.parametrize(("sampling", "steps"), [("episodes", None), ("windows", 7)])
+def test_a_run_keeps_how_long_a_stretch_it_saw(sampling, steps, tmp_path):
+    config = TrainConfig(**SMALL, sampling=sampling, context_steps=7)
+    training = Training.begin(config, torch.device("cpu"))
+    longest = steps or int(training.trajectories.lengths.max())
+    training.save(tmp_path)
+    assert saved.task(checkpoint.load(tmp_path)).learned_steps == longest
