@@ -65,7 +65,8 @@ class ChunkedAgent:
         _check_recurrent("--chunk-steps", policy)
         self.actor, self.steps = Actor(policy), steps
         self.policy = self.actor.policy
-        self._constants = self.policy.backbone.constants()
+        with torch.inference_mode():  # in which the actor's copy of the weights was made
+            self._constants = self.policy.backbone.constants()
 
     def initial_state(self, batch_size: int) -> Chunks:
         """No chunk yet."""

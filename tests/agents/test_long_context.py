@@ -8,6 +8,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from decision_s4.agents import backbones
 from decision_s4.agents.actor import Actor
 from decision_s4.agents.backbones.decimation import decimated_features, most_open
 from decision_s4.agents.long_context import entropy, long_context_agent
@@ -22,6 +23,7 @@ from decision_s4.kernels.short_conv import short_conv
 
 OBSERVATION, HAND, CHOICE = spaces.Box(-9, 9, (3,)), spaces.Box(-2, 1, (2,)), spaces.Discrete(4)
 BACKBONES = ["s4", "mamba", "gru", "transformer"]
+"""Of those that are checked closely."""
 WAYS = {"chunk_steps": (8, 0), "keep_steps": (0, 8)}
 
 
@@ -29,6 +31,7 @@ def new_policy(backbone: str, action: spaces.Space = CHOICE, **options) -> Polic
     torch.manual_seed(0)
     sizes = {"d_model": 8, "n_layers": 2, "d_embed": 8} | options
     policy = make_policy(OBSERVATION, action, PolicyOptions(backbone, **sizes)).eval()
+    policy.requires_grad_(True)  # as a checkpoint's are
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
@@ -61,7 +64,7 @@ def actions(agent, steps) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("action", [CHOICE, HAND], ids=["choice", "hand"])
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", sorted(backbones.BACKBONES))
 def test_one_chunk_is_the_plain_policy(backbone, action):
     policy, steps = new_policy(backbone, action), steps_of(12, action)
     chunked = actions(long_context_agent(policy, 12, 0), steps)
