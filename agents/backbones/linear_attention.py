@@ -22,6 +22,9 @@ from decision_s4.agents.backbones.gated_linear import GatedLinearAttention, Gate
 from decision_s4.kernels.gated_linear import gated_linear, gated_linear_step
 from decision_s4.kernels.packing import Packing
 
+FLOOR = 1e-12
+"""Of a feature, Hedgehog published: where all underflow, a weight were 0 / 0, its gradient NaN."""
+
 
 @register("linear-attention")
 class LinearAttention(GatedLinearAttention):
@@ -39,7 +42,7 @@ class LinearAttention(GatedLinearAttention):
 
     def features(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """φ of queries and keys, (…, H, K) -> (…, H, F)."""
-        return F.elu(q) + 1, F.elu(k) + 1
+        return tuple((F.elu(x) + 1).clamp(min=FLOOR) for x in (q, k))
 
     def initial_state(self, batch_size: int, device: torch.device | None = None) -> State:
         heads, _, value = self.shape
@@ -117,7 +120,7 @@ class Hedgehog(LinearAttention):
 
     def features(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         return tuple(
-            torch.cat([torch.softmax(y, -1), torch.softmax(-y, -1)], -1)
+            torch.cat([torch.softmax(y, -1), torch.softmax(-y, -1)], -1).clamp(min=FLOOR)
             for y in (
                 torch.einsum("...hk,hjk->...hj", x, by)
                 for x, by in zip((q, k), self.feature_maps, strict=True)

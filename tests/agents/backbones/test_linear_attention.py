@@ -75,6 +75,17 @@ def test_outputs_and_gradients_equal_the_quadratic_form(name):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("name", ["linear-attention", "hedgehog"])
+@pytest.mark.parametrize("scale", [1e2, 1e4])
+def test_features_that_underflow_leave_numbers(name, scale):
+    torch.manual_seed(0)
+    layer = LAYERS[name][0]()
+    x = (scale * torch.randn(2, STEPS, D)).requires_grad_()
+    y, state = layer(x, layer.initial_state(2), Packing.unbroken(2, STEPS))
+    found = torch.autograd.grad(y.sum() + state.sum(), [x, *layer.parameters()])
+    assert all(each.isfinite().all() for each in (y, state, *found))
+
+
 def test_deeper_layers_of_lightning_forget_slower():
     """Head 1 of 4: exp(−1/4) in the first of two layers, exp(−1/8) in the second."""
     decays = [
