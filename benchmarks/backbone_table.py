@@ -69,6 +69,7 @@ def speed_cells(cpu: Mapping[str, str], gpu: Mapping[str, str]) -> list[str]:
     parameters, state = (
         each("{:,.0f}", name)[0 if cpu else 1] for name in ("parameters", "state_bytes")
     )
+    ratios = (each("{:.1f} ×", f"{what}_over_gru_cell") for what in ("acting", "block"))
     step, replayed = each("{:.0f} / {:.0f}", "step_p50_us", "step_p99_us")
     return [
         parameters,
@@ -77,7 +78,7 @@ def speed_cells(cpu: Mapping[str, str], gpu: Mapping[str, str]) -> list[str]:
         step,
         _cell(cpu, "{:.0f} / {:.0f}", "compiled_p50_us", "compiled_p99_us"),
         replayed,
-        *each("{:.1f} ×", "acting_over_gru_cell"),
+        *(acting or blocks for acting, blocks in zip(*ratios, strict=True)),
         state,
     ]
 
