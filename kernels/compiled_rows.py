@@ -7,6 +7,8 @@ compute the same; it is kept in the cache of torch's extensions.
 import copy
 import logging
 import re
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,8 @@ from decision_s4.kernels.extension import alone, build_folder
 LOG = logging.getLogger(__name__)
 OPTIONS = {"cpp.threads": 1}  # a step is too short to be shared out
 TOLERANCE = 1e-4  # beside the largest number of a result, before a library is trusted
+OLDEST = (2, 13)  # 2.11, built for CUDA, has crashed as it loaded what it had compiled
+TRIAL = "import sys, torch; torch._inductor.aoti_load_package(sys.argv[1])"
 COMMENT = re.compile(r"^\s*#.*$", re.MULTILINE)
 ATEN = torch.ops.aten
 REPLACED = {  # inductor cannot call them with complex numbers, but what they are made of
@@ -66,6 +70,8 @@ class _Bare(nn.Module):
 
 
 def _compiled(module: nn.Module, given: list[Tensor]) -> Run:
+    if torch.__version__ < OLDEST:
+        raise RuntimeError(f"compiling needs torch 2.13, this is {torch.__version__}")
     with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*complex operators|.*LeafSpec")
         bare, sample = _Bare(copy.deepcopy(module).eval()), [x.clone() for x in given]
@@ -94,7 +100,16 @@ def _compile(program: torch.export.ExportedProgram, path: Path) -> None:
     torch._inductor.aoti_compile_and_package(
         program, package_path=str(fresh), inductor_configs=options
     )
+    _try(fresh)
     fresh.replace(path)
+
+
+def _try(path: Path) -> None:
+    """Raises RuntimeError for a library that does not load: it may take its process with it, so one
+    of its own tries first."""
+    done = subprocess.run([sys.executable, "-c", TRIAL, str(path)], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"its library cannot be loaded (exit code {done.returncode})")
 
 
 def _contents(program: torch.export.ExportedProgram) -> dict[str, bytes]:

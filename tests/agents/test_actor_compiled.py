@@ -19,9 +19,11 @@ from decision_s4.agents.flat_step import FlatStep, flattened
 from decision_s4.agents.policies import make_policy as policy_of
 from decision_s4.agents.policy import PolicyOptions
 from decision_s4.envs.timestep import TimeStep
+from decision_s4.kernels import compiled_rows
 from decision_s4.kernels.policy_step import cpu
 
 NAMES = sorted(BACKBONES | MEMORYLESS)
+OLD = torch.__version__ < compiled_rows.OLDEST
 COMPILED = NAMES if os.environ.get("DECISION_S4_COMPILE") == "all" else ["gla", "lru"]
 SEEN = spaces.Dict({"b": spaces.Box(-np.inf, np.inf, (4,)), "a": spaces.Discrete(3)})
 DONE = spaces.Discrete(3, start=2)
@@ -73,8 +75,8 @@ def test_a_step_is_one_program_that_no_number_turns(backbone):
 
 @pytest.mark.parametrize("backbone", COMPILED)
 def test_it_acts_as_the_policy_and_is_compiled_once(backbone, monkeypatch):
-    if cpu.library() is None:
-        pytest.skip("needs a C++ compiler and ninja")
+    if cpu.library() is None or OLD:
+        pytest.skip("needs torch 2.13, a C++ compiler and ninja")
     steps = moments()
     for seed in (0, 1):
         policy = make_policy(backbone, seed)
@@ -88,6 +90,7 @@ def test_it_acts_as_the_policy_and_is_compiled_once(backbone, monkeypatch):
         monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", None)
 
 
+@pytest.mark.skipif(OLD, reason="needs torch 2.13")
 def test_where_it_cannot_be_compiled_it_says_so_and_acts(tmp_path, monkeypatch, caplog):
     def fails(*args, **kwargs):
         raise RuntimeError("no compiler\nat all")
@@ -101,6 +104,7 @@ def test_where_it_cannot_be_compiled_it_says_so_and_acts(tmp_path, monkeypatch, 
     assert found[0].shape == wanted[0].shape
 
 
+@pytest.mark.skipif(OLD, reason="needs torch 2.13")
 def test_a_library_of_something_else_is_not_trusted(tmp_path, monkeypatch, caplog):
     def other(path):
         return SimpleNamespace(loader=SimpleNamespace(run=lambda given: wrong))
@@ -116,15 +120,38 @@ def test_a_library_of_something_else_is_not_trusted(tmp_path, monkeypatch, caplo
         "aoti_compile_and_package",
         lambda program, package_path, inductor_configs: Path(package_path).touch(),
     )
+    monkeypatch.setattr(compiled_rows, "TRIAL", "")
     monkeypatch.setattr(torch._inductor, "aoti_load_package", other)
     actor = Actor(policy, "compiled")
     actor.act(step, state)
     assert "what was compiled is off by 1.0e-02" in caplog.text and actor._act.rows is None
 
 
+@pytest.mark.skipif(OLD, reason="needs torch 2.13")
+def test_a_library_that_kills_who_loads_it_kills_another_process(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setattr(compiled_rows, "TRIAL", "import os; os.kill(os.getpid(), 11)")
+    monkeypatch.setattr(
+        torch._inductor,
+        "aoti_compile_and_package",
+        lambda program, package_path, inductor_configs: Path(package_path).touch(),
+    )
+    actor, step = Actor(make_policy(), "compiled"), moments()[0]
+    actor.act(step, actor.initial_state(2))
+    assert "its library cannot be loaded (exit code -11)" in caplog.text
+    assert actor._act.rows is None and not list(tmp_path.rglob("step.pt2"))
+
+
+def test_an_older_torch_acts_by_the_own_step(monkeypatch, caplog):
+    monkeypatch.setattr(compiled_rows, "OLDEST", (99, 0))
+    actor, step = Actor(make_policy(), "compiled"), moments()[0]
+    actor.act(step, actor.initial_state(2))
+    assert "compiling needs torch 2.13, this is 2." in caplog.text and actor._act.rows is None
+
+
 def test_samples_differ():
-    if cpu.library() is None:
-        pytest.skip("needs a C++ compiler and ninja")
+    if cpu.library() is None or OLD:
+        pytest.skip("needs torch 2.13, a C++ compiler and ninja")
     actor, step = Actor(make_policy(), "compiled"), moments()[0]
     state = actor.initial_state(2)
     found = {tuple(actor.act(step, state, deterministic=False)[0].tolist()) for _ in range(50)}
