@@ -16,7 +16,7 @@ from decision_s4.kernels.packing import Packing
 
 TYPES = (torch.bfloat16, torch.float32)
 MOST_KEYS = 256
-PROVEN = False  # whether tests/kernels/test_fla.py has passed on a GPU: not taken unasked before
+PROVEN = True  # tests/kernels/test_fla.py has passed on a GPU, each kernel as `settle` leaves it
 
 
 def misfit(*tensors: Tensor) -> str | None:

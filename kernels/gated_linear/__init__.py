@@ -6,8 +6,10 @@ S is (K, V) in each head (Yang et al., "Gated Linear Attention Transformers with
 Training", arXiv 2312.06635, equation 3). HGRN-2, RetNet and linear attention are special cases.
 """
 
+import functools
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor
 
 from decision_s4.kernels import fla
@@ -64,4 +66,7 @@ def gated_linear(
 
         return triton.scan(q, k, v, log_gate, state, packing)
     run = naive.scan if impl == "naive" else chunked.scan
-    return run(q, k, v, log_gate, state, packing)
+    inputs = q, k, v, log_gate, state
+    kind = functools.reduce(torch.promote_types, (x.dtype for x in inputs))
+    o, final = run(*(x.to(kind) for x in inputs), packing)
+    return o.to(v.dtype), final.to(state.dtype)

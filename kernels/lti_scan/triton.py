@@ -17,8 +17,8 @@ from decision_s4.kernels.lti_scan.prepared import CHUNK, Prepared, chunk_maps, r
 from decision_s4.kernels.lti_scan.system import System
 from decision_s4.kernels.packing import Packing, Walk
 
-WARPS = 8  # of a program; half as many where there are more programs than run at once with eight
-MANY = 512  # programs
+WARPS = 8  # of a program; forward half as many where there are MANY programs, more than run at once
+MANY = 512
 GROUPS = 16  # of rows, whose gradients of the matrices are summed at once
 
 
@@ -124,11 +124,11 @@ def _forward(
     length = matrices.ahead.shape[2]
     chunks, digits = triton.cdiv(steps, length), length.bit_length() - 1
     y = torch.empty_like(u) if walk.order is None else torch.zeros_like(u)
-    final = torch.empty_like(state)
+    final, warps = torch.empty_like(state), WARPS // 2 if h * batch > MANY else WARPS
     kept = u.new_empty(batch, h, chunks, size), u.new_empty(batch, h, digits, size)
     kernels.forward[h, batch](
         u, *matrices, state, *walk.pointers, y, final, *kept,
-        steps, h, chunks, matrices.kernel.stride(0), **_constants(matrices, walk, h * batch),
+        steps, h, chunks, matrices.kernel.stride(0), **_constants(matrices, walk, warps),
     )  # fmt: skip
     return y, final, kept
 
@@ -152,15 +152,15 @@ def _backward(
     kernels.backward[h, groups](
         u, dy.contiguous(), dfinal, *matrices, *walk.pointers, *kept, du, dstate, *sums, scratch,
         batch, steps, h, chunks, matrices.kernel.stride(0), sums.kernel.stride(1),
-        FULL=full, **_constants(matrices, walk, h * groups),
+        FULL=full, **_constants(matrices, walk, WARPS),
     )  # fmt: skip
     return du, dstate
 
 
-def _constants(matrices: Matrices, walk: Walk, programs: int) -> dict[str, Any]:
+def _constants(matrices: Matrices, walk: Walk, warps: int) -> dict[str, Any]:
     _, size, length = matrices.ahead.shape
     return {
         "N": size, "N_": max(2, triton.next_power_of_2(size)), "L": length,
         "K": length.bit_length() - 1, "R": matrices.read.shape[3],
-        "ORDER": walk.order is not None, "num_warps": WARPS // 2 if programs > MANY else WARPS,
+        "ORDER": walk.order is not None, "num_warps": warps,
     }  # fmt: skip

@@ -167,6 +167,18 @@ def test_no_gradient_comes_from_holes_or_crosses_a_start(poison):
     assert in_state.abs().max() == 0
 
 
+@pytest.mark.parametrize("impl", ["naive", "torch"])
+def test_types_may_be_mixed(impl):
+    """q, k, v in bfloat16, gates and state in float32, as the fused kernels take them."""
+    inputs, packing = [x.detach() for x in make_input(2, 40)], Packing.unbroken(2, 40)
+    mixed = [x.bfloat16() if i < 3 else x.float() for i, x in enumerate(inputs)]
+    o, final = gated_linear(*mixed, packing, impl=impl)
+    expected = gated_linear(*(x.double() for x in mixed), packing, impl="naive")
+    assert (o.dtype, final.dtype) == (torch.bfloat16, torch.float32)
+    assert (o - expected[0]).norm() <= 4e-3 * expected[0].norm()
+    assert (final - expected[1]).norm() <= 1e-6 * expected[1].norm()
+
+
 @pytest.mark.parametrize("lowest", [0.0, -5.0, -30.0])
 def test_float32_stays_near_float64(lowest):
     """Outputs and gradients are finite and near, whatever the gates."""
