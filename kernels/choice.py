@@ -49,13 +49,14 @@ def interpreted() -> bool:
 
 
 @functools.cache
-def fastest_on_cpu(op: str, device: str, dtype: torch.dtype) -> str:
-    """ "cpu", the library of `op`, for what it takes where it compiles, else "torch"."""
+def fastest_on_cpu(op: str, device: str, dtype: torch.dtype, more: str = "") -> str:
+    """ "cpu", the library of `op`, for what it takes where it compiles, else "torch"; the log says
+    so, and `more`."""
     impl = "torch"
     if device == "cpu" and dtype in COMPILED:
         compiled = importlib.import_module(f"decision_s4.kernels.{op}.cpu")
         impl = "cpu" if compiled.library() else "torch"
-    LOG.info("%s: '%s' runs on %s in %s", op, impl, device, dtype)
+    LOG.info("%s: '%s' runs on %s in %s%s", op, impl, device, dtype, more)
     return impl
 
 

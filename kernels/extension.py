@@ -52,18 +52,19 @@ def compile_library(op: str, source: Path, flags: tuple[str, ...] = ()) -> Modul
         )
 
 
+def cache_root() -> Path:
+    """Where torch keeps extensions: TORCH_EXTENSIONS_DIR, or its own default."""
+    from torch.utils.cpp_extension import get_default_build_root  # slow to import
+
+    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+
+
 def build_folder(name: str, texts: dict[str, bytes]) -> Path:
     """Where a library is built: a place for each version of Python, of torch and of its sources, so
     that two versions of this package do not build in turns."""
     versions = f"py{platform.python_version()}-torch{torch.__version__}"
-    from torch.utils.cpp_extension import get_default_build_root
-
     of_sources = hashlib.sha256(b"".join(texts.values())).hexdigest()[:8]
-    folder = (
-        Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
-        / versions
-        / f"{name}-{of_sources}"
-    )
+    folder = cache_root() / versions / f"{name}-{of_sources}"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

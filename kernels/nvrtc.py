@@ -82,10 +82,9 @@ def compiled(source: str, options: list[str]) -> bytes:
 
 
 def _folder() -> Path:
-    from torch.utils import cpp_extension  # slow to import
+    from decision_s4.kernels.extension import cache_root  # where nothing compiles, not imported
 
-    root = os.environ.get("TORCH_EXTENSIONS_DIR", cpp_extension.get_default_build_root())
-    folder = Path(root) / "decision_s4_cubins"
+    folder = cache_root() / "decision_s4_cubins"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

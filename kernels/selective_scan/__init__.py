@@ -7,8 +7,6 @@ section 3.2 and algorithm 2; the input's discretisation Δ B is the one its code
 Shapes: B rows, T steps, D channels, N states a channel.
 """
 
-import functools
-import logging
 from typing import Literal, get_args
 
 import torch
@@ -21,7 +19,6 @@ from decision_s4.kernels.selective_scan.misfit import misfit, misfit_of_cuda
 
 __all__ = ["Impl", "selective_scan", "selective_scan_step"]
 
-LOG = logging.getLogger(__name__)
 Impl = Literal["naive", "torch", "cpu", "cuda", "triton", "mamba-ssm"]
 
 
@@ -122,15 +119,5 @@ def _fastest(arguments: Arguments) -> Impl:
         if other is None:
             return choice.say("selective_scan", "cuda")
         return choice.fastest("selective_scan", device, misfit(arguments.dtype, size))
-    return _fastest_elsewhere(device.type, arguments.dtype, size)
-
-
-@functools.cache
-def _fastest_elsewhere(device: str, dtype: torch.dtype, size: int) -> Impl:
-    impl: Impl = "torch"
-    if device == "cpu":
-        from decision_s4.kernels.selective_scan.cpu import library  # compiles
-
-        impl = "cpu" if library() else "torch"
-    LOG.info("selective_scan: '%s' runs on %s in %s with N = %d", impl, device, dtype, size)
-    return impl
+    more = f" with N = {size}"
+    return choice.fastest_on_cpu("selective_scan", device.type, arguments.dtype, more)

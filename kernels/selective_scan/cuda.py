@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from decision_s4.kernels import nvrtc
+from decision_s4.kernels.selective_scan import fused
 from decision_s4.kernels.selective_scan.arguments import Arguments
 from decision_s4.kernels.selective_scan.misfit import misfit_of_cuda
 
@@ -28,45 +28,10 @@ KERNEL = nvrtc.Kernel  # tests without a GPU put an emulation in its place
 
 def scan(arguments: Arguments) -> tuple[Tensor, Tensor]:
     """See `selective_scan`."""
-    a = arguments
-    reason = misfit_of_cuda(a)
+    reason = misfit_of_cuda(arguments)
     if reason is not None and KERNEL is nvrtc.Kernel:
         raise ValueError(f"selective_scan: impl 'cuda' {reason}; use 'triton' or 'torch'")
-    given = a.u, a.delta, a.A, a.B, a.C, a.D, a.z, a.delta_bias, a.state, a.start
-    return CompiledScan.apply(torch.is_grad_enabled(), *given, a.delta_softplus)
-
-
-class CompiledScan(torch.autograd.Function):
-    """Whether to keep what the backward pass needs, then every argument of `selective_scan`, in
-    order, `delta_softplus` last."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, keep, u, delta, A, B, C, D, z, delta_bias, state, start, softplus
-    ) -> tuple[Tensor, Tensor]:
-        ctx.types = [x if x is None else x.dtype for x in (u, delta, A, B, C, D, z, delta_bias)]
-        low = all(x is None or x.dtype == torch.bfloat16 for x in (u, delta, B, C, z))
-        kind = torch.bfloat16 if low else torch.float32
-        u, delta, B, C, z = (_laid_out(x, kind) for x in (u, delta, B, C, z))
-        A, D, delta_bias = (_laid_out(x, torch.float32) for x in (A, D, delta_bias))
-        start = start if start is None else start.contiguous().view(torch.uint8)
-        inputs = Inputs(u, delta, A, B, C, D, z, delta_bias, start)
-        y, final, *kept = _forward(
-            inputs, _laid_out(state, torch.float32), softplus, keep and any(ctx.needs_input_grad)
-        )
-        ctx.save_for_backward(*inputs, *kept)
-        ctx.softplus = softplus
-        return _as(y, ctx.types[0]), final
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor, dfinal: Tensor) -> tuple[Tensor | None, ...]:
-        *inputs, ungated, states = ctx.saved_tensors
-        inputs = Inputs(*inputs)
-        given = ungated, states, _laid_out(dy, inputs.u.dtype), _laid_out(dfinal, torch.float32)
-        *gradients, dstate = _backward(inputs, ctx.softplus, *given)
-        pairs = zip(gradients, ctx.types, strict=True)
-        return None, *(_as(x, kind) for x, kind in pairs), dstate, None, None
+    return fused.scan(fused.Kernels(Inputs, _lay_out, _forward, _backward), arguments)
 
 
 class Inputs(NamedTuple):
@@ -81,6 +46,7 @@ class Inputs(NamedTuple):
     z: Tensor | None
     delta_bias: Tensor | None
     start: Tensor | None
+    softplus: bool
 
 
 class Shape(NamedTuple):
@@ -118,16 +84,11 @@ def _shape(name: str, states: int) -> Shape:
     return Shape(8, 8, 1, 4, KEPT, 8) if states > 32 else Shape(4, lanes, 2, 4, KEPT, 8)
 
 
-def _laid_out(x: Tensor | None, kind: torch.dtype) -> Tensor | None:
-    """Of a type, contiguous, and where 16 bytes are read at once."""
-    if x is None:
-        return x
-    x = _as(x, kind).contiguous()
-    return x if x.data_ptr() % 16 == 0 else x.clone()
-
-
-def _as(x: Tensor | None, kind: torch.dtype | None) -> Tensor | None:
-    return x if x is None or x.dtype == kind else x.to(kind)
+def _lay_out(u, delta, A, B, C, D, z, delta_bias, start, softplus) -> Inputs:
+    low = all(x is None or x.dtype == torch.bfloat16 for x in (u, delta, B, C, z))
+    kind = torch.bfloat16 if low else torch.float32
+    u, delta, B, C, z = (fused.laid_out(x, kind) for x in (u, delta, B, C, z))
+    return Inputs(u, delta, A, B, C, D, z, delta_bias, start, softplus)
 
 
 class Case(NamedTuple):
@@ -144,15 +105,15 @@ class Case(NamedTuple):
     CUT: int
 
 
-def _launch(name: str, inputs: Inputs, softplus: bool, keep: bool, others: list) -> None:
+def _launch(name: str, inputs: Inputs, keep: bool, others: list) -> None:
     rows, steps, channels = inputs.u.shape
     given = (x is not None for x in (inputs.D, inputs.z, inputs.delta_bias))
     sizes = inputs.A.shape[1], inputs.u.dtype == torch.bfloat16, channels % 2 == 0
-    case = Case(*sizes, *given, softplus, keep, inputs.start is not None)
+    case = Case(*sizes, *given, inputs.softplus, keep, inputs.start is not None)
     blocks = -(-channels // _shape(name, case.N).channels)
     with torch.cuda.device_of(inputs.u):
         run = _kernel(KERNEL, inputs.u.device.index, name, case)
-        run((rows, blocks), [*inputs, *others], steps, channels)
+        run((rows, blocks), [*inputs[:-1], *others], steps, channels)
 
 
 @functools.cache
@@ -164,7 +125,7 @@ def _kernel(make: type, device: int | None, name: str, case: Case) -> Any:
     return make(source, name, macros, 32 * shape.warps, shape.bytes(name))
 
 
-def _forward(inputs: Inputs, state: Tensor, softplus: bool, keep: bool) -> tuple:
+def _forward(inputs: Inputs, state: Tensor, keep: bool) -> tuple:
     """y, final state, and to keep: y before the gate, (B, T / KEPT, D, N) states."""
     rows, steps, _ = inputs.u.shape
     y, final = torch.empty_like(inputs.u), torch.empty_like(state)
@@ -172,12 +133,12 @@ def _forward(inputs: Inputs, state: Tensor, softplus: bool, keep: bool) -> tuple
     if keep:
         ungated = y if inputs.z is None else torch.empty_like(y)
         states = state.new_empty(rows, -(-steps // KEPT), *state.shape[1:])
-    _launch("forward", inputs, softplus, keep, [state, y, ungated, states, final])
+    _launch("forward", inputs, keep, [state, y, ungated, states, final])
     return y, final, ungated, states
 
 
 def _backward(
-    inputs: Inputs, softplus: bool, ungated: Tensor, states: Tensor, dy: Tensor, dfinal: Tensor
+    inputs: Inputs, ungated: Tensor, states: Tensor, dy: Tensor, dfinal: Tensor
 ) -> tuple[Tensor | None, ...]:
     """Gradients of u, delta, A, B, C, D, z, delta_bias, state."""
     rows, steps, channels = inputs.u.shape
@@ -189,7 +150,7 @@ def _backward(
     blocks = -(-channels // _shape("backward", size).channels)
     parts = dfinal.new_empty(2, blocks, rows, steps, size)  # of dB and dC
     made = [du, ddelta, dA, *parts.unbind(), sums[0], dz, sums[1], dstate]
-    _launch("backward", inputs, softplus, False, [ungated, states, dy, dfinal, *made])
+    _launch("backward", inputs, False, [ungated, states, dy, dfinal, *made])
     dB, dC = parts.sum(1).to(inputs.B.dtype).unbind()
     dD, dbias = sums.sum(1).unbind()
     dD = None if inputs.D is None else dD

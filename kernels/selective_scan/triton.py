@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 import triton
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from decision_s4.kernels.choice import check
+from decision_s4.kernels.selective_scan import fused
 from decision_s4.kernels.selective_scan import triton_kernels as kernels
 from decision_s4.kernels.selective_scan.arguments import Arguments
 from decision_s4.kernels.selective_scan.misfit import misfit
@@ -25,38 +25,8 @@ STATES, WARPS = 4, 16  # at least so many states a thread, at most so many warps
 
 def scan(arguments: Arguments) -> tuple[Tensor, Tensor]:
     """See `selective_scan`."""
-    a = arguments
-    check("selective_scan", a.u.device, misfit(a.dtype, a.A.shape[1]))
-    given = a.u, a.delta, a.A, a.B, a.C, a.D, a.z, a.delta_bias, a.state, a.start
-    return FusedScan.apply(torch.is_grad_enabled(), *given, a.delta_softplus)
-
-
-class FusedScan(torch.autograd.Function):
-    """Whether to keep what the backward pass needs, then every argument of `selective_scan`, in
-    order, `delta_softplus` last."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, keep, u, delta, A, B, C, D, z, delta_bias, state, start, softplus
-    ) -> tuple[Tensor, Tensor]:
-        ctx.types = [x if x is None else x.dtype for x in (u, delta, A, B, C, D, z, delta_bias)]
-        u, delta, B, C, z = (x if x is None else x.contiguous() for x in (u, delta, B, C, z))
-        A, D, delta_bias = (x if x is None else x.float().contiguous() for x in (A, D, delta_bias))
-        start = start if start is None else start.contiguous().view(torch.uint8)
-        inputs = Inputs(u, delta, A, pack(B, C), D, z, delta_bias, start, softplus)
-        y, final, *kept = forward(inputs, state.contiguous(), keep and any(ctx.needs_input_grad))
-        ctx.save_for_backward(*inputs[:-1], *kept)
-        ctx.softplus = softplus
-        return y, final
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor, dfinal: Tensor) -> tuple[Tensor | None, ...]:
-        *inputs, ungated, states = ctx.saved_tensors
-        given = Inputs(*inputs, ctx.softplus), ungated, states
-        *gradients, dstate = backward(*given, dy.contiguous(), dfinal.contiguous())
-        pairs = zip(gradients, ctx.types, strict=True)
-        return None, *(x if x is None else x.to(kind) for x, kind in pairs), dstate, None, None
+    check("selective_scan", arguments.u.device, misfit(arguments.dtype, arguments.A.shape[1]))
+    return fused.scan(fused.Kernels(Inputs, _lay_out, forward, backward), arguments)
 
 
 class Inputs(NamedTuple):
@@ -88,6 +58,11 @@ class Inputs(NamedTuple):
             "N": self.A.shape[1],
             "TIME": TIME,
         }
+
+
+def _lay_out(u, delta, A, B, C, D, z, delta_bias, start, softplus) -> Inputs:
+    u, delta, B, C, z = map(fused.laid_out, (u, delta, B, C, z))
+    return Inputs(u, delta, A, pack(B, C), D, z, delta_bias, start, softplus)
 
 
 def pack(B: Tensor, C: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 Shapes: B rows, T steps, D channels, N states a channel.
 """
 
-import importlib
 import logging
 import math
 import subprocess
@@ -14,10 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decision_s4.kernels import selective_scan, selective_scan_step
+from decision_s4.kernels import choice, selective_scan, selective_scan_step
 from decision_s4.kernels.selective_scan import cpu as cpu_path
 
-SCANS = importlib.import_module("decision_s4.kernels.selective_scan")  # the function hides it
 GRADIENTS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "state")
 impls = pytest.mark.parametrize("impl", ["naive", "torch", "cpu"])
 fast = pytest.mark.parametrize("impl", ["torch", "cpu"])
@@ -324,7 +322,7 @@ def test_triton_refuses_the_cpu(monkeypatch):
 
 
 def test_the_choice_is_logged_once(caplog):
-    SCANS._fastest_elsewhere.cache_clear()
+    choice.fastest_on_cpu.cache_clear()
     with caplog.at_level(logging.INFO):
         for _ in range(2):
             selective_scan(**make())
@@ -339,7 +337,7 @@ def test_without_a_compiler_it_warns_once_and_runs_in_torch(monkeypatch, caplog)
 
     monkeypatch.setattr(cpu_path, "_load", fail)
     expected = selective_scan(**make(), impl="torch")
-    caches = (cpu_path.library, SCANS._fastest_elsewhere)
+    caches = (cpu_path.library, choice.fastest_on_cpu)
     for cache in caches:
         cache.cache_clear()
     try:
