@@ -24,7 +24,7 @@ from decision_s4.envs.timestep import TimeStep
 
 @dataclass(frozen=True)
 class ActorCriticOptions:
-    """Sizes and parts of an ActorCritic."""
+    """What the policy and its value are made of."""
 
     backbone: str = "lru"
     """Sequence layer, any of docs/backbones.md, or mlp, which has no memory."""

@@ -21,12 +21,22 @@ from decision_s4.agents.flags import (
     read_flags,
     unknown_argument,
 )
+from decision_s4.agents.form import answers_of, form_of, names_of
 from decision_s4.agents.run_dir import replace_text
 from decision_s4.envs.errors import UserError, nearest
 
 T = TypeVar("T")
 CONFIGS = Path(decision_s4.__file__).parent / "configs"
-ConfigFile = Annotated[Path | None, tyro.conf.arg(help="YAML file of settings, below the flags.")]
+CONFIG_FLAG = (
+    "config",
+    Annotated[
+        Path | None,
+        tyro.conf.arg(
+            help="YAML file of settings, below the flags.", metavar="PATH", help_behavior_hint=""
+        ),
+    ],
+    dataclasses.field(default=None),
+)
 
 
 def parse(
@@ -52,11 +62,13 @@ def parse(
     if path is not None:
         above |= read_yaml(config_class, Path(path))
     below = _algo_settings(config_class, last_value(argv, "algo"), above, configs)
-    form = _form(config_class, below | above)
-    answers, unknown = read_flags(form, argv, prog=prog, description=description)
+    form = form_of(config_class, below | above, [CONFIG_FLAG])
+    options = {"prog": prog, "description": description or config_class.__doc__}
+    answers, unknown = read_flags(form, argv, config=(tyro.conf.OmitArgPrefixes,), **options)
     if unknown:
-        raise UserError(unknown_argument(unknown, argv, _names(form)))
-    return config_class(**{name: getattr(answers, name) for name in _names(config_class)})
+        raise UserError(unknown_argument(unknown, argv, [*names_of(config_class), "config"]))
+    found = answers_of(answers)
+    return config_class(**{name: found[name] for name in names_of(config_class)})
 
 
 def read_yaml(config_class: type, path: Path) -> dict[str, Any]:
@@ -65,8 +77,8 @@ def read_yaml(config_class: type, path: Path) -> dict[str, Any]:
     Raises UserError, naming the file, for one that cannot be read, an unknown key or a bad value.
     """
     values = _read_mapping(path)
-    for name in sorted(values.keys() - set(_names(config_class))):
-        raise UserError(f"{path}: unknown setting '{name}'{nearest(name, _names(config_class))}")
+    for name in sorted(values.keys() - set(names_of(config_class))):
+        raise UserError(f"{path}: unknown setting '{name}'{nearest(name, names_of(config_class))}")
     return _converted(config_class, values, path)
 
 
@@ -80,7 +92,7 @@ def read_setting(path: Path, name: str) -> Any:
 
 def save_config(config: Any, path: Path) -> None:
     """Write every setting as YAML, in the dataclass's order: tuples as lists, None as null."""
-    values = {name: _plain(getattr(config, name)) for name in _names(type(config))}
+    values = {name: _plain(getattr(config, name)) for name in names_of(type(config))}
     replace_text(path, yaml.safe_dump(values, sort_keys=False))
 
 
@@ -91,7 +103,7 @@ def load_config(config_class: type[T], path: Path) -> T:
 
 def describe_changes(before: T, after: T) -> list[str]:
     """One line a setting in which two configurations of one class differ: `lr: 0.1 -> 0.2`."""
-    pairs = ((name, getattr(before, name), getattr(after, name)) for name in _names(type(before)))
+    pairs = ((name, getattr(before, name), getattr(after, name)) for name in names_of(type(before)))
     return [f"{name}: {old} -> {new}" for name, old, new in pairs if old != new]
 
 
@@ -107,10 +119,6 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     return {str(key).replace("-", "_"): value for key, value in (raw or {}).items()}
 
 
-def _names(config_class: type) -> list[str]:
-    return [field.name for field in dataclasses.fields(config_class)]
-
-
 def _algo_settings(
     config_class: type, flag: str | None, above: Mapping[str, Any], configs: Path
 ) -> dict[str, Any]:
@@ -123,22 +131,6 @@ def _algo_settings(
     if algo not in known:
         raise UserError(f"--algo: unknown algorithm '{algo}'{nearest(str(algo), known)}")
     return read_yaml(config_class, configs / f"{algo}.yaml") | {"algo": algo}
-
-
-def _form(config_class: type, values: Mapping[str, Any]) -> type:
-    """`config_class` with `values` for defaults and a field `config`; it checks nothing itself.
-
-    So a rule in `__post_init__` judges the final settings only, never a layer of them.
-    """
-    hints = get_type_hints(config_class, include_extras=True)
-    fields = [(name, hints[name], dataclasses.field(default=values[name])) for name in values]
-    return dataclasses.make_dataclass(
-        config_class.__name__,
-        [*fields, ("config", ConfigFile, dataclasses.field(default=None))],
-        bases=(config_class,),
-        namespace={"__post_init__": lambda self: None, "__doc__": config_class.__doc__},
-        frozen=True,
-    )
 
 
 def _converted(config_class: type, values: Mapping[str, Any], path: Path) -> dict[str, Any]:

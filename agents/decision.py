@@ -21,7 +21,7 @@ from decision_s4.agents.policy import Policy
 
 @dataclass(frozen=True)
 class OptimiserOptions:
-    """How a DecisionLearner takes its steps."""
+    """How the weights take a step: AdamW, and an average of them that acts."""
 
     learning_rate: float = 2e-3
     """The highest rate of AdamW, reached after the warm-up."""

@@ -36,7 +36,7 @@ from decision_s4.envs.timestep import TimeStep
 
 @dataclass(frozen=True)
 class DS4OnlineOptions:
-    """How a DS4OnlineLearner updates."""
+    """How actor and critics learn from replay."""
 
     freeze: Literal["auto", "states", "memory", "core", "nothing"] = "auto"
     """What stands still: all that feeds a state, so that stored ones stay exact; each state space;

@@ -26,7 +26,7 @@ from decision_s4.envs.timestep import TimeStep
 
 @dataclass(frozen=True)
 class ExplorationOptions:
-    """How an Explorer acts."""
+    """How experience is gathered: what is tried beside the policy's actions."""
 
     noise: float = 0.1
     """Standard deviation of the Gaussian noise on actions at first, in units of half the action

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PolicyOptions:
-    """Sizes and parts of a SequencePolicy."""
+    """What the policy is made of, what it sees, and how it acts."""
 
     backbone: str = "s4"
     """Sequence layer (docs/backbones.md): s4, s4d, s5, lru, hyena, focus, mamba, diff-mamba,

@@ -34,11 +34,11 @@ from decision_s4.envs.windows import WindowBatches
 
 @dataclass(frozen=True)
 class TrainConfig(
-    OptimiserOptions,
     DistillationOptions,
     RangeOptions,
     ValueRegularisation,
     RelabelOptions,
+    OptimiserOptions,
     PolicyOptions,
     DataOptions,
 ):

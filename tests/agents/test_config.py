@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import math
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -88,6 +89,46 @@ def test_help_is_complete_and_exits_0(configs: Path, capsys: pytest.CaptureFixtu
     for field in dataclasses.fields(Small):
         assert f"--{field.name.replace('_', '-')}" in text
     assert "--config" in text
+
+
+@dataclasses.dataclass(frozen=True)
+class RateOptions:
+    """How fast it learns."""
+
+    rate: float = 0.1
+    """Rate of learning,
+    (not of forgetting).
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class BigConfig(RateOptions, Small):
+    """Train a big thing."""
+
+    steps: int = 500
+
+
+def test_help_has_a_title_for_each_class_of_settings(
+    configs: Path, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit):
+        parse(BigConfig, ["--algo", "hare", "--help"], configs=configs)
+    said = " ".join(capsys.readouterr().out.replace("│", " ").replace("|", " ").split())
+    assert said.startswith("usage: train.py [-h] [OPTIONS] Train a big thing.")
+    _, small, rate = re.split("small options|rate options", said)
+    assert "--steps INT Optimiser steps. (default: 500)" in small
+    assert "--limit INT --name STR --folder PATH" in small
+    assert "How fast it learns." in rate
+    assert "Rate of learning, (not of forgetting). (default: 0.1)" in rate
+
+
+def test_settings_of_several_classes_are_one(configs: Path) -> None:
+    argv = ["--rate", "2", "--steps=3", "--algo", "hare"]
+    assert parse(BigConfig, argv, {"name": "x"}, configs=configs) == BigConfig(
+        "hare", 3, rate=2.0, name="x", mode="fast", target_returns=(3600.0, 1800.0)
+    )
+    with pytest.raises(UserError, match="unknown flag --rates; did you mean '--rate'"):
+        parse(BigConfig, ["--rates", "2"], configs=configs)
 
 
 @pytest.mark.parametrize(
