@@ -78,19 +78,34 @@ class IQLLearner(ValueLearner):
 
     def update(self, batch: Transitions) -> dict[str, Tensor]:
         """One step of value, critics and policy; returns detached scalars."""
+        for group in self.parts["policy_optimiser"].param_groups:
+            group["lr"] = self.options.learning_rate * self.decay(self.updates)
+        losses = self.losses(batch)
+        found = {n: take_step(self.parts[f"{n}_optimiser"], loss) for n, loss in losses.items()}
+        follow(self.target_critic, self.critic, self.options.target_rate)
+        self.updates += 1
+        return {
+            "value_loss": found["value"],
+            "loss": found["critic"],
+            "policy_loss": found["policy"],
+        }
+
+    def losses(self, batch: Transitions) -> dict[str, Tensor]:
+        """By the network that each trains; none depends on what another trains."""
         with torch.no_grad():
             next_value = self.value(batch.next_observation)
             logged = self.target_critic(batch.observation, batch.action).min(0).values
         advantage = logged - self.value(batch.observation)
-        value_loss = expectile_loss(advantage, self.options.expectile)
-        metrics = {
-            "value_loss": take_step(self.parts["value_optimiser"], value_loss),
-            "loss": take_step(self.parts["critic_optimiser"], self.critic_loss(batch, next_value)),
-            "policy_loss": self._policy_step(batch, advantage.detach()),
+        return {
+            "value": expectile_loss(advantage, self.options.expectile),
+            "critic": self.critic_loss(batch, next_value),
+            "policy": self.policy_loss(batch, advantage.detach()),
         }
-        follow(self.target_critic, self.critic, self.options.target_rate)
-        self.updates += 1
-        return metrics
+
+    def decay(self, updates: float) -> float:
+        """The share of the policy's rate that is left after so many updates."""
+        progress = min(1.0, updates / max(1, self.total_steps))
+        return 0.5 * (1 + math.cos(math.pi * progress))
 
     def critic_loss(self, batch: Transitions, next_value: Tensor) -> Tensor:
         """Σ_i mean (Q_i(s, a) − y)²."""
@@ -98,15 +113,11 @@ class IQLLearner(ValueLearner):
         target = one_step_target(reward, batch.terminated, next_value, self.options.discount)
         return (self.critic(batch.observation, batch.action) - target).square().mean(1).sum()
 
-    def _policy_step(self, batch: Transitions, advantage: Tensor) -> Tensor:
-        optimiser = self.parts["policy_optimiser"]
-        progress = min(1.0, self.updates / max(1, self.total_steps))
-        for group in optimiser.param_groups:
-            group["lr"] = self.options.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+    def policy_loss(self, batch: Transitions, advantage: Tensor) -> Tensor:
+        """mean exp(β A) d(π(s), a)."""
         weight = advantage_weight(advantage, self.options.temperature)
         features, _ = self.policy(batch)
-        loss = (weight * self.policy.head.loss(features, batch.action)).mean()
-        return take_step(optimiser, loss)
+        return (weight * self.policy.head.loss(features, batch.action)).mean()
 
 
 def expectile_loss(difference: Tensor, expectile: float) -> Tensor:

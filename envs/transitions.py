@@ -74,6 +74,12 @@ class TransitionBatches:
             step[~kept], episode[~kept] = self._draw(draw, int((~kept).sum()))
         return step, episode
 
+    def usable(self) -> tuple[np.ndarray, np.ndarray]:
+        """(step, episode) of every transition that may be drawn."""
+        step, episode = self.steps.locate(np.arange(self.steps.counts[-1]))
+        kept = slice(None) if self.ends_known else self._known(step, episode)
+        return step[kept], episode[kept]
+
     def transitions(self, step: np.ndarray, episode: np.ndarray) -> Transitions:
         """Those of the steps numbered `step` (B,), of `episode` (B,)."""
         steps, row = self.steps, step + episode  # each earlier episode has one row more
