@@ -106,14 +106,18 @@ def erasing(
 def windowed(weights: Tensor, packing: Packing, length: int, step: int) -> Tensor:
     """Of attention in chunks of `length` = L: weights (M, H, L, P + L) -> (B, H, T).
 
-    Place j of a chunk's row l is the step P + l − j before it.
+    Place j of a chunk's row l is the valid step P + l − j before it.
     """
+    if not len(weights):  # no step is valid
+        return weights.new_zeros(packing.rows, weights.shape[1], packing.steps)
     rows = torch.arange(packing.rows, device=weights.device)
+    valid = torch.ones_like(packing.start) if packing.valid is None else packing.valid
+    rank = valid.cumsum(1)
     place = packing.chunks(length).target[rows * packing.steps + step]
     place = place.clamp(max=len(weights) * length - 1)  # none, of a step that is not valid
     own = weights[place // length, :, place % length]  # (B, H, P + L)
     past = weights.shape[-1] - length
-    age = step - torch.arange(packing.steps, device=weights.device)
+    age = rank[:, step, None] - rank
     at = past + (place % length)[:, None] - age  # (B, T)
     known = visible(packing, step) & (at >= 0)
     index = at.clamp(0, own.shape[-1] - 1)[:, None].expand(-1, own.shape[1], -1)

@@ -6,8 +6,8 @@ Shapes: N variants, W steps of the window, F features of a step, K baselines.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -47,6 +47,8 @@ class Context:
     """(K, W, F) the same steps of other episodes."""
     recording: Recording
     """The whole episode."""
+    decisions: Mapping[str, Tensor] = field(default_factory=dict)
+    """By tap, what layers decide outright (which steps attention takes in), where it is held."""
 
     @cached_property
     def slices(self) -> dict[str, slice]:
@@ -67,6 +69,8 @@ class Context:
             f"inputs.{name}": lambda _, place=place: features[..., place]
             for name, place in self.slices.items()
         }
+        for name, made in self.decisions.items():
+            handlers[name] = lambda _, made=made: made.expand(count, *made.shape[1:])
         with ops.taps(handlers):
             y, _ = self.policy(widened(self.batch, count), state)
         return self.read(self.policy, y)
@@ -82,6 +86,16 @@ class Context:
     def with_state(self, state: State) -> "Context":
         """The same query with another past before the window."""
         return replace(self, state=state)
+
+    def with_decisions_held(self) -> "Context":
+        """The same query to a policy that decides as it did here, whatever it reads: smooth where
+        decisions would jump."""
+        made: dict[str, Tensor] = {}
+        layers = getattr(self.policy.backbone, "blocks", ())
+        names = [f"blocks.{i}.decisions" for i in range(len(layers))]
+        with torch.no_grad(), ops.taps({name: partial(made.__setitem__, name) for name in names}):
+            self.answer(self.features[None])
+        return replace(self, decisions=made)
 
     def tail(self, steps: int) -> "Context":
         """The last `steps` of the window alone, what is before them in the state; the whole window

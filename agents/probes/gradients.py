@@ -56,7 +56,9 @@ class IntegratedGradients(AttributionProbe):
     """(x − b) · ∫ ∂y/∂x along the line from b to x, mean over baselines b.
 
     Sundararajan et al., arXiv 1703.01365; over several baselines, Erion et al., arXiv 1906.10670.
-    Complete: the values add up to y(x) − mean y(b), up to `tolerance`.
+    Complete: the values add up to y(x) − mean y(b), up to `tolerance`. Where layers decide outright
+    (`seqboat`) y jumps along the line and no integral is complete: decisions are held as they were
+    at x, and what they change at b is in the note.
     """
 
     name = "integrated-gradients"
@@ -72,6 +74,7 @@ class IntegratedGradients(AttributionProbe):
     def attribute(self, context: Context) -> Attribution:
         """Some backward passes; the note says what completeness was reached."""
         base = baseline(self.baseline, context)
+        own, context = context, context.with_decisions_held()
         panels = [Panel.of(context, base, 0.0, 1.0, self.points)]
         spent = self.points
         while (gap := sum(panel.gap for panel in panels)) >= self.tolerance:
@@ -85,12 +88,16 @@ class IntegratedGradients(AttributionProbe):
                 panels += panel.halves(context, base, self.points)
         with torch.no_grad():
             bias = context.answer(base).mean().item()
+            decided = bias - own.answer(base).mean().item()
         return context.attribution(
             self.name,
             sum(panel.values for panel in panels),
             bias=bias,
             baseline=BASELINES[self.baseline][0],
-            notes=(f"complete to {gap:.1e} with {len(panels) * self.points} points",),
+            notes=(
+                f"complete to {gap:.1e} with {len(panels) * self.points} points",
+                *_decided(context, decided),
+            ),
         )
 
 
@@ -177,6 +184,13 @@ def _occluded(x: Tensor, base: Tensor, first: int, end: int) -> Tensor:
     for feature in range(width):
         variants[feature, :, first:end, feature] = base[:, first:end, feature]
     return variants
+
+
+def _decided(context: Context, change: float) -> tuple[str, ...]:
+    """What decisions alone, being as they are here, change in the answer to the baseline."""
+    if not context.decisions:
+        return ()
+    return (f"decisions of layers, held as here: by themselves {change:+.4f}",)
 
 
 def _earlier(context: Context) -> tuple[str, ...]:

@@ -1,5 +1,7 @@
 """Methods that take the policy as a function: complete, exact where it is linear, and faithful."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -98,6 +100,28 @@ def test_integrated_gradients_are_complete(backbone, kind):
     context = context_of(policy_of(backbone=backbone), window=12)
     found = IntegratedGradients(baseline=kind).attribute(context)
     assert found.values.sum().item() + found.bias == pytest.approx(found.prediction, abs=1e-3)
+
+
+def test_decisions_that_jump_are_held_and_accounted_for():
+    """Of a policy that attends elsewhere when it reads the baseline."""
+    policy = policy_of(backbone="seqboat")
+    with torch.no_grad():
+        for block in policy.backbone.blocks:
+            block.mixer.decide.weight.mul_(20)
+            block.mixer.unit_gate.bias.add_(3)
+            for part in (block.mixer.unit.queries_keys_values, block.mixer.unit.out):
+                part.weight.mul_(20)
+    context, probe = context_of(policy, window=12), IntegratedGradients()
+    held, base = context.with_decisions_held(), baseline(probe.baseline, context)
+    there = replace(context, features=base[0]).with_decisions_held()
+    assert any((held.decisions[name] != there.decisions[name]).any() for name in held.decisions)
+    assert held.prediction == context.prediction
+    found = probe.attribute(context)
+    assert found.values.sum().item() + found.bias == pytest.approx(found.prediction, abs=1e-3)
+    change = found.bias - context.answer(base).mean().item()
+    assert abs(change) > 1e-2  # what no integral of gradients holds
+    assert f"{change:+.4f}" in found.notes[1]
+    assert len(probe.attribute(context_of(policy_of(), window=12)).notes) == 1
 
 
 def test_a_window_on_a_carried_state_answers_as_the_whole_episode():
