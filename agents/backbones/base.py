@@ -22,7 +22,13 @@ from decision_s4.kernels.packing import Packing
 State: TypeAlias = Any
 Layout: TypeAlias = Literal["channels", "heads", "dense"]
 F = TypeVar("F", bound="type[Family]")
-LARGEST = 1e6  # of an option: sizes and horizons beyond overflow, or no memory holds them
+LARGEST = 1e6  # of an option: horizons and windows beyond overflow, or no memory holds them
+LIMITS = {
+    **dict.fromkeys(("expand", "expand_k", "expand_v", "expansion"), 64),
+    **dict.fromkeys(("d_state", "n_heads", "n_relu", "blocks", "d_conv", "order"), 4096),
+    **dict.fromkeys(("rank", "gate_rank", "dt_rank"), 4096),
+}
+"""Of the options that multiply a layer's weights: beyond, no memory would hold them."""
 
 
 class Family:
@@ -44,9 +50,10 @@ class Family:
                 raise UserError(
                     f"backbone option {key} is {value!r}; it needs {wanted}, as {default!r}"
                 )
-            if isinstance(value, int | float) and LARGEST < abs(value) < math.inf:
+            limit = LIMITS.get(key, LARGEST)
+            if isinstance(value, int | float) and limit < abs(value) < math.inf:
                 raise UserError(
-                    f"backbone option {key} is {str(value)[:20]}; it goes to {LARGEST:g}, "
+                    f"backbone option {key} is {str(value)[:20]}; it goes to {limit:g}, "
                     f"try {default!r}"
                 )
         return cls.Options(**given)
