@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from decision_s4.agents.backbones import ops, rows
 from decision_s4.agents.backbones.base import Mixer, State, register
+from decision_s4.agents.backbones.gated_marks import marked_scan, marked_step
 from decision_s4.envs.errors import UserError
-from decision_s4.kernels.gated_scan import gated_scan, gated_step, naive
+from decision_s4.kernels.gated_scan import gated_scan, gated_step
 from decision_s4.kernels.packing import Packing
 
 
@@ -63,64 +63,20 @@ class GatedNetwork(Mixer):
     def forward(self, x: Tensor, state: State, packing: Packing) -> tuple[Tensor, State]:
         with torch.autocast(x.device.type, enabled=False):
             x = ops.tap("layer.values", x.to(state.dtype))
-            scan = _marked_scan if ops.is_open() else gated_scan
+            scan = marked_scan if ops.is_open() else gated_scan
             hidden, state = scan(x, self.rnn, state, packing)
         return self.out(ops.tap("layer.mixed", hidden)), state
 
     def step(self, x: Tensor, state: State, constants: Any) -> tuple[Tensor, State]:
         with torch.autocast(x.device.type, enabled=False):
-            step = _marked_step if ops.is_open() else gated_step
+            step = marked_step if ops.is_open() else gated_step
             state = step(x.to(state.dtype), self.rnn, state)
         return self.out(state[:, 0]), state
 
 
-def _marked_scan(
-    x: Tensor, network: nn.GRU | nn.LSTM, state: Tensor, packing: Packing
-) -> tuple[Tensor, Tensor]:
-    if packing.valid is not None:
-        x = x.where(packing.valid[..., None], 0)
-    return naive.scan(_from_input(x, network), network, state, packing, _marked_update)
-
-
-def _marked_step(x: Tensor, network: nn.GRU | nn.LSTM, state: Tensor) -> Tensor:
-    """`gated_step`, for probes."""
-    return _marked_update(_from_input(x, network), network, state)
-
-
-def _from_input(x: Tensor, network: nn.GRU | nn.LSTM) -> Tensor:
-    """What all gates take from the input, of all steps at once."""
-    return F.linear(x, network.weight_ih_l0, network.bias_ih_l0)
-
-
-def _marked_update(from_input: Tensor, network: nn.GRU | nn.LSTM, state: Tensor) -> Tensor:
-    """Gates only weigh: all relevance goes to the signal, as in Arras et al., "Explaining and
-    Interpreting LSTMs", arXiv 1909.12114."""
-    from_state = F.linear(state[:, 0], network.weight_hh_l0, network.bias_hh_l0)
-    if isinstance(network, nn.LSTM):
-        return _marked_lstm(from_input + from_state, state[:, 1])
-    return _marked_gru(from_input, from_state, state[:, 0])
-
-
-def _marked_gru(from_input: Tensor, from_state: Tensor, h: Tensor) -> Tensor:
-    sizes = (2 * h.shape[1], h.shape[1])
-    (gates, n), (gates_h, n_h) = from_input.split(sizes, 1), from_state.split(sizes, 1)
-    r, z = torch.sigmoid(gates + gates_h).chunk(2, 1)
-    r, z = ops.coefficient("reset gate", r), ops.coefficient("update gate", z)
-    return ((1 - z) * ops.act(n + r * n_h, "tanh", "candidate") + z * h)[:, None]
-
-
-def _marked_lstm(gates: Tensor, c: Tensor) -> Tensor:
-    i, f, _, o = torch.sigmoid(gates).chunk(4, 1)
-    g = gates.narrow(1, 2 * c.shape[1], c.shape[1])
-    i, f = ops.coefficient("input gate", i), ops.coefficient("forget gate", f)
-    o = ops.coefficient("output gate", o)
-    c = f * c + i * ops.act(g, "tanh", "candidate")
-    return torch.stack([o * ops.act(c, "tanh", "cell"), c], dim=1)
-
-
 def held(coefficients: ops.Coefficients, *names: str) -> list[Tensor]:
-    """(B, T, D) each; marked once a step, those of a single step have come without its axis."""
-    return [x if x.ndim == 3 else x[:, None] for x in map(coefficients.get, names)]
+    """(B, T, H) each."""
+    return [coefficients.get(name) for name in names]
 
 
 @register("gru")

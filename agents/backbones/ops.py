@@ -126,6 +126,12 @@ def is_open() -> bool:
     return _CONTEXT.get() is not None
 
 
+def is_held() -> bool:
+    """Whether layers run with coefficients of before: then they are affine."""
+    context = _CONTEXT.get()
+    return context is not None and context.replay is not None
+
+
 def impl() -> Literal["torch"] | None:
     """What kernels run: for probes "torch", whose gradients come in batches and twice too; else
     None, the fastest."""

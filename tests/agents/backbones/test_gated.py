@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from decision_s4.agents.backbones import ops
 from decision_s4.agents.backbones.gated import GRU, LSTM, GatedOptions
+from decision_s4.agents.backbones.gated_marks import marked_scan, marked_step
 from decision_s4.envs.errors import UserError
+from decision_s4.kernels.gated_scan import naive
 from decision_s4.kernels.packing import Packing
 
 D, H = 3, 5
@@ -126,3 +129,32 @@ def test_a_row_without_a_valid_step_keeps_its_state(kind):
 def test_bad_options_are_named(kind, d_state):
     with pytest.raises(UserError, match=f"d_state {d_state}"):
         kind(D, GatedOptions(d_state=d_state))
+
+
+@kinds
+@pytest.mark.parametrize("rules", sorted(ops.RULES))
+def test_all_steps_at_once_are_the_marked_steps_one_by_one(kind, rules):
+    """Outputs, states and gradients under every rule, over starts and holes."""
+    layer = kind(D, GatedOptions(d_state=H))
+    start, valid = (torch.zeros(3, 12, dtype=torch.bool) for _ in range(2))
+    start[0, 0] = start[1, 5] = start[2, 7] = True
+    valid[:, :10] = True
+    valid[2, [0, 6, 7]] = False  # an episode's start among them, which is then none
+    packing, x = Packing(start, valid), torch.randn(3, 12, D)
+    state = torch.randn_like(layer.initial_state(3))
+    leaves = [x.requires_grad_(), state.requires_grad_(), *layer.rnn.parameters()]
+
+    def one_by_one():
+        return naive.scan(x, layer.rnn, state, packing, marked_step)
+
+    def at_once():
+        return marked_scan(x, layer.rnn, state, packing)
+
+    results = []
+    for run in (one_by_one, at_once):
+        with ops.rules(rules):
+            hidden, after = run()
+        gradients = torch.autograd.grad((hidden.sin().sum() + after.cos().sum()), leaves)
+        results.append((hidden, after, *gradients))
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
