@@ -36,7 +36,7 @@ from decision_s4.envs.task import Task
 from decision_s4.kernels.cuda_graph import WARMUP, aside, record
 
 KINDS = {"td3-bc": TD3BCTogether, "iql": IQLTogether}
-BLOCK = 10  # updates in a launch; a multiple of TD3's policy delay
+BLOCK = 10  # updates of the policy in a launch
 
 
 class Run(NamedTuple):
@@ -111,19 +111,22 @@ def trained(runs: list[Run], evaluations: Evaluations) -> Iterator[None]:
     sets = {run.dataset: run.training.batches for run in runs}
     tables = Tables(list(sets.values()), [list(sets).index(r.dataset) for r in runs], given.device)
     together = KINDS[given.algorithm]([run.training.learner for run in runs], given.device)
-    launch = launches(together, lambda: tables.draw(config.batch_steps))
-    for done in range(BLOCK, config.steps + BLOCK, BLOCK):
+    block = BLOCK * getattr(config, "policy_delay", 1)
+    launch = launches(together, block, lambda: tables.draw(config.batch_steps))
+    for done in range(block, config.steps + block, block):
         launch()
-        if done % given.keep_every == 0 or done >= config.steps:
+        if done % given.keep_every < block or done >= config.steps:
             evaluations.add(runs, together.policies(), done)
         yield
 
 
-def launches(together: Together, draw: Callable[[], dict[str, torch.Tensor]]) -> Callable[[], None]:
-    """What makes BLOCK updates: on CUDA, after the first calls, one launch."""
+def launches(
+    together: Together, count: int, draw: Callable[[], dict[str, torch.Tensor]]
+) -> Callable[[], None]:
+    """What makes `count` updates: on CUDA, after the first calls, in one launch."""
 
     def updates() -> None:
-        for _ in range(BLOCK):
+        for _ in range(count):
             together.update(draw())
 
     cuda = next(iter(together.weights.values())).is_cuda
