@@ -94,12 +94,19 @@ def memory_cells(name: str, memory: list[csv_rows.Row], micro: list[csv_rows.Row
     cells = []
     for task in tasks_of(memory):
         own = [row for row in memory if (row["task"], row["learner"]) == (task, name)]
-        means = [float(row["return_mean"]) for row in own]
-        cells.append(f"{np.mean(means):.2f}" if means else "")
+        cells.append(_memory_cell([float(row["return_mean"]) for row in own]))
     for task in micro_tasks.TASKS:
         own = [row for row in micro if (row["task"], row["name"]) == (task, name)]
         cells.append(micro_tasks.cell(own))
     return cells
+
+
+def _memory_cell(means: list[float]) -> str:
+    """The mean over seeds; the lowest and the highest too, where they differ."""
+    if not means:
+        return ""
+    mean, low, high = (f"{of(means):.2f}" for of in (np.mean, min, max))
+    return mean if low == high else f"{mean} ({low} … {high})"
 
 
 def tasks_of(memory: list[csv_rows.Row]) -> list[str]:

@@ -85,6 +85,13 @@ def last_rows(jobs: list[Job]) -> list[csv_rows.Row]:
     ]
 
 
+def joined(old: list[csv_rows.Row], new: list[csv_rows.Row]) -> list[csv_rows.Row]:
+    """All rows in the order of their runs; of one run, the new one."""
+    run = ("task", "learner", "seed")
+    rows = {tuple(row[name] for name in run): row for row in (*old, *new)}
+    return [rows[key] for key in sorted(rows)]
+
+
 def _line(task: str, learner: str, jobs: list[Job]) -> str:
     runs = [[(int(r["step"]), float(r["return_mean"])) for r in rows_of(job)] for job in jobs]
     last, bar = np.array([run[-1][1] for run in runs]), TASKS[task].bar
@@ -119,7 +126,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1e6, help="then stop; run again to go on")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/memory")
     parser.add_argument("--output", type=Path, help="file for the table")
-    parser.add_argument("--rows", type=Path, help="CSV file for each run's last return")
+    parser.add_argument("--rows", type=Path, help="CSV file for each run's last return, added to")
     given = parser.parse_args()
     jobs = jobs_of(given)
     if given.processes:
@@ -129,7 +136,7 @@ def main() -> None:
     print(text)
     if given.output:
         given.output.write_text(text)
-    if given.rows and (rows := last_rows(jobs)):
+    if given.rows and (rows := joined(csv_rows.read(given.rows), last_rows(jobs))):
         given.rows.unlink(missing_ok=True)
         csv_rows.append(given.rows, rows)
 

@@ -38,7 +38,7 @@ def test_what_was_measured_stands_in_its_column(program):
     assert [line["backbone"] for line in lines] == ["s4", "gla"]  # the best first
     assert lines[0]["asked for 3600"].startswith("**1500**")
     assert lines[0]["parameters"] == "7" and lines[1]["parameters"] == ""
-    assert lines[1]["TMaze-v0"] == "0.75" and lines[0]["TMaze-v0"] == ""
+    assert lines[1]["TMaze-v0"] == "0.75 (0.50 … 1.00)" and lines[0]["TMaze-v0"] == ""
     assert lines[1]["recall"] == "50 / 25"
     assert lines[1]["sum"] == "100 / 25"
     assert lines[0]["recall"] == lines[1]["parity"] == ""

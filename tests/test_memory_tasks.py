@@ -52,6 +52,8 @@ def test_every_backbone_is_a_learner_and_last_returns_become_rows(module, tmp_pa
     folder.mkdir(parents=True)
     (folder / "eval.csv").write_text("step,return_mean\n1000,0.1\n2000,0.5\n")
     rows = tmp_path / "rows.csv"
+    other = "RepeatPrevious-v0,gla,1,2000,0.7"  # of another machine: kept
+    rows.write_text(f"task,learner,seed,step,return_mean\n{other}\n")
     for _ in range(2):  # the second time they are not added again
         run(
             module,
@@ -62,5 +64,6 @@ def test_every_backbone_is_a_learner_and_last_returns_become_rows(module, tmp_pa
     assert rows.read_text().splitlines() == [
         "task,learner,seed,step,return_mean",
         "RepeatPrevious-v0,gla,0,2000,0.5",
+        other,
     ]
     assert {"s4=--backbone s4", "mlp=--backbone mlp"} <= set(module.EVERY)
