@@ -87,8 +87,14 @@ def _shape(name: str, states: int) -> Shape:
 def _lay_out(u, delta, A, B, C, D, z, delta_bias, start, softplus) -> Inputs:
     low = all(x is None or x.dtype == torch.bfloat16 for x in (u, delta, B, C, z))
     kind = torch.bfloat16 if low else torch.float32
-    u, delta, B, C, z = (fused.laid_out(x, kind) for x in (u, delta, B, C, z))
+    u, delta, B, C, z = (_aligned(fused.laid_out(x, kind)) for x in (u, delta, B, C, z))
+    A, D, delta_bias = (_aligned(x) for x in (A, D, delta_bias))
     return Inputs(u, delta, A, B, C, D, z, delta_bias, start, softplus)
+
+
+def _aligned(x: Tensor | None) -> Tensor | None:
+    """Where 16 bytes may be read at once: a contiguous view may begin anywhere."""
+    return x if x is None or x.data_ptr() % 16 == 0 else x.clone()
 
 
 class Case(NamedTuple):
@@ -133,7 +139,7 @@ def _forward(inputs: Inputs, state: Tensor, keep: bool) -> tuple:
     if keep:
         ungated = y if inputs.z is None else torch.empty_like(y)
         states = state.new_empty(rows, -(-steps // KEPT), *state.shape[1:])
-    _launch("forward", inputs, keep, [state, y, ungated, states, final])
+    _launch("forward", inputs, keep, [_aligned(state), y, ungated, states, final])
     return y, final, ungated, states
 
 
@@ -150,7 +156,8 @@ def _backward(
     blocks = -(-channels // _shape("backward", size).channels)
     parts = dfinal.new_empty(2, blocks, rows, steps, size)  # of dB and dC
     made = [du, ddelta, dA, *parts.unbind(), sums[0], dz, sums[1], dstate]
-    _launch("backward", inputs, False, [ungated, states, dy, dfinal, *made])
+    given = ungated, states, _aligned(dy), _aligned(dfinal)
+    _launch("backward", inputs, False, [*given, *made])
     dB, dC = parts.sum(1).to(inputs.B.dtype).unbind()
     dD, dbias = sums.sum(1).unbind()
     dD = None if inputs.D is None else dD

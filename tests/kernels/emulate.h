@@ -22,13 +22,18 @@ using std::max;
 using std::min;
 
 struct Index { unsigned x, y, z; };
-struct float2 { float x, y; };
-struct float4 { float x, y, z, w; };
+struct alignas(8) float2 { float x, y; };
+struct alignas(16) float4 { float x, y, z, w; };
 static Index threadIdx, blockIdx, blockDim, gridDim;
 static float2 make_float2(float x, float y) { return {x, y}; }
 static float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 static float __uint_as_float(unsigned x) { float y; memcpy(&y, &x, 4); return y; }
 static unsigned __float_as_uint(float x) { unsigned y; memcpy(&y, &x, 4); return y; }
+
+// Called where something is read or written at an address that its type does not allow (-fsanitize=alignment).
+static int misaligned_count;
+extern "C" void __ubsan_handle_type_mismatch_v1(void*, void*) { ++misaligned_count; }
+extern "C" int misaligned() { return misaligned_count; }
 
 struct Fiber { ucontext_t context; std::vector<char> stack; bool done; };
 static std::vector<Fiber> fibers;

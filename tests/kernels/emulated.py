@@ -27,6 +27,7 @@ class Kernel:
         pointers = [None if x is None else x.data_ptr() for x in tensors]
         given = (ctypes.c_void_p * len(pointers))(*pointers), (ctypes.c_int * len(sizes))(*sizes)
         self.library.run(switches, *grid, self.threads, *given)
+        assert not self.library.misaligned(), "an address that a GPU does not take"
 
 
 @functools.cache
@@ -43,8 +44,9 @@ def _library(
         f" std::copy(s, s + {len(switches)}, switches);"
         f" launch({name}, x, y, threads, pointers, sizes); }}"
     )
-    path = Path(FOLDER.name) / f"{name}-{'-'.join(str(value) for _, value in sizes)}.so"
-    command = ["g++", "-O0", "-std=c++17", "-shared", "-fPIC", "-w", "-fno-strict-aliasing"]
-    command += ["-x", "c++", "-", "-o", str(path)]
+    path = Path(FOLDER.name) / f"{name}-{'-'.join(str(value) for _, value in sizes)}"
+    command = ["g++", "-O0", "-std=c++17", "-fPIC", "-w", "-fno-strict-aliasing"]
+    command += ["-fsanitize=alignment", "-x", "c++", "-c", "-", "-o", f"{path}.o"]
     subprocess.run(command, input="\n".join(lines), text=True, check=True)
-    return ctypes.CDLL(str(path))
+    subprocess.run(["g++", "-shared", f"{path}.o", "-o", f"{path}.so"], check=True)
+    return ctypes.CDLL(f"{path}.so")
