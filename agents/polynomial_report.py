@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from decision_s4.agents.eval_table import brief
 from decision_s4.agents.policy import Policy
@@ -36,11 +37,16 @@ def fit(policy: Policy, data: Trajectories, degree: int) -> Polynomials:
     return Polynomials(measure(policy, _episodes(data, held_out=False)), degree)
 
 
+def errors(policy: Policy, polynomials: Polynomials, data: Trajectories) -> Tensor:
+    """(steps,): how far actions are off at the steps of the episodes that set no ranges."""
+    return differences(policy, polynomials, _episodes(data, held_out=True))
+
+
 def report(
     policy: Policy, polynomials: Polynomials, data: Trajectories, run: Path
 ) -> Iterator[str]:
     """Lines for a person, and RUN/polynomial.csv, of the episodes that set no ranges."""
-    off = differences(policy, polynomials, _episodes(data, held_out=True))
+    off = errors(policy, polynomials, data)
     yield f"polynomial of degree {polynomials.degree:,}, multiplicative depth {polynomials.depth}"
     yield (
         f"functions {len(polynomials.parts)}, of degree {polynomials.degree_each} each; actions "
