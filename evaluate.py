@@ -113,7 +113,8 @@ def evaluate(config: EvaluateConfig) -> None:
         if config.video:
             from decision_s4.agents.probes.film import film_explained
 
-            for path in film_explained(policy, task, config.run / "videos", config.seed):
+            videos = config.run / "videos"
+            for path in film_explained(policy, task, videos, config.seed, explanation.probes):
                 _say(console, f"video   {path} (what mattered, frame by frame)")
     if config.video:
         from decision_s4.agents.pictures import film

@@ -1,22 +1,64 @@
-"""The strip below a frame: newest step at the right, and nothing of the frame is lost."""
-
-from types import SimpleNamespace
+"""The strip below a frame: what mattered by name and by step, and nothing of the frame is lost."""
 
 import numpy as np
-import torch
+import pytest
 
-from decision_s4.agents.probes.film import COLOURS, SHOWN, STRIP, _drawn
+from decision_s4.agents.probes.base import make_probes
+from decision_s4.agents.probes.film import COLOURS, DOWN, SHOWN, STRIP, UP, Story, _chosen, _drawn
+
+HEIGHT = 240
+FEATURES = ["return-to-go", "torso angle", "leg angle", "previous torque"]
+MODALITY = ["return_to_go", "observation", "observation", "previous_action"]
 
 
-def test_the_newest_steps_bar_stands_at_the_right():
-    frame = np.full((120, 320, 3), 77, np.uint8)
-    recording = SimpleNamespace(return_to_go=torch.linspace(10, 0, 50))
-    bars = np.zeros((SHOWN, 3))
-    bars[-1, 0] = 1.0
-    drawn = _drawn(frame, bars, recording, np.zeros((50, 2)), 49)
-    assert drawn.shape == (240 + STRIP, 640, 3)  # twice as large
-    assert (drawn[:240] == 77).all()
-    colour = np.array([int(COLOURS["return_to_go"][i : i + 2], 16) for i in (1, 3, 5)])
-    bar = (drawn[240 + 50 : 240 + 130] == colour).all(-1).any(0)  # below the legend
-    assert bar[-30:-20].all()
-    assert not bar[:-36].any()
+def drawn(values: np.ndarray) -> np.ndarray:
+    """The strip alone."""
+    to_go, action = np.linspace(10, 0, 50), np.zeros((50, 1))
+    names = "torque", "lrp", FEATURES, MODALITY, ["torque"]
+    story = Story(*names, to_go, action, [2, 1, 0, 3], 2.0, 1.0)
+    frame = np.full((HEIGHT // 2, 320, 3), 77, np.uint8)
+    found = _drawn(frame, values, 0.5, story, 49)
+    assert found.shape == (HEIGHT + STRIP, 640, 3)  # twice as large
+    assert (found[:HEIGHT] == 77).all()
+    return found[HEIGHT:]
+
+
+def places(strip: np.ndarray, colour: str) -> np.ndarray:
+    """(N, 2) rows and columns of a colour, below the legends and above the traces."""
+    wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    found = np.argwhere((strip == wanted).all(-1))
+    return found[(found[:, 0] > 44) & (found[:, 0] < 170)]
+
+
+def test_the_step_before_now_stands_at_the_right():
+    values = np.zeros((SHOWN, len(FEATURES)))
+    values[-2, 0] = 1.0
+    bar = places(drawn(values), COLOURS["return_to_go"])[:, 1]
+    assert 610 < bar.min() < bar.max() <= 626
+    values[-2, 0], values[0, 0] = 0.0, 1.0
+    assert places(drawn(values), COLOURS["return_to_go"])[:, 1].max() < 370
+
+
+def test_what_pushed_up_is_red_and_in_the_order_of_the_film():
+    values = np.zeros((SHOWN, len(FEATURES)))
+    values[-1, 1], values[-3:, 2] = -1.0, 0.5
+    strip = drawn(values)
+    up, down = places(strip, UP), places(strip, DOWN)
+    up, down = (each[each[:, 0] < 126] for each in (up, down))  # the scale has the same colours
+    assert up[:, 0].max() < down[:, 0].min()  # leg angle before torso angle
+    assert up[:, 1].min() > down[:, 1].max()  # to the right of 0 and to the left
+    assert np.ptp(up[:, 1]) == pytest.approx(1.5 * np.ptp(down[:, 1]), abs=2)
+
+
+@pytest.mark.parametrize(
+    ("asked", "chosen"),
+    [
+        ("hidden-attention,lrp", "lrp"),  # which tells inputs apart
+        ("integrated-gradients,tensorlens", "tensorlens"),  # which is quick
+        ("hidden-attention,occlusion", "gradient-x-input"),
+    ],
+)
+def test_the_film_is_by_what_was_asked_for_where_it_can_be(asked, chosen):
+    from planted import new_policy
+
+    assert _chosen(make_probes(asked.split(","), new_policy("s4"))).name == chosen
