@@ -36,7 +36,7 @@ LOOP_EPISODES = 4
 """Of the closed loop, for each masked feature."""
 OTHERS = 4
 """Episodes that a query is compared with."""
-MOST_TARGETS = 2
+MOST_TARGETS = 3
 """Action dimensions that are explained; a hand has 28."""
 DEFAULT_PROBES = ("gradient-x-input", "integrated-gradients", "occlusion")
 

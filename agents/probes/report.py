@@ -94,6 +94,7 @@ def page_data(report: Report) -> dict[str, Any]:
         "targets": [target_name(policy, env_id, target) for target in report.targets],
         "actions": action_names(env_id, policy.action_space, width),
         "methods": methods,
+        "first_method": _most_faithful(report.evidence, methods),
         "limits": _limits(report, len(names)),
         "episodes": [_episode(policy, episode, len(names)) for episode in report.episodes],
         "faithfulness": _evidence(report.evidence),
@@ -111,9 +112,20 @@ def _methods(report: Report, width: int) -> list[dict[str, Any]]:
             "name": found.method,
             "question": make_probe(found.method).question,
             "tells_features": found.values.shape[1] == width,
+            "gain": report.evidence and report.evidence.beats(found.method, RANDOM),
+            "over_gradient": report.evidence and report.evidence.beats(found.method, GRADIENT),
         }
         for found in report.episodes[0].queries[0].maps[0]
     ]
+
+
+def _most_faithful(evidence: Faithfulness | None, methods: list[dict[str, Any]]) -> int:
+    """Place of the method that is shown at first: of those that tell inputs apart, if any do."""
+    order = evidence.methods if evidence else []
+    telling = [i for i, method in enumerate(methods) if method["tells_features"]]
+    places = {name: place for place, name in enumerate(order)}
+    key = lambda i: places.get(methods[i]["name"], len(places))  # noqa: E731
+    return min(telling or range(len(methods)), key=key, default=0)
 
 
 def _limits(report: Report, width: int) -> list[list[float]]:

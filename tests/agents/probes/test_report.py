@@ -50,6 +50,13 @@ def test_the_page_needs_nothing_from_elsewhere(page):
     assert not re.findall(r"https?://|src=|@import|<link", text)
 
 
+def test_it_begins_with_the_most_faithful_method_that_tells_inputs_apart(page):
+    data = data_of(page)
+    gains = {m["name"]: m["gain"][0] for m in data["methods"] if m["tells_features"]}
+    assert data["methods"][data["first_method"]]["name"] == max(gains, key=gains.get)
+    assert set(gains) == {"gradient-x-input", "occlusion"}
+
+
 def test_the_page_holds_names_maps_and_evidence(page):
     data = data_of(page)
     assert data["features"][:3] == ["return-to-go", "torso height", "torso angle"]
@@ -107,7 +114,11 @@ def browse(tmp_path_factory):
 
 def test_a_browser_draws_it(page, browse):
     drawn = browse(page)
-    assert "gradient-x-input: which inputs" in drawn  # written by the script
+    first = data_of(page)["methods"][data_of(page)["first_method"]]
+    assert f'<h2 id="question">{first["name"]}: which inputs' in drawn  # written by the script
+    assert f"PUSHED IT UP, by {first['name']}" in drawn
+    assert re.search(r"At step \d+ the policy set <b>thigh torque</b> to <b>[+-]?\d", drawn)
+    assert re.search("Can it be believed\\?</b> (Better than chance|<b>Not shown)", drawn)
     assert "Are the maps true?" in drawn
     assert drawn.count('<option value="1">') == 3  # a second episode, target and method
 
@@ -136,7 +147,10 @@ def test_a_link_leads_to_a_step_of_a_method(page, browse):
     drawn = browse(page, f"#episode=1&target=1&method=occlusion&step={steps[-1]}")
     assert '<h2 id="question">occlusion: ' in drawn
     assert f">step {steps[-1]} of " in drawn
-    assert '<h2 id="question">gradient-x-input: ' in browse(page, "#episode=9&method=no&step=x")
+    first = data_of(page)["methods"][data_of(page)["first_method"]]["name"]
+    drawn = browse(page, "#episode=9&method=no&step=x")
+    assert f'<h2 id="question">{first}: ' in drawn
+    assert "by " + first in browse(page, "#method=hidden-attention")  # which tells no inputs apart
 
 
 def test_a_page_of_findings_alone_is_drawn(page, browse, tmp_path):
