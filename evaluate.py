@@ -79,7 +79,7 @@ def evaluate(config: EvaluateConfig) -> None:
     check_ranges(config)
     output = config.output or config.run / "evaluation.csv"
     torch.set_num_threads(config.threads or os.cpu_count() or 1)
-    found = checkpoint.load(config.run, config.checkpoint)
+    found = checkpoint.load(config.run, config.checkpoint, with_trainer=False)
     policy = saved.rebuild(found)
     if config.logged:
         _check_unplayed(config)

@@ -23,6 +23,7 @@ from decision_s4.agents.config import (
     read_setting,
     save_config,
 )
+from decision_s4.agents.distributed import processes
 from decision_s4.agents.flags import last_value
 from decision_s4.agents.interrupt import Interrupt
 from decision_s4.agents.options import RunOptions, check_ranges, choose_device
@@ -60,6 +61,8 @@ def train(config: RunOptions) -> Path | None:
     torch.set_num_threads(config.threads or os.cpu_count() or 1)
     before = load_config(type(config), config.resume / CONFIG_FILE) if config.resume else None
     run = algorithm_of(config.algo).begin(config, device)
+    if run.world.size != processes():
+        raise UserError(f"--algo {config.algo} trains in one process; start it without torchrun")
     try:
         folder = _work(run, before)
     except KeyboardInterrupt:  # all processes stopped at the same step

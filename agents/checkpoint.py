@@ -76,26 +76,30 @@ def save(
     return folder / str(step)
 
 
-def load(run_dir: Path, which: str = "last") -> Checkpoint:
+def load(run_dir: Path, which: str = "last", with_trainer: bool = True) -> Checkpoint:
     """The checkpoint `last`, `best` or of a step such as `1000`, its hashes checked.
 
-    Where `last` is broken the newest complete checkpoint is taken and a warning logged.
-    Raises UserError where there is none.
+    Who only plays a policy needs no trainer.safetensors, which may be large, or left behind;
+    `trainer` is None then. Where `last` is broken the newest complete checkpoint is taken and a
+    warning logged. Raises UserError where there is none.
     """
     folder = Path(run_dir) / "checkpoints"
     if which not in ("last", "best") and not which.isdecimal():
         raise UserError(f"checkpoint '{which}' is unknown; give last, best or a step of {folder}")
     if not folder.is_dir():
         raise UserError(f"{run_dir}: holds no checkpoints; give a run's folder that does")
+    if which.isdecimal() and not (folder / which).is_dir():
+        steps = ", ".join(path.name for path in reversed(_newest_first(folder))) or "none"
+        raise UserError(f"{run_dir}: has no checkpoint of step {which}; it has {steps}")
     try:
-        return _read(folder / which)
+        return _read(folder / which, with_trainer)
     except UserError as error:
         if which != "last":
             raise
         broken = error
     for path in _newest_first(folder):
         with contextlib.suppress(UserError):
-            found = _read(path)
+            found = _read(path, with_trainer)
             log.warning("%s; taking step %d", broken, found.step)
             return found
     raise broken
@@ -219,7 +223,7 @@ def _newest_first(folder: Path) -> list[Path]:
     return [path for _, path in sorted(steps, reverse=True)]
 
 
-def _read(path: Path) -> Checkpoint:
+def _read(path: Path, with_trainer: bool) -> Checkpoint:
     """Read and check one folder; UserError, whatever is wrong with it."""
     real = path.resolve()  # a link may move on while its files are read
     try:
@@ -228,8 +232,10 @@ def _read(path: Path) -> Checkpoint:
             raise ValueError(f"{STATE} is damaged or of another version")
         hashes = state["sha256_of"]
         weights = _read_tensors(real / WEIGHTS, hashes[WEIGHTS])
-        tensors = _read_tensors(real / TRAINER, hashes[TRAINER])
-        trainer, metadata = unpack(state["trainer"], tensors), unpack(state["metadata"], {})
+        trainer, metadata = None, unpack(state["metadata"], {})
+        if with_trainer:
+            tensors = _read_tensors(real / TRAINER, hashes[TRAINER])
+            trainer = unpack(state["trainer"], tensors)
         return Checkpoint(state["step"], weights, trainer, metadata, real)
     except FileNotFoundError as error:
         reason = f"{Path(error.filename).name} is missing"

@@ -1,7 +1,7 @@
 """Make Minari datasets: by D4RL's protocol from a fresh agent, or from a run of this project.
 
-python -m decision_s4.agents.collect --env Walker2d-v5 --name mine/walker2d
-python -m decision_s4.agents.collect --run runs/decision-s4/… --name mine/hopper/s4-v0
+    decision-s4-collect --env Walker2d-v5 --name mine/walker2d
+    decision-s4-collect --run runs/decision-s4/… --name mine/hopper/s4-v0
 """
 
 import sys
@@ -80,19 +80,16 @@ def collect(config: CollectConfig) -> None:
 
 
 def _record_run(config: CollectConfig) -> None:
-    found = checkpoint.load(config.run, "best")
+    found = checkpoint.load(config.run, "best", with_trainer=False)
     policy, task = saved.rebuild(found), saved.task(found)
     if task.env_id is None:
         raise UserError(f"{config.run} names no environment; collect from a run that does")
     target = task.aims[0] if config.target_return is None else task.aim(config.target_return)
     scale = reference_scores(task.env_id, user_scores=config.reference or None) or task.reference
-    about = Description(
-        config.name,
-        task.env_id,
-        str(found.metadata.get("algo")),
-        f"A policy of decision-s4 at step {found.step}, asked for {target:g}.",
-        scale,
-    )
+    algo = str(found.metadata.get("algo"))
+    asked = "" if target is None else f", asked for {target:g}"
+    text = f"A policy of {algo} at step {found.step}{asked}."
+    about = Description(config.name, task.env_id, algo, text, scale)
     episodes = sample_episodes(
         saved.agent_of(policy),
         task.env_id,

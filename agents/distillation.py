@@ -71,7 +71,7 @@ def load_teacher(folder: Path, options: PolicyOptions) -> SequencePolicy:
     """The transformer of a run. Raises UserError where a policy of `options` cannot begin so."""
     if options.backbone != "hedgehog":
         raise UserError(f"--distill-from needs --backbone hedgehog, not {options.backbone}")
-    found = saved.rebuild(checkpoint.load(folder, "best"))
+    found = saved.rebuild(checkpoint.load(folder, "best", with_trainer=False))
     blocks = found.backbone.blocks if isinstance(found, SequencePolicy) else ()
     if not blocks or any(type(block.mixer) is not Transformer for block in blocks):
         raise UserError(f"--distill-from {folder} is no run with --backbone transformer")

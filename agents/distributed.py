@@ -62,20 +62,24 @@ class World:
             dist.destroy_process_group()
 
 
+def processes() -> int:
+    """How many processes torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 ALONE = World()
 PATIENCE = timedelta(hours=12)  # the others wait while the first evaluates
 
 
 def join(device: torch.device) -> World:
     """The processes that torchrun started, this one alone without it."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
+    if processes() == 1:
         return ALONE
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     if not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
-    return World(dist.get_rank(), size)
+    return World(dist.get_rank(), processes())
 
 
 def _sum(value: Tensor) -> Tensor:

@@ -78,16 +78,26 @@ def print_table(console: Console, rows: Sequence[Row]) -> None:
 
 
 def table(rows: Sequence[Row], boxed: bool) -> Table:
-    """A table of evaluations, the highest mean return marked; without lines for a log."""
+    """A table of evaluations, with a mark at what `best` links to; without lines for a log."""
     padding = (0, 0, 0, 1 if boxed else 2)
     result = Table(box=SIMPLE if boxed else None, pad_edge=False, padding=padding)
     for name in HEADINGS:
         result.add_column(name, justify="right", no_wrap=True)
     result.add_column("")
-    means = [_or_lowest(row["return_mean"]) for row in rows]
-    for row, mean in zip(rows, means, strict=True):
-        result.add_row(*_cells(row), "best" if mean == max(means) else "")
+    best = _best(rows)
+    for row in rows:
+        result.add_row(*_cells(row), "best" if row is best else "")
     return result
+
+
+def _best(rows: Sequence[Row]) -> Row | None:
+    """Which row made its step's checkpoint `best`: of several steps' first targets, the highest."""
+    firsts: dict[float | None, Row] = {}
+    for row in rows:
+        firsts.setdefault(row["step"], row)
+    if len(firsts) < 2:
+        return None
+    return max(firsts.values(), key=lambda row: _or_lowest(row["return_mean"]))
 
 
 def _or_lowest(value: float | None) -> float:

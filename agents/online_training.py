@@ -44,18 +44,12 @@ class DS4OnlineConfig(ExplorationOptions, DS4OnlineOptions, PolicyOptions, RunOp
     """Train a policy in an environment by Decision S4's recurrent actor-critic."""
 
     fixed: ClassVar[frozenset[str]] = frozenset(
-        {
-            "from_run",
-            "dataset",
-            "freeze",
-            "store_states",
-            "critics",
-            "critic_width",
-            "critic_layers",
-            "critic_norm",
-        }
-        | {"critic_return", "replay_size", "env"}
+        ("from_run", "dataset", "env", "freeze", "store_states", "replay_size")
+        + ("critics", "critic_width", "critic_layers", "critic_norm", "critic_return")
     )
+
+    device: str = "cpu"
+    """cpu alone: it learns from single steps, which are too small for a GPU."""
 
     steps: int = 200_000
     """Environment steps, those of all environments together."""
@@ -314,7 +308,7 @@ def beginning(config: DS4OnlineConfig) -> tuple[SequencePolicy, Task]:
     """
     if config.from_run is None:
         return _untrained(config)
-    found = checkpoint.load(config.from_run, "best")
+    found = checkpoint.load(config.from_run, "best", with_trainer=False)
     policy = saved.rebuild(found)
     if type(policy) is not SequencePolicy:
         raise UserError(

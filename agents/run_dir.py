@@ -37,7 +37,7 @@ def replace_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; choose another run folder") from None
+        raise UserError(f"{path}: {error.strerror}; write elsewhere") from None
 
 
 def _safe(name: str) -> str:

@@ -35,7 +35,7 @@ def explanation(error: BaseException) -> str | None:
 def nearest(name: str, choices: Iterable[str], most: int = 8) -> str:
     """Ending of a message about an unknown `name`: the closest known one, or a few known ones."""
     choices = sorted(choices)
-    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, choices, n=1)
     if close:
         return f"; did you mean '{close[0]}'?"
     return f"; known: {', '.join(choices[:most])}{', …' if len(choices) > most else ''}"

@@ -8,6 +8,7 @@ import sys
 import tempfile
 
 import gymnasium as gym
+import numpy as np
 
 LOG = logging.getLogger(__name__)
 
@@ -71,6 +72,22 @@ def draw_plainly(env: gym.Env) -> None:
     model.vis.quality.shadowsize = 0
     model.vis.quality.offsamples = 0
     model.mat_reflectance[:] = 0
+
+
+def extend_floor(env: gym.Env) -> None:
+    """Draw planes without end: a robot runs out of what Gymnasium's models show of their floor.
+
+    MuJoCo lets bodies collide with the whole plane in any case.
+    """
+    import mujoco
+
+    model = env.unwrapped.model
+    for plane in np.flatnonzero(model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE):
+        size, material = model.geom_size[plane, :2], model.geom_matid[plane]
+        if material != -1 and not model.mat_texuniform[material] and size.all():
+            model.mat_texuniform[material] = True  # tiles a metre, in place of tiles a plane
+            model.mat_texrepeat[material] /= size
+        size[:] = 0
 
 
 def follow(env: gym.Env) -> None:

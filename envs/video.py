@@ -10,7 +10,7 @@ import numpy as np
 from decision_s4.envs.camera import Camera
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.make import make, registered_spec, uses_mujoco
-from decision_s4.envs.rendering import choose_renderer, draw_plainly, follow
+from decision_s4.envs.rendering import choose_renderer, draw_plainly, extend_floor, follow
 from decision_s4.envs.rollout import Episodes, play
 from decision_s4.envs.rows import LocalRows
 from decision_s4.envs.timestep import Agent
@@ -76,6 +76,7 @@ def _open(env_id: str, env_kwargs: dict[str, Any], size: tuple[int, int]) -> gym
         env = make(env_id, render_mode="rgb_array", **(picture | env_kwargs))
         if mujoco:
             draw_plainly(env)
+            extend_floor(env)
             follow(env)
     except Exception as error:
         _warn(env_id, error)
@@ -85,4 +86,6 @@ def _open(env_id: str, env_kwargs: dict[str, Any], size: tuple[int, int]) -> gym
 
 def _warn(env_id: str, error: Exception) -> None:
     reason = " ".join(f"{type(error).__name__}: {error}".split())
+    if isinstance(error, NotImplementedError):  # Gymnasium's own, without a word
+        reason = "it draws no pictures"
     LOG.warning("no video of '%s': %s", env_id, reason)

@@ -311,7 +311,8 @@ def test_a_checkpoint_that_is_not_whole(name, size, run, refusal, evaluation_ref
     path.unlink()
     if size is not None:
         path.write_bytes(data[:size])
-    assert "no complete checkpoint (" in evaluation_refusal("run --env Hopper-v5")
+    if name != "trainer.safetensors":  # which a policy that plays does without
+        assert "no complete checkpoint (" in evaluation_refusal("run --env Hopper-v5")
     assert "no complete checkpoint (" in refusal("--resume run --steps 8")
 
 

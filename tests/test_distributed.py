@@ -42,6 +42,15 @@ def test_two_processes_equal_one_with_the_double_batch_also_after_a_resume():
     assert Path("two/eval.csv").read_text().count("\n") == 5  # one process wrote it
 
 
+@pytest.mark.parametrize("algo", ["ppo", "ds4-online", "sac"])
+def test_what_trains_in_one_process_refuses_two(algo, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert train.main(["--algo", algo, "--env", "Pendulum-v1", "--device", "cpu"]) == 2
+    said = f"train.py: --algo {algo} trains in one process; start it without torchrun\n"
+    assert capsys.readouterr().err == said
+    assert not Path("runs").exists()
+
+
 def test_an_end_leaves_no_process_group():
     store = dist.HashStore()
     dist.init_process_group("gloo", store=store, rank=0, world_size=1)

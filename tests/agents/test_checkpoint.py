@@ -120,6 +120,24 @@ def test_what_is_not_there_is_one_line(tmp_path: Path) -> None:
         load(tmp_path, "best")
 
 
+def test_a_step_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
+    save_number(tmp_path, 10, best=True)
+    save_number(tmp_path, 20)
+    with pytest.raises(UserError, match="has no checkpoint of step 15; it has 10, 20$"):
+        load(tmp_path, "15")
+
+
+def test_who_plays_needs_no_trainer(tmp_path: Path) -> None:
+    save_number(tmp_path, 10)
+    whole = load(tmp_path)
+    (tmp_path / "checkpoints" / "10" / "trainer.safetensors").unlink()
+    found = load(tmp_path, with_trainer=False)
+    assert found.trainer is None
+    assert found.weights.keys() == whole.weights.keys() and found.metadata == whole.metadata
+    with pytest.raises(UserError, match=r"\(trainer.safetensors is missing\)"):
+        load(tmp_path)
+
+
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot write checkpoint 1: Not a directory; free"):

@@ -110,6 +110,15 @@ def test_a_run_of_ours_makes_a_dataset():
     assert data.num_steps >= 50
 
 
+def test_a_run_that_aims_at_no_return_makes_a_dataset_too(tmp_path):
+    tiny = "--algo ppo --env CartPole-v1 --steps 8 --rollout-steps 4 --rows 2 --d-model 8"
+    run = "--eval-episodes 1 --n-layers 1 --no-video --device cpu --run-dir run"
+    assert train.main([*tiny.split(), *run.split()]) == 0
+    assert collect("--run run --name t/cart/ours-v0 --steps 10") == 0
+    text = (tmp_path / "data/t/cart/ours-v0/data/metadata.json").read_text()
+    assert "A policy of ppo at step 8." in text
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

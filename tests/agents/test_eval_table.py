@@ -97,11 +97,23 @@ def test_an_ordinary_table_fits_a_terminal() -> None:
     assert max(map(len, out.getvalue().splitlines())) <= 80
 
 
-def test_an_evaluation_without_a_number_is_no_best() -> None:
+def marked(rows: list[dict]) -> list[bool]:
     out = io.StringIO()
-    rows = [row(10, float("nan")), row(20, -5.0)]
     Console(file=out, width=80).print(table(rows, boxed=False))
-    assert ["best" in line for line in out.getvalue().splitlines()] == [False, False, True]
+    return ["best" in line for line in out.getvalue().splitlines()[1:]]
+
+
+def test_the_best_is_judged_by_the_first_target_as_checkpoints_are() -> None:
+    rows = [row(10, 5.0), row(10, 90.0, 1800.0), row(20, 7.0), row(20, 80.0, 1800.0)]
+    assert marked(rows) == [False, False, True, False]
+
+
+def test_a_single_evaluation_is_no_best() -> None:
+    assert marked([row(10, 5.0), row(10, 90.0, 1800.0)]) == [False, False]
+
+
+def test_an_evaluation_without_a_number_is_no_best() -> None:
+    assert marked([row(10, float("nan")), row(20, -5.0)]) == [False, True]
 
 
 @pytest.mark.parametrize(

@@ -152,12 +152,19 @@ def test_the_camera_follows_a_robot(tmp_path):
     env.reset(seed=0)
     here = env.render()
     position = env.unwrapped.data.qpos.copy()
-    position[0] += 20  # a whole number of floor tiles
+    position[0] += 200  # a whole number of floor tiles, far beyond the model's own floor
     env.unwrapped.set_state(position, env.unwrapped.data.qvel.copy())
     there = env.render()
     env.close()
     assert np.abs(here.astype(int) - there).mean() < 3
     assert here.std() > 20
+
+
+def test_an_environment_without_pictures_is_said_in_words(tmp_path, caplog):
+    assert record(Still(), "TMaze-v0", tmp_path / "a.mp4", None, 0, max_steps=3) is None
+    assert [r.getMessage() for r in caplog.records] == [
+        "no video of 'TMaze-v0': it draws no pictures"
+    ]
 
 
 def test_hopper_is_filmed(tmp_path):
