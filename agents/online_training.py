@@ -44,8 +44,8 @@ class DS4OnlineConfig(ExplorationOptions, DS4OnlineOptions, PolicyOptions, RunOp
     """Train a policy in an environment by Decision S4's recurrent actor-critic."""
 
     fixed: ClassVar[frozenset[str]] = frozenset(
-        ("from_run", "dataset", "env", "freeze", "store_states", "replay_size")
-        + ("critics", "critic_width", "critic_layers", "critic_norm", "critic_return")
+        {"from_run", "dataset", "env", "freeze", "store_states", "replay_size"}
+        | {"critics", "critic_width", "critic_layers", "critic_norm", "critic_return"}
     )
 
     device: str = "cpu"

@@ -123,7 +123,7 @@ def test_what_is_not_there_is_one_line(tmp_path: Path) -> None:
 def test_a_step_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
     save_number(tmp_path, 10, best=True)
     save_number(tmp_path, 20)
-    with pytest.raises(UserError, match="has no checkpoint of step 15; it has 10, 20$"):
+    with pytest.raises(UserError, match=r"has no checkpoint of step 15; it has 10, 20$"):
         load(tmp_path, "15")
 
 
