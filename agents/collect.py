@@ -1,7 +1,7 @@
 """Make Minari datasets: by D4RL's protocol from a fresh agent, or from a run of this project.
 
-    decision-s4-collect --env Walker2d-v5 --name mine/walker2d
-    decision-s4-collect --run runs/decision-s4/… --name mine/hopper/s4-v0
+decision-s4-collect --env Walker2d-v5 --name mine/walker2d
+decision-s4-collect --run runs/decision-s4/… --name mine/hopper/s4-v0
 """
 
 import sys
