@@ -14,17 +14,16 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from torch import Tensor
 
-from decision_s4.agents import checkpoint, saved
 from decision_s4.agents.backbones.base import parse_options
-from decision_s4.agents.distributed import ALONE
 from decision_s4.agents.model_agent import ModelAgent, restore_trainer, trainer_state
 from decision_s4.agents.models import ModelOptions, check_arguments, make_model
 from decision_s4.agents.options import RunOptions
 from decision_s4.agents.policy import parameter_count
-from decision_s4.agents.rng import rng_state, seed_everything, set_rng_state
+from decision_s4.agents.resumable import Resumable
+from decision_s4.agents.rng import seed_everything
 from decision_s4.agents.run import Row
 from decision_s4.agents.stream_vec_env import StreamVecEnv
-from decision_s4.envs.errors import DivergedError, UserError
+from decision_s4.envs.errors import DivergedError
 from decision_s4.envs.rollout import open_rows
 from decision_s4.envs.stream import Stream
 from decision_s4.envs.task import environment_task
@@ -78,14 +77,13 @@ class RecurrentPPOConfig(BaselineConfig):
     """Width of the LSTM."""
 
 
-class BaselineTraining:
+class BaselineTraining(Resumable):
     """A run of such an agent; `step` counts environment steps."""
 
     rate_tag = "time/fps"
-    world = ALONE
 
     def __init__(self, config: BaselineConfig, device: torch.device):
-        self.config, self.best = config, float("-inf")
+        self.config = config
         self.task = environment_task(config.env, parse_options(config.env_options))
         arguments = parse_options(config.agent_options)
         check_arguments(config.algo, arguments)
@@ -110,17 +108,12 @@ class BaselineTraining:
         return self.model.num_timesteps
 
     @property
-    def finished(self) -> bool:
-        """Whether all steps are done."""
-        return self.step >= self.config.steps
-
-    @property
     def learning_rate(self) -> float:
         """Constant."""
         return self.config.learning_rate
 
     @property
-    def agent(self) -> ModelAgent:
+    def acting_policy(self) -> ModelAgent:
         """What acts."""
         return ModelAgent(self.model.policy, self.options)
 
@@ -137,45 +130,19 @@ class BaselineTraining:
 
     def evaluate(self) -> list[Row]:
         """One row of eval.csv, of the likeliest actions."""
-        return self.task.evaluate(self.agent, self.config.eval_episodes, self.config.seed)
+        return self.task.evaluate(self.acting_policy, self.config.eval_episodes, self.config.seed)
 
-    def explain(self, logger: Any) -> None:
-        """Nothing: probes read our policies."""
+    def state_dict(self) -> dict[str, Any]:
+        """What the next update depends on, apart from random generators and simulators."""
+        return {"model": trainer_state(self.model), "stream": self.stream.state_dict()}
 
-    def save(self, run_dir: Path, score: float | None = None) -> None:
-        """Write a checkpoint. `best` is that of the highest score, or the newest before any."""
-        best = self.best == float("-inf") if score is None else score > self.best
-        self.best = self.best if score is None else max(self.best, score)
-        agent, metadata = self.agent, {"algo": self.config.algo, "task": self.task.describe()}
-        metadata |= saved.describe(agent)
-        state = {
-            "model": trainer_state(self.model),
-            "stream": self.stream.state_dict(),
-            "random": rng_state(),
-            "best": self.best,
-        }
-        checkpoint.save(run_dir, self.step, agent.state_dict(), state, metadata, best)
+    def load_state_dict(self, state: dict[str, Any], step: int) -> None:
+        """Go on where `state_dict` was taken, at `step`.
 
-    def restore(self, run_dir: Path) -> None:
-        """Go on where the last checkpoint stands; without one, at the beginning.
-
-        Networks, optimisers, replay and generators are exactly as they were; every environment
-        begins a new episode, with the seed that comes next. Raises UserError for a foreign one.
+        Every environment begins a new episode, with the seed that comes next.
         """
-        if not (run_dir / "checkpoints").is_dir():
-            return
-        found = checkpoint.load(run_dir)
-        try:
-            restore_trainer(self.model, found.trainer["model"], found.step)
-            self.stream.load_state_dict(found.trainer["stream"])
-            self.best = float(found.trainer["best"])
-            set_rng_state(found.trainer["random"])
-        except Exception as error:  # the libraries raise whatever a foreign tree leads to
-            reason = " ".join(str(error).split())[:160]
-            raise UserError(
-                f"{found.path}: is not a checkpoint of this run ({reason}); resume with the "
-                "settings that it was trained with"
-            ) from error
+        restore_trainer(self.model, state["model"], step)
+        self.stream.load_state_dict(state["stream"])
 
     def introduction(self) -> list[str]:
         """What learns, and where: lines for a person."""
@@ -190,7 +157,7 @@ class BaselineTraining:
         """A video of the last policy."""
         from decision_s4.agents.pictures import film_into
 
-        film_into(logger, run_dir, self.agent, self.task, self.config.seed, self.step)
+        film_into(logger, run_dir, self.acting_policy, self.task, self.config.seed, self.step)
 
     def _at_once(self) -> int:
         """Steps of the next `learn`; one rollout on-policy, whatever is asked."""

@@ -17,16 +17,15 @@ from torch import Tensor
 from decision_s4.agents import checkpoint, saved
 from decision_s4.agents.actor import Actor
 from decision_s4.agents.config import read_setting
-from decision_s4.agents.distributed import ALONE
 from decision_s4.agents.ds4_online import DS4OnlineLearner, DS4OnlineOptions, check_continuous
 from decision_s4.agents.explorer import ExplorationOptions, Explorer
 from decision_s4.agents.logged_replay import remember
-from decision_s4.agents.options import RunOptions
+from decision_s4.agents.options import RunOptions, part
 from decision_s4.agents.policy import PolicyOptions, SequencePolicy, parameter_count
 from decision_s4.agents.replay import Replay
-from decision_s4.agents.rng import rng_state, seed_everything, set_rng_state
+from decision_s4.agents.resumable import Resumable
+from decision_s4.agents.rng import seed_everything
 from decision_s4.agents.run import Row
-from decision_s4.agents.training import part
 from decision_s4.envs import datasets
 from decision_s4.envs.errors import DivergedError, UserError
 from decision_s4.envs.make import make
@@ -89,19 +88,17 @@ class DS4OnlineConfig(ExplorationOptions, DS4OnlineOptions, PolicyOptions, RunOp
         return self.env or logged_dataset(self) or "none"
 
 
-class OnlineTraining:
+class OnlineTraining(Resumable):
     """A run of ds4-online."""
 
     rate_tag = "time/fps"
-    world = ALONE
 
     def __init__(
         self, config: DS4OnlineConfig, policy: SequencePolicy, task: Task, device: torch.device
     ):
         if device.type != "cpu":
             raise UserError(f"--device {device}: ds4-online trains on the CPU; use --device cpu")
-        self.config, self.task = config, task
-        self.step, self.best = 0, float("-inf")
+        self.config, self._begun_task, self.step = config, task, 0
         options = part(config, DS4OnlineOptions)
         pretrained = config.from_run is not None
         self.learner = DS4OnlineLearner(policy, options, pretrained, config.hindsight)
@@ -118,11 +115,6 @@ class OnlineTraining:
         """A run at its first step. Raises UserError for what cannot be trained."""
         seed_everything(config.seed)
         return cls(config, *beginning(config), device)
-
-    @property
-    def finished(self) -> bool:
-        """Whether all environment steps are done."""
-        return self.step >= self.config.steps
 
     @property
     def learning_rate(self) -> float:
@@ -155,69 +147,46 @@ class OnlineTraining:
 
     def evaluate(self) -> list[Row]:
         """A row of eval.csv for the smoothed policy, asked for the return that is aimed at now."""
-        actor = Actor(self.learner.averaged_policy)
-        rows = self._task().evaluate(actor, self.config.eval_episodes, self.config.seed)
+        actor = Actor(self.acting_policy)
+        rows = self.task.evaluate(actor, self.config.eval_episodes, self.config.seed)
         return [row | {"target_return": None} for row in rows]
 
-    def explain(self, logger: Any) -> None:
-        """Nothing: probes look at logged data, which this run has not."""
+    @property
+    def acting_policy(self) -> SequencePolicy:
+        """The smoothed one."""
+        return self.learner.averaged_policy
 
-    def save(self, run_dir: Path, score: float | None = None) -> None:
-        """Write a checkpoint; the best is that of the highest evaluation."""
-        best = self.best == float("-inf") if score is None else score > self.best
-        self.best = self.best if score is None else max(self.best, score)
-        policy = self.learner.averaged_policy
-        metadata = {"algo": self.config.algo, "task": self._task().describe()}
-        metadata |= saved.describe(policy)
-        state = self.state_dict()
-        checkpoint.save(run_dir, self.step, policy.state_dict(), state, metadata, best)
+    @property
+    def task(self) -> Task:
+        """The task, asked for the return that is aimed at now."""
+        return replace(self._begun_task, target_returns=(self.explorer.target,))
 
     def state_dict(self) -> dict[str, Any]:
-        """All that goes on."""
+        """What the next update depends on, apart from the global random generators."""
         return {
             "learner": self.learner.state_dict(),
             "replay": self.replay.state_dict() if self.config.save_replay else None,
             "explorer": self.explorer.state_dict(),
             "generator": self.generator.get_state(),
-            "random": rng_state(),
-            "best": self.best,
             "largest_reward": self.largest_reward,
             "due": self.due,
         }
 
-    def restore(self, run_dir: Path) -> None:
-        """Go on where the last checkpoint stands. Raises UserError for a foreign one."""
-        if not (run_dir / "checkpoints").is_dir():
-            return
-        found = checkpoint.load(run_dir)
-        try:
-            self._load(found.trainer)
-            self.step = found.step
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:160]
-            raise UserError(
-                f"{found.path}: is no checkpoint of this ds4-online run ({reason}); resume with "
-                "the settings that it was trained with"
-            ) from error
+    def load_state_dict(self, state: dict[str, Any], step: int) -> None:
+        """Go on where `state_dict` was taken, at `step`; every row begins a new episode."""
+        for name in ("learner", "replay", "explorer"):
+            if state[name] is not None:
+                getattr(self, name).load_state_dict(state[name])
+        self.generator.set_state(state["generator"])
+        self.due, self.largest_reward = float(state["due"]), float(state["largest_reward"])
+        self.step = step
 
     def draw(self, logger: Any, run_dir: Path) -> None:
         """A video of the smoothed policy."""
         from decision_s4.agents.pictures import film_into
 
-        actor = Actor(self.learner.averaged_policy)
-        film_into(logger, run_dir, actor, self._task(), self.config.seed, self.step)
-
-    def _task(self) -> Task:
-        return replace(self.task, target_returns=(self.explorer.target,))
-
-    def _load(self, state: dict[str, Any]) -> None:
-        for name in ("learner", "replay", "explorer"):
-            if state[name] is not None:
-                getattr(self, name).load_state_dict(state[name])
-        self.generator.set_state(state["generator"])
-        set_rng_state(state["random"])
-        self.best, self.due = float(state["best"]), float(state["due"])
-        self.largest_reward = float(state["largest_reward"])
+        actor = Actor(self.acting_policy)
+        film_into(logger, run_dir, actor, self.task, self.config.seed, self.step)
 
     def _remember(self) -> None:
         """Fill the replay with logged steps. Raises UserError for data of other spaces."""

@@ -2,7 +2,7 @@
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -132,6 +132,11 @@ class DataOptions(RunOptions):
     def subject(self) -> str:
         """The dataset."""
         return self.dataset
+
+
+def part(config: Any, options: type) -> Any:
+    """Those of the settings that the dataclass `options` holds."""
+    return options(**{field.name: getattr(config, field.name) for field in fields(options)})
 
 
 def check_ranges(config: Any) -> None:

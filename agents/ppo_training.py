@@ -11,21 +11,19 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from decision_s4.agents import checkpoint, saved
 from decision_s4.agents.actor import Actor
 from decision_s4.agents.actor_critic import ActorCritic, ActorCriticOptions
 from decision_s4.agents.backbones.base import parse_options
-from decision_s4.agents.distributed import ALONE
 from decision_s4.agents.moments import Moments, moments_of
-from decision_s4.agents.options import RunOptions
+from decision_s4.agents.options import RunOptions, part
 from decision_s4.agents.policy import parameter_count
 from decision_s4.agents.ppo import EXPLODED, PPOLearner, PPOOptions
+from decision_s4.agents.resumable import Resumable
 from decision_s4.agents.returns import discounted_sums
-from decision_s4.agents.rng import rng_state, seed_everything, set_rng_state
+from decision_s4.agents.rng import seed_everything
 from decision_s4.agents.rollouts import Collector, Rollout
 from decision_s4.agents.run import Row
-from decision_s4.agents.training import part
-from decision_s4.envs.errors import DivergedError, UserError
+from decision_s4.envs.errors import DivergedError
 from decision_s4.envs.rollout import open_rows
 from decision_s4.envs.spaces import leaf_spaces, map_tree
 from decision_s4.envs.stream import Stream
@@ -71,11 +69,10 @@ class PPOConfig(PPOOptions, OnlineOptions, ActorCriticOptions, RunOptions):
     """Environment steps between two points of a curve, a rollout's at least."""
 
 
-class PPOTraining:
+class PPOTraining(Resumable):
     """A run in one environment; `step` counts environment steps."""
 
     rate_tag = "time/fps"
-    world = ALONE
 
     def __init__(self, config: PPOConfig, device: torch.device):
         self.config, self.device = config, device
@@ -90,7 +87,7 @@ class PPOTraining:
         self.seen = moments_of(leaf_spaces(rows.observation_space))
         self.scale, self.sums = Moments(), np.zeros(config.rows)
         self.recent: deque[tuple[float, int]] = deque(maxlen=RECENT)
-        self.step, self.best = 0, float("-inf")
+        self.step = 0
 
     @classmethod
     def begin(cls, config: PPOConfig, device: torch.device) -> Self:
@@ -103,9 +100,9 @@ class PPOTraining:
         return self.learner.policy
 
     @property
-    def finished(self) -> bool:
-        """Whether all steps are done."""
-        return self.step >= self.config.steps
+    def acting_policy(self) -> ActorCritic:
+        """The same."""
+        return self.policy
 
     @property
     def learning_rate(self) -> float:
@@ -171,50 +168,21 @@ class PPOTraining:
             Actor(self.policy.eval()), self.config.eval_episodes, self.config.seed
         )
 
-    def explain(self, logger: Any) -> None:
-        """Nothing: probes look at logged data, which this run has not."""
-
-    def save(self, run_dir: Path, score: float | None = None) -> None:
-        """Write a checkpoint. `best` is that of the highest score, or the newest before any."""
-        best = self.best == float("-inf") if score is None else score > self.best
-        self.best = self.best if score is None else max(self.best, score)
-        metadata = {"algo": self.config.algo, "task": self.task.describe()}
-        metadata |= saved.describe(self.policy)
-        weights = self.policy.state_dict()
-        checkpoint.save(run_dir, self.step, weights, self._state(), metadata, best)
-
-    def _state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
+        """What the next update depends on, apart from random generators and simulators."""
         return {
             "learner": self.learner.state_dict(),
             "stream": self.stream.state_dict(),
             "seen": map_tree(lambda moments: moments.state_dict(), self.seen),
             "scale": self.scale.state_dict(),
             "recent": [list(episode) for episode in self.recent],
-            "random": rng_state(),
-            "best": self.best,
         }
 
-    def restore(self, run_dir: Path) -> None:
-        """Go on where the last checkpoint stands; without one, at the beginning.
+    def load_state_dict(self, state: dict[str, Any], step: int) -> None:
+        """Go on where `state_dict` was taken, at `step`.
 
-        Weights, optimiser, statistics and generators are exactly as they were, but simulators
-        cannot be saved: every row begins a new episode, with the seed that comes next. Raises
-        UserError for a checkpoint that is damaged or of another kind of run.
+        Simulators cannot be saved: every row begins a new episode, with the seed that comes next.
         """
-        if not (run_dir / "checkpoints").is_dir():
-            return
-        found = checkpoint.load(run_dir)
-        try:
-            self._load(found.trainer)
-        except Exception as error:  # torch's loaders raise whatever a foreign tree leads to
-            reason = " ".join(str(error).split())[:160]
-            raise UserError(
-                f"{found.path}: is not a checkpoint of this run ({reason}); resume with the "
-                "settings that it was trained with"
-            ) from error
-        self.step = found.step
-
-    def _load(self, state: dict[str, Any]) -> None:
         self.learner.load_state_dict(state["learner"])
         self.stream.load_state_dict(state["stream"])
         map_tree(lambda moments, held: moments.load_state_dict(held), self.seen, state["seen"])
@@ -222,8 +190,7 @@ class PPOTraining:
         self.sums = np.zeros(self.config.rows)
         self.collector.state = self.policy.initial_state(self.config.rows)
         self.recent.extend((returns, length) for returns, length in state["recent"])
-        self.best = float(state["best"])
-        set_rng_state(state["random"])
+        self.step = step
 
     def introduction(self) -> list[str]:
         """What learns, and where: lines for a person."""

@@ -1,7 +1,7 @@
 """A training run from logged trajectories: what it is made of, and where it stands."""
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -9,18 +9,18 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from decision_s4.agents import checkpoint, saved
 from decision_s4.agents.actor import Actor
 from decision_s4.agents.decision import DecisionLearner, OptimiserOptions
 from decision_s4.agents.distillation import DistillationOptions, DistilledLearner, load_teacher
 from decision_s4.agents.distributed import ALONE, World, join
-from decision_s4.agents.options import DataOptions
+from decision_s4.agents.options import DataOptions, part
 from decision_s4.agents.policies import make_policy
 from decision_s4.agents.policy import Policy, PolicyOptions, parameter_count
 from decision_s4.agents.range_aware import RangeAwareLearner, RangeOptions
 from decision_s4.agents.recorded import RecordedUpdates, recorded_updates
 from decision_s4.agents.relabel import RelabelOptions, relabelled
-from decision_s4.agents.rng import rng_state, seed_everything, set_rng_state
+from decision_s4.agents.resumable import Resumable
+from decision_s4.agents.rng import seed_everything
 from decision_s4.agents.run import Row
 from decision_s4.agents.tokens import check_episode_length
 from decision_s4.agents.value_regularised import ValueRegularisation, ValueRegularisedLearner
@@ -49,7 +49,7 @@ class TrainConfig(
     held to it: far outside, a policy knows not what to do."""
 
 
-class Training:
+class Training(Resumable):
     """A run: dataset, learner and data order, and where it stands."""
 
     rate_tag = "time/timesteps_per_s"
@@ -71,7 +71,7 @@ class Training:
             torch.manual_seed(config.seed + world.rank)  # dropout and noise of its own
         self.batches = self.new_batches()
         self.recorded = self.new_recording()
-        self.step, self.best = 0, float("-inf")
+        self.step = 0
         self.attach_probes()
 
     @classmethod
@@ -80,11 +80,6 @@ class Training:
         trajectories = datasets.load(config.dataset)
         task = task_of(trajectories, config.env, config.target_returns, config.reference_scores)
         return cls(config, trajectories, task, device, join(device))
-
-    @property
-    def finished(self) -> bool:
-        """Whether all updates are done."""
-        return self.step >= self.config.steps
 
     @property
     def body(self) -> str:
@@ -128,7 +123,7 @@ class Training:
         """The last policy's videos and its actions beside logged ones; draws on none of the run."""
         from decision_s4.agents.pictures import film_into, prediction_figure
 
-        policy = self.learner.averaged_policy
+        policy = self.acting_policy
         film_into(logger, run_dir, Actor(policy), self.task, self.config.seed, self.step)
         batch = next(self.whole_episodes()).to(self.device)
         logger.figure("predictions", prediction_figure(policy, batch), self.step)
@@ -223,7 +218,7 @@ class Training:
 
     def evaluate(self) -> list[Row]:
         """Rows of eval.csv for the averaged policy; none without an environment."""
-        actor = Actor(self.learner.averaged_policy)
+        actor = Actor(self.acting_policy)
         return self.task.evaluate(actor, self.config.eval_episodes, self.config.seed)
 
     def attach_probes(self) -> None:
@@ -236,63 +231,27 @@ class Training:
 
     def explain(self, logger: Any) -> None:
         """Log what the policy's probes tell of its average."""
-        probes, policy = self.learner.policy.probes, self.learner.averaged_policy
+        probes, policy = self.learner.policy.probes, self.acting_policy
         if probes:
             from decision_s4.agents.probes.during_training import log_probes
 
             log_probes(probes, policy, self.trajectories, self.task.env_id, logger, self.step)
 
-    def save(self, run_dir: Path, score: float | None = None) -> None:
-        """Write a checkpoint. `best` is that of the highest score, or the newest before any."""
-        best = self.best == float("-inf") if score is None else score > self.best
-        self.best = self.best if score is None else max(self.best, score)
-        policy = self.learner.averaged_policy
-        metadata = {
-            "algo": self.config.algo,
-            "dataset": self.config.dataset,
-            "task": self.task.describe(),
-        }
-        checkpoint.save(
-            run_dir,
-            self.step,
-            policy.state_dict(),
-            self._state(),
-            saved.describe(policy) | metadata,
-            best,
-        )
+    @property
+    def acting_policy(self) -> Policy:
+        """That of averaged weights."""
+        return self.learner.averaged_policy
 
-    def _state(self) -> dict[str, Any]:
-        return {
-            "learner": self.learner.state_dict(),
-            "batches": self.batches.state_dict(),
-            "random": rng_state(),
-            "best": self.best,
-        }
+    def metadata(self) -> dict[str, Any]:
+        """Plain values that a checkpoint tells of the run."""
+        return super().metadata() | {"dataset": self.config.dataset}
 
-    def restore(self, run_dir: Path) -> None:
-        """Go on exactly where the run's last checkpoint stands; without one, at the beginning.
+    def state_dict(self) -> dict[str, Any]:
+        """What the next update depends on, apart from random generators."""
+        return {"learner": self.learner.state_dict(), "batches": self.batches.state_dict()}
 
-        Raises UserError for a checkpoint that is damaged or of another kind of run.
-        """
-        if not (run_dir / "checkpoints").is_dir():
-            return
-        found = checkpoint.load(run_dir)
-        state = found.trainer
-        try:
-            self.learner.load_state_dict(state["learner"])
-            self.batches.load_state_dict(state["batches"])
-            set_rng_state(state["random"])
-            self.step, self.best = found.step, float(state["best"])
-        except UserError:
-            raise
-        except Exception as error:  # torch's loaders raise whatever a foreign tree leads to
-            reason = " ".join(str(error).split())[:160]
-            raise UserError(
-                f"{found.path}: is not a checkpoint of this policy and optimiser ({reason}); "
-                "resume with the settings and the data that it was trained with"
-            ) from error
-
-
-def part(config: Any, options: type) -> Any:
-    """Those of the settings that the dataclass `options` holds."""
-    return options(**{field.name: getattr(config, field.name) for field in fields(options)})
+    def load_state_dict(self, state: dict[str, Any], step: int) -> None:
+        """Go on exactly where `state_dict` was taken, at `step`."""
+        self.learner.load_state_dict(state["learner"])
+        self.batches.load_state_dict(state["batches"])
+        self.step = step

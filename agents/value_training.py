@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from decision_s4.agents.iql import IQLLearner, IQLOptions
-from decision_s4.agents.options import DataOptions
+from decision_s4.agents.options import DataOptions, part
 from decision_s4.agents.policy import Policy, PolicyOptions
 from decision_s4.agents.td3_bc import TD3BCLearner, TD3BCOptions
-from decision_s4.agents.training import Training, part
+from decision_s4.agents.training import Training
 from decision_s4.envs.task import Task
 from decision_s4.envs.transitions import TransitionBatches
 

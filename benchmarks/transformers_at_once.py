@@ -29,10 +29,11 @@ from peers.decision_transformers import Learner, Windows, stacked, unstacked
 from decision_s4.agents.actor import Actor
 from decision_s4.agents.algorithms import algorithm_of
 from decision_s4.agents.config import parse
+from decision_s4.agents.options import part
 from decision_s4.agents.policies import make_policy
 from decision_s4.agents.policy import Policy, PolicyOptions
 from decision_s4.agents.rng import seed_everything
-from decision_s4.agents.training import TrainConfig, part
+from decision_s4.agents.training import TrainConfig
 from decision_s4.envs import datasets
 from decision_s4.envs.task import task_of
 from decision_s4.envs.trajectories import Trajectories

@@ -9,7 +9,7 @@ import torch
 
 import decision_s4
 from decision_s4.agents.decision import DecisionLearner, OptimiserOptions
-from decision_s4.agents.training import part
+from decision_s4.agents.options import part
 from decision_s4.envs import datasets
 from decision_s4.envs.windows import WindowBatches
 

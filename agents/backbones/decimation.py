@@ -41,7 +41,7 @@ def decimated_features(backbone: Backbone, x: Tensor, valid: Tensor, keep: int) 
             with ops.held(record.replaced("step", closed)):
                 y, _ = block.mixer(read, state, packing)
             x, y, valid = _take(x, kept), _take(y, kept), valid.gather(1, kept)
-        x = block._add(x, y)
+        x = block.add(x, y)
     return backbone.norm(x)[:, -1]
 
 

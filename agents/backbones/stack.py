@@ -36,22 +36,23 @@ class Block(nn.Module):
     def forward(self, x: Tensor, state: State, packing: Packing) -> tuple[Tensor, State]:
         x = ops.tap("input", x)
         y, state = self.mixer(self.norm(x), state, packing)
-        return self._add(x, y), state
+        return self.add(x, y), state
 
     def step(self, x: Tensor, state: State, constants: Any) -> tuple[Tensor, State]:
         x = ops.tap("input", x)
         y, state = self.mixer.step(self.norm(x), state, constants)
-        return self._add(x, y), state
+        return self.add(x, y), state
 
     def respond(self, x: Tensor, read_out: Tensor, constants: Any) -> Tensor:
         """`step`'s output, from what the mixer's memory adds to it (see backbones/s4.py)."""
-        return self._add(x, self.mixer.respond(self.norm(x), read_out, constants))
+        return self.add(x, self.mixer.respond(self.norm(x), read_out, constants))
 
     def finish(self, x: Tensor, y: Tensor) -> Tensor:
         """`step`'s output, from its input and what the mixer's channels gave (`remember`)."""
-        return self._add(x, self.mixer.mix_channels(y))
+        return self.add(x, self.mixer.mix_channels(y))
 
-    def _add(self, x: Tensor, y: Tensor) -> Tensor:
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """What the block makes of its input and of its mixer's output: residual, then MLP."""
         x = x + ops.tap("output", self.dropout(y))
         return x if self.mlp is None else x + self.mlp(x)
 
@@ -149,7 +150,7 @@ class Backbone(nn.Module):
         for block, before in zip(self.blocks, state, strict=True):
             op, y, _ = operator_of(block.mixer, block.norm(x), before, packing, part)
             operators.append(op)
-            x = block._add(x, y)
+            x = block.add(x, y)
         return operators
 
     def constants(self) -> Any:

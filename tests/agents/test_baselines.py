@@ -88,7 +88,7 @@ def test_a_rebuilt_agent_acts_as_the_one_that_was_saved(tmp_path):
     again = saved.rebuild(checkpoint.load(tmp_path))
     played = [
         rollout(agent, "CartPoleNoVel-v1", [None] * 3, [1, 2, 3]).returns
-        for agent in (run.agent, again)
+        for agent in (run.acting_policy, again)
     ]
     assert np.array_equal(*played)
 

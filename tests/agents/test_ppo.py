@@ -200,7 +200,7 @@ def test_a_resumed_run_has_all_but_the_simulators(tmp_path):
     run.save(tmp_path)
     again = run_of()
     again.restore(tmp_path)
-    ours, theirs = run._state(), again._state()
+    ours, theirs = run.state_dict(), again.state_dict()
     seeds = np.random.default_rng()
     seeds.bit_generator.state = ours.pop("stream")["generator"]
     seeds.integers(2**31, size=4)  # of the four new episodes
