@@ -62,9 +62,9 @@ class Together:
     trained: tuple[str, ...] = ("policy", "critic")
 
     def __init__(self, learners: list[ValueLearner], device: str):
-        self.first, self.asked = learners[0], Asked(learners[0]).to(device)
         states = [Asked(learner).state_dict() for learner in learners]
         self.weights = {n: torch.stack([s[n] for s in states]).to(device) for n in states[0]}
+        self.first, self.asked = learners[0], Asked(learners[0]).to(device)
         self.networks = {name: self._network(name) for name in self.asked.parts}
         self.optimisers = {name: self._adam(self.networks[name]) for name in self.trained}
 
