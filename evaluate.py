@@ -28,6 +28,8 @@ from decision_s4.envs.task import Task, check_environment, with_environment
 from decision_s4.envs.timestep import Agent
 from decision_s4.envs.trajectories import Trajectories
 
+OUTPUT = "evaluation.csv"
+
 
 @dataclass(frozen=True)
 class EvaluateConfig:
@@ -77,7 +79,6 @@ class EvaluateConfig:
 def evaluate(config: EvaluateConfig) -> None:
     """Print and write the table, and film if asked. Raises UserError for bad input."""
     check_ranges(config)
-    output = config.output or config.run / "evaluation.csv"
     torch.set_num_threads(config.threads or os.cpu_count() or 1)
     found = checkpoint.load(config.run, config.checkpoint, with_trainer=False)
     policy = saved.rebuild(found)
@@ -85,42 +86,63 @@ def evaluate(config: EvaluateConfig) -> None:
         _check_unplayed(config)
         _estimate(policy, _task(found, config), config)
         return
+    task, output = _played_task(found, policy, config), config.output or config.run / OUTPUT
+    _check_writable(output)
+    actor = _agent(policy, found.metadata.get("dataset"), config)
+    plan, console = _planned_explanation(policy, config), Console()
+    _introduce(console, found, task, config)
+    rows = [checked_row(found.step, row) for row in play(actor, task, config, console)]
+    print_table(console, rows)
+    write_rows(output, rows)
+    _say(console, f"table   {output}")
+    if plan:
+        about = f"{task.env_id} · {policy.options.backbone} · {config.run}, step {found.step}"
+        _explain(plan, policy, task, about, config, console)
+    if config.video:
+        _film(actor, task, config, console)
+
+
+def _played_task(found: Checkpoint, policy: saved.Saved, config: EvaluateConfig) -> Task:
+    """What is played, its environment made once to see that the policy fits."""
     chosen = config.env, config.target_returns, config.reference_scores
     task = with_environment(_task(found, config), *chosen)
     spaces = policy.observation_space, policy.action_space
     check_environment(task.env_id, task.env_kwargs, *spaces, "the policy")
-    _check_writable(output)
-    actor = _agent(policy, found.metadata.get("dataset"), config)
-    explanation = _planned_explanation(policy, config)
+    return task
 
-    console = Console()
+
+def _introduce(console: Console, found: Checkpoint, task: Task, config: EvaluateConfig) -> None:
     _say(console, f"policy  {config.run}, step {found.step}")
     _say(console, f"task    {task.summary()}")
     for line in task.held():
         _say(console, f"        {line}")
     _say(console, f"score   {task.scale()}")
-    rows = [checked_row(found.step, row) for row in play(actor, task, config, console)]
-    print_table(console, rows)
-    write_rows(output, rows)
-    _say(console, f"table   {output}")
-    if explanation:
-        from decision_s4.agents.probes.explain import explain
 
-        with console.status("…") as status:
-            about = f"{task.env_id} · {policy.options.backbone} · {config.run}, step {found.step}"
-            say = lambda line: status.update(line) if line.endswith("…") else _say(console, line)  # noqa: E731
-            explain(explanation, policy, task, about, config.seed, say)
-        if config.video:
-            from decision_s4.agents.probes.film import film_explained
 
-            videos = config.run / "videos"
-            for path in film_explained(policy, task, videos, config.seed, explanation.probes):
-                _say(console, f"video   {path} (what mattered, frame by frame)")
+def _explain(
+    plan: Any, policy: Policy, task: Task, about: str, config: EvaluateConfig, console: Console
+) -> None:
+    """The report, and with --video the film of what mattered; "…" marks what passes."""
+    from decision_s4.agents.probes.explain import explain
+    from decision_s4.agents.probes.film import film_explained
+
+    with console.status("…") as status:
+
+        def say(line: str) -> None:
+            status.update(line) if line.endswith("…") else _say(console, line)
+
+        explain(plan, policy, task, about, config.seed, say)
     if config.video:
-        from decision_s4.agents.pictures import film
+        videos = config.run / "videos"
+        for path in film_explained(policy, task, videos, config.seed, plan.probes):
+            _say(console, f"video   {path} (what mattered, frame by frame)")
 
-        for _, video in film(actor, task, config.run / "videos", config.seed):
-            _say(console, f"video   {video.path} (return {video.episodes.returns[0]:.0f})")
+
+def _film(actor: Agent, task: Task, config: EvaluateConfig, console: Console) -> None:
+    from decision_s4.agents.pictures import film
+
+    for _, video in film(actor, task, config.run / "videos", config.seed):
+        _say(console, f"video   {video.path} (return {video.episodes.returns[0]:.0f})")
 
 
 def _task(found: Checkpoint, config: EvaluateConfig) -> Task:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_args
 
 import tyro
 
-from decision_s4.envs.errors import UserError, nearest
+from decision_s4.envs.errors import UserError, closest
 
 T = TypeVar("T")
 _registry = tyro.constructors.ConstructorRegistry()
@@ -74,7 +74,8 @@ def unknown_argument(unknown: Sequence[str], argv: Sequence[str], names: Sequenc
     """The message about arguments of `argv` that no field of `names` takes."""
     flag = next((word.partition("=")[0] for word in unknown if word.startswith("-")), None)
     if flag is not None:
-        return f"unknown flag {flag}{nearest(flag, [f'--{hyphened(name)}' for name in names])}"
+        close = closest(flag.lstrip("-"), map(hyphened, names))
+        return f"unknown flag {flag}; " + (f"did you mean '--{close}'?" if close else "see --help")
     near = next(word for word in argv if word.endswith(unknown[0]))
     return f"unexpected '{near}'; write --flag VALUE, a list as 1,2, a switch as --flag, --no-flag"
 

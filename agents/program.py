@@ -14,6 +14,7 @@ def exit_code(program: str, work: Callable[[], object]) -> int:
     What is a fault of the program is raised.
     """
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    logging.getLogger("decision_s4.kernels.extension").setLevel(logging.INFO)  # why it waits
     try:
         work()
     except KeyboardInterrupt:

@@ -32,10 +32,14 @@ def explanation(error: BaseException) -> str | None:
     return None
 
 
+def closest(name: str, choices: Iterable[str]) -> str | None:
+    """The known name that an unknown `name` was most likely to be; None where none is close."""
+    return next(iter(difflib.get_close_matches(name, sorted(choices), n=1)), None)
+
+
 def nearest(name: str, choices: Iterable[str], most: int = 8) -> str:
     """Ending of a message about an unknown `name`: the closest known one, or a few known ones."""
     choices = sorted(choices)
-    close = difflib.get_close_matches(name, choices, n=1)
-    if close:
-        return f"; did you mean '{close[0]}'?"
+    if (close := closest(name, choices)) is not None:
+        return f"; did you mean '{close}'?"
     return f"; known: {', '.join(choices[:most])}{', …' if len(choices) > most else ''}"

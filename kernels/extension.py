@@ -40,7 +40,8 @@ def compile_library(op: str, source: Path, flags: tuple[str, ...] = ()) -> Modul
     name = f"decision_s4_{op}_{level.lower()}"
     texts = {path.name: path.read_bytes() for path in (source, *sorted(HEADERS.glob("*.h")))}
     folder = build_folder(name, texts)
-    LOG.info("%s: loading the C++ library %s, compiled if new (about 30 s)", op, folder)
+    if not (folder / f"{name}.so").exists():
+        LOG.info("%s: compiling its C++ library, once on this machine: half a minute or so", op)
     with alone(op, folder):
         _write(folder, texts)
         return cpp_extension.load(

@@ -135,6 +135,7 @@ def test_settings_of_several_classes_are_one(configs: Path) -> None:
     ("argv", "message"),
     [
         ("--stepz 3", "unknown flag --stepz; did you mean '--steps'?"),
+        ("--dataset x", "unknown flag --dataset; see --help"),
         ("--steps x", "--steps: invalid literal for int() with base 10: 'x'"),
         ("--steps", "Missing value for argument '--steps'. Expected 1 values."),
         ("--mode medium", "invalid choice 'medium' for argument '--mode'. Expected one of"),
