@@ -32,14 +32,25 @@ class EpisodeTable:
         cls, rows: Rows, target_returns: Sequence[float | None], seeds: Sequence[int]
     ) -> Self:
         """Reset every row and start its books."""
-        zeros = functools.partial(np.zeros, len(seeds))
+        return cls.of(rows.reset(seeds), rows.action_space, target_returns)
+
+    @classmethod
+    def of(
+        cls,
+        observation: Tree,
+        action_space: spaces.Space,
+        target_returns: Sequence[float | None],
+    ) -> Self:
+        """The books of episodes whose first observations (N, …) these are."""
+        count = len(target_returns)
+        zeros = functools.partial(np.zeros, count)
 
         def no_action(leaf: spaces.Space) -> np.ndarray:
-            return np.zeros((len(seeds), *leaf.shape), leaf.dtype)
+            return np.zeros((count, *leaf.shape), leaf.dtype)
 
         return cls(
-            observation=rows.reset(seeds),
-            previous_action=map_tree(no_action, leaf_spaces(rows.action_space)),
+            observation=observation,
+            previous_action=map_tree(no_action, leaf_spaces(action_space)),
             previous_reward=zeros(),
             target=np.array([0.0 if target is None else target for target in target_returns]),
             returns=zeros(),
