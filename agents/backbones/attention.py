@@ -7,7 +7,6 @@ A chunk attends to itself and to the P = W − 1 steps before it, so T steps cos
 step is the same with L = 1. Shapes: M chunks, H heads, d head width, P past steps, R rows.
 """
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from decision_s4.agents.backbones import ops
+from decision_s4.kernels.cuda_graph import remembered
 from decision_s4.kernels.packing import ChunkLayout
 
 ROTARY_BASE = 10_000.0
@@ -109,14 +109,13 @@ def past_of_chunks(keys: Tensor, values: Tensor, state: Ring, layout: ChunkLayou
     return Ring(*map(follow, state, (keys, values, ones)))
 
 
-@functools.lru_cache(maxsize=8)  # all layers ask; and what is recorded on CUDA must not copy there
-@torch.inference_mode(False)
+@remembered
 def _predecessors(counts: tuple[int, ...], device: torch.device) -> Tensor:
     """For each chunk but an episode's first one, the chunk before it."""
     ranks = torch.tensor(counts, dtype=torch.long)
     # Chunks of rank k continue the first ones of rank k − 1.
-    back = ranks[:-1].repeat_interleave(ranks[1:]).to(device)
-    return torch.arange(len(back), device=device) + sum(counts[:1]) - back
+    back = ranks[:-1].repeat_interleave(ranks[1:])
+    return (torch.arange(len(back)) + sum(counts[:1]) - back).to(device)
 
 
 def has_past(layout: ChunkLayout) -> bool:

@@ -3,11 +3,10 @@
 Shapes: M valid steps of E episodes; all first steps come first, then all second ones, …
 """
 
-import functools
-
 import torch
 from torch import Tensor
 
+from decision_s4.kernels.cuda_graph import remembered
 from decision_s4.kernels.packing import ChunkLayout
 
 
@@ -45,9 +44,8 @@ def _last_episodes(layout: ChunkLayout) -> Tensor:
     return layout.final_chunks - (ends - counts)[rank]
 
 
-@functools.lru_cache(maxsize=8)  # all layers ask; and what is recorded on CUDA must not copy there
-@torch.inference_mode(False)
+@remembered
 def _counts_and_ends(counts: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """Of the ranks."""
-    each = torch.tensor(counts, device=device)
-    return each, each.cumsum(0)
+    each = torch.tensor(counts)
+    return each.to(device), each.cumsum(0).to(device)
