@@ -66,7 +66,9 @@ def plan(names: Sequence[str], report: Path, policy: Policy) -> Plan:
         )
     probes = make_probes(names or DEFAULT_PROBES, policy)
     folder = report.absolute().parent
-    if report.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+    if report.is_dir():
+        raise UserError(f"--report {report} is a folder; give a file, as {report / 'report.html'}")
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise UserError(f"--report {report} cannot be written; give a file in a writable folder")
     return Plan(probes, report)
 

@@ -167,6 +167,8 @@ def test_a_page_of_findings_alone_is_drawn(page, browse, tmp_path):
     [
         (["--probe", "oclusion"], "probe 'oclusion' is unknown; did you mean 'occlusion'?"),
         (["--report", "/nowhere/at/all.html"], "--report /nowhere/at/all.html cannot be written"),
+        (["--report", "/"], "--report / is a folder; give a file, as /report.html"),
+        (["--probe", "lrp", "--chunk-steps", "9"], "not as --chunk-steps 9 reads it; leave out"),
     ],
 )
 def test_bad_questions_end_before_any_work(run, flags, message, capsys):
