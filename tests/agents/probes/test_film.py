@@ -2,9 +2,25 @@
 
 import numpy as np
 import pytest
+import torch
+from gymnasium import spaces
+from planted import new_policy
 
 from decision_s4.agents.probes.base import make_probes
-from decision_s4.agents.probes.film import COLOURS, DOWN, SHOWN, STRIP, UP, Story, _chosen, _drawn
+from decision_s4.agents.probes.film import (
+    COLOURS,
+    DOWN,
+    SHOWN,
+    STRIP,
+    UP,
+    Story,
+    _chosen,
+    _drawn,
+    _map,
+    _story,
+)
+from decision_s4.agents.probes.gradients import GradientTimesInput
+from decision_s4.agents.probes.recordings import made
 
 HEIGHT = 240
 FEATURES = ["return-to-go", "torso angle", "leg angle", "previous torque"]
@@ -59,6 +75,19 @@ def test_what_pushed_up_is_red_and_in_the_order_of_the_film():
     ],
 )
 def test_the_film_is_by_what_was_asked_for_where_it_can_be(asked, chosen):
-    from planted import new_policy
-
     assert _chosen(make_probes(asked.split(","), new_policy("s4"))).name == chosen
+
+
+def test_discrete_actions_are_explained_by_their_first_logit():
+    probe, policy = GradientTimesInput(), new_policy("s4", hand=spaces.Discrete(3)).float()
+    recordings = [
+        made(
+            policy, str(i), torch.randn(40, 3), torch.arange(40) % 3, torch.rand(40), torch.ones(40)
+        )
+        for i in range(2)
+    ]
+    values, answer = _map(policy, recordings[0], recordings[1:], probe, 20)
+    assert (values[: SHOWN - 21] == 0).all() and np.abs(values[-1]).max() > 0
+    story = _story(policy, None, recordings[0], probe, values[None])
+    assert len(story.features) == len(story.modality) == values.shape[1]
+    assert _drawn(np.zeros((50, 320, 3), np.uint8), values, answer, story, 20).shape[1] == 640
