@@ -88,8 +88,8 @@ def evaluate(config: EvaluateConfig) -> None:
         return
     task, output = _played_task(found, policy, config), config.output or config.run / OUTPUT
     _check_writable(output)
-    actor = _agent(policy, found.metadata.get("dataset"), config)
     plan, console = _planned_explanation(policy, config), Console()
+    actor = _agent(policy, found.metadata.get("dataset"), config)
     _introduce(console, found, task, config)
     rows = [checked_row(found.step, row) for row in play(actor, task, config, console)]
     print_table(console, rows)
@@ -205,6 +205,17 @@ def _planned_explanation(policy: Policy, config: EvaluateConfig) -> Any:
     """What the probes asked for will do, checked; None where none is asked for."""
     if not (config.probe or config.report):
         return None
+    readings = {
+        "--chunk-steps": config.chunk_steps,
+        "--keep-steps": config.keep_steps,
+        "--polynomial": config.polynomial,
+    }
+    for flag, value in readings.items():
+        if value:
+            raise UserError(
+                "--probe and --report explain the policy as it is, "
+                f"not as {flag} {value} reads it; leave out one of them"
+            )
     from decision_s4.agents.probes.explain import plan
 
     return plan(config.probe, config.report or config.run / "report.html", policy)
