@@ -17,6 +17,7 @@ class ChunkLayout:
     second ones, …, longest episode first. Chunks of rank k + 1 then continue a prefix of rank k's.
 
     No chunk holds two episodes, so resets need no mask; only an episode's last chunk is padded.
+    All that is read of it on CUDA is a field: what a recorded graph reads must live as long as it.
     """
 
     source: Tensor
@@ -25,6 +26,8 @@ class ChunkLayout:
     """(B·T,) place in the chunks, in time order (M·L), of each step; M·L means none."""
     counts: tuple[int, ...]
     """Number of chunks of each rank."""
+    previous: Tensor
+    """(M − counts[0],) the chunk before each that is not an episode's first."""
     carry_rows: Tensor
     """(C,) rows whose first episode goes on from the state carried in."""
     carry_chunks: Tensor
@@ -33,6 +36,8 @@ class ChunkLayout:
     """(F,) rows with at least one valid step."""
     final_chunks: Tensor
     """(F,) the chunk in which each such row ends."""
+    final_episodes: Tensor
+    """(F,) the episode in which each such row ends: its place, longest first."""
     final_lengths: Tensor
     """(F,) how many steps, 1 … L, that chunk holds."""
     tail: Tensor
@@ -222,10 +227,12 @@ class Packing:
             source=source,
             target=target,
             counts=tuple(counts.tolist()),
+            previous=_previous(counts),
             carry_rows=row[carries],
             carry_chunks=place[carries],
             final_rows=row[closes],
             final_chunks=final_chunks,
+            final_episodes=place[closes],
             final_lengths=final_lengths,
             tail=_latest_first(source[final_chunks], final_lengths, total),
         )
@@ -235,7 +242,8 @@ def widened(layout: ChunkLayout, counts: tuple[int, ...]) -> ChunkLayout:
     """The same layout with empty chunks: `counts` of each rank, never fewer than it has."""
     length, wide = layout.source.shape[1], sum(counts)
     ranks = enumerate(layout.counts)
-    place = torch.cat([torch.arange(count) + sum(counts[:rank]) for rank, count in ranks])
+    ranges = (torch.arange(count) + sum(counts[:rank]) for rank, count in ranks)
+    place = torch.cat([torch.arange(0), *ranges])  # where no step is valid there are none
     source = layout.source.new_full((wide, length), len(layout.target))
     source[place] = layout.source
     moved = torch.cat([place, place.new_tensor([wide])])  # a step in none stays in none
@@ -244,6 +252,7 @@ def widened(layout: ChunkLayout, counts: tuple[int, ...]) -> ChunkLayout:
         source=source,
         target=moved[layout.target // length] * length + layout.target % length,
         counts=counts,
+        previous=_previous(torch.tensor(counts, dtype=torch.long)),
         final_chunks=place[layout.final_chunks],
     )
 
@@ -254,6 +263,12 @@ def _suffix_counts(n_chunks: Tensor) -> Tensor:
         return n_chunks
     histogram = torch.bincount(n_chunks)[1:]
     return histogram.flip(0).cumsum(0).flip(0)
+
+
+def _previous(counts: Tensor) -> Tensor:
+    """See `ChunkLayout`: chunks of rank k continue the first ones of rank k − 1."""
+    back = counts[:-1].repeat_interleave(counts[1:])
+    return torch.arange(len(back), device=counts.device) + counts[:1].sum() - back
 
 
 def _latest_first(source: Tensor, lengths: Tensor, none: int) -> Tensor:

@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from decision_s4.agents.backbones import ops
-from decision_s4.kernels.cuda_graph import remembered
 from decision_s4.kernels.packing import ChunkLayout
 
 ROTARY_BASE = 10_000.0
@@ -96,7 +95,7 @@ def softmax(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
 def past_of_chunks(keys: Tensor, values: Tensor, state: Ring, layout: ChunkLayout) -> Ring:
     """What precedes each chunk (M, L, H, d): its predecessor, the state carried in, or nothing."""
     past, firsts = state.present.shape[1], sum(layout.counts[:1])
-    before = _predecessors(layout.counts, keys.device)
+    before = layout.previous
 
     def follow(carried: Tensor, own: Tensor) -> Tensor:
         first = carried.new_zeros(firsts, *carried.shape[1:])
@@ -107,15 +106,6 @@ def past_of_chunks(keys: Tensor, values: Tensor, state: Ring, layout: ChunkLayou
 
     ones = state.present.new_ones(keys.shape[:2])
     return Ring(*map(follow, state, (keys, values, ones)))
-
-
-@remembered
-def _predecessors(counts: tuple[int, ...], device: torch.device) -> Tensor:
-    """For each chunk but an episode's first one, the chunk before it."""
-    ranks = torch.tensor(counts, dtype=torch.long)
-    # Chunks of rank k continue the first ones of rank k − 1.
-    back = ranks[:-1].repeat_interleave(ranks[1:])
-    return (torch.arange(len(back)) + sum(counts[:1]) - back).to(device)
 
 
 def has_past(layout: ChunkLayout) -> bool:

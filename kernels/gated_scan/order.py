@@ -6,7 +6,6 @@ Shapes: M valid steps of E episodes; all first steps come first, then all second
 import torch
 from torch import Tensor
 
-from decision_s4.kernels.cuda_graph import remembered
 from decision_s4.kernels.packing import ChunkLayout
 
 
@@ -25,7 +24,7 @@ def unpack(
 ) -> tuple[Tensor, Tensor]:
     """hidden (M, H) as (B, T, H), and the state (B, parts, H) after each row's last episode."""
     padded = torch.cat([hidden, hidden.new_zeros(1, hidden.shape[1])])
-    final = state.index_copy(0, layout.final_rows, after[_last_episodes(layout)])
+    final = state.index_copy(0, layout.final_rows, after[layout.final_episodes])
     return padded[layout.target].unflatten(0, (-1, steps)), final
 
 
@@ -35,17 +34,3 @@ def shrink(part: Tensor, count: int, ended: list[Tensor]) -> Tensor:
         ended.append(part[count:])
         part = part[:count]
     return part
-
-
-def _last_episodes(layout: ChunkLayout) -> Tensor:
-    """(F,) place, longest first, of the episode in which each of `final_rows` ends."""
-    counts, ends = _counts_and_ends(layout.counts, layout.source.device)
-    rank = torch.searchsorted(ends, layout.final_chunks, right=True)
-    return layout.final_chunks - (ends - counts)[rank]
-
-
-@remembered
-def _counts_and_ends(counts: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Of the ranks."""
-    each = torch.tensor(counts)
-    return each.to(device), each.cumsum(0).to(device)

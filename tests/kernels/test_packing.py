@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decision_s4.kernels.packing import Packing
+from decision_s4.kernels.packing import Packing, widened
 
 
 def bools(text: str) -> torch.Tensor:
@@ -46,6 +46,7 @@ def test_a_layout_a_hand_can_check():
     assert layout.target.tolist() == [2, 3, 8, 4, 5, 0, 1, 6, 7, 10]
     assert (layout.carry_rows.tolist(), layout.carry_chunks.tolist()) == ([0], [1])
     assert (layout.final_rows.tolist(), layout.final_chunks.tolist()) == ([0, 1], [2, 5])
+    assert (layout.previous.tolist(), layout.final_episodes.tolist()) == ([0, 1, 3], [2, 0])
     assert layout.final_lengths.tolist() == [2, 1]
     assert layout.tail.tolist() == [[4, 3], [9, 10]]
 
@@ -64,7 +65,7 @@ def test_rows_without_a_valid_step():
     layout = Packing(bools("xx"), bools("..")).chunks(4)
     assert layout.counts == ()
     assert layout.target.tolist() == [0, 0]
-    assert len(layout.final_rows) == len(layout.carry_rows) == 0
+    assert len(layout.final_rows) == len(layout.carry_rows) == len(layout.previous) == 0
 
 
 def test_unbroken_rows_all_carry():
@@ -110,3 +111,16 @@ def test_any_rows_are_cut_by_episode(start_and_valid, length):
     last = {step // start.shape[1]: step for step in range(valid.numel()) if steps[step] == step}
     assert layout.final_rows.tolist() == list(last)
     assert layout.tail[:, 0].tolist() == list(last.values())
+
+
+@settings(deadline=None)
+@given(masks(), st.sampled_from([1, 2, 4]), st.integers(0, 2), st.integers(0, 2))
+def test_a_chunk_knows_the_one_before_it_and_a_row_its_last_episode(masks, length, more, ranks):
+    layout = Packing(*masks).chunks(length)
+    counts = (*(count + more for count in layout.counts), *[more] * ranks)
+    for each in (layout, widened(layout, counts)):
+        places = [(rank, i) for rank, n in enumerate(each.counts) for i in range(n)]
+        before = [places.index((rank - 1, i)) for rank, i in places if rank]
+        assert each.previous.tolist() == before
+        ends = [places[chunk][1] for chunk in each.final_chunks.tolist()]
+        assert each.final_episodes.tolist() == ends
