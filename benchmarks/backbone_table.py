@@ -1,7 +1,7 @@
 """Every backbone: returns, memory, size and speed as one Markdown table, from files of those runs.
 
     python benchmarks/backbone_returns.py
-    python benchmarks/memory_tasks.py --tasks RepeatPrevious-v0 --learners every --seeds 0 \
+    python benchmarks/memory_tasks.py --tasks RepeatPrevious-v0 --learners every --seeds 0 1 2 \
         --flags "--steps 75000" --rows benchmarks/results/backbone_memory.csv
     python benchmarks/micro_tasks.py --device cuda --results benchmarks/results/micro_tasks.csv
     python benchmarks/backbones.py --results benchmarks/results/backbones_cpu.csv

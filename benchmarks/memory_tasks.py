@@ -3,7 +3,7 @@
     python benchmarks/memory_tasks.py --processes 2      train what is missing, then the table
     python benchmarks/memory_tasks.py --processes 0      only the table of what is there
     python benchmarks/memory_tasks.py --tasks TMaze-v0 --learners "s4d=--backbone s4d"
-    python benchmarks/memory_tasks.py --tasks RepeatPrevious-v0 --learners every --seeds 0 \
+    python benchmarks/memory_tasks.py --tasks RepeatPrevious-v0 --learners every --seeds 0 1 2 \
         --flags "--steps 75000" --rows benchmarks/results/backbone_memory.csv    every backbone
 
 Each run is one `train.py` on one thread in RUNS/<task>/<learner>/<seed>, with its task's settings

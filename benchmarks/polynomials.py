@@ -1,4 +1,4 @@
-"""Policies played as polynomials, trained plainly and range-aware: how close, and what they return.
+"""Policies played as polynomials, by the weight of range-aware training: how close, what returns.
 
     python benchmarks/polynomials.py --processes 2                 what is missing, then the table
     python benchmarks/polynomials.py --processes 0                 only the table
@@ -28,20 +28,24 @@ from decision_s4.envs.errors import UserError
 from decision_s4.train import settings
 
 RESULTS = Path(__file__).parent / "results/polynomials.csv"
-WEIGHTS = {"plain": 0, "range-aware": 1}
 FLAGS = "--algo decision-s4 --no-video --device cpu"
 
 
-def run(backbone: str, training: str, seed: int, given: argparse.Namespace) -> list[Row]:
+def run(backbone: str, weight: float, seed: int, given: argparse.Namespace) -> list[Row]:
     """Train and play: a row a degree and target."""
     torch.set_num_threads(1)
-    flags = f"{FLAGS} --backbone {backbone} --range-weight {WEIGHTS[training]} --seed {seed}"
+    flags = f"{FLAGS} --backbone {backbone} --range-weight {weight} --seed {seed}"
     begun = Training.begin(
         settings([*flags.split(), "--steps", str(given.steps)]), torch.device("cpu")
     )
     while not begun.finished:
         begun.update()
-    about = {"backbone": backbone, "training": training, "seed": seed, "updates": given.steps}
+    about = {
+        "backbone": backbone,
+        "range_weight": f"{weight:g}",
+        "seed": seed,
+        "updates": given.steps,
+    }
     degrees = (0, *given.degrees)
     return [about | row for degree in degrees for row in played(begun, degree, given.episodes)]
 
@@ -71,35 +75,33 @@ def played(begun: Training, degree: int, episodes: int) -> Iterator[Row]:
 def fill(given: argparse.Namespace) -> None:
     """Make the runs that are missing."""
     known = {
-        (row["backbone"], row["training"], row["seed"]) for row in csv_rows.read(given.results)
+        (row["backbone"], row["range_weight"], row["seed"]) for row in csv_rows.read(given.results)
     }
-    wanted = [(b, t, s) for s in given.seeds for b in given.backbones for t in WEIGHTS]
+    wanted = [(b, w, s) for s in given.seeds for b in given.backbones for w in given.weights]
     with ProcessPoolExecutor(given.processes, get_context("spawn")) as pool:
-        missing = [each for each in wanted if (*each[:2], str(each[2])) not in known]
+        missing = [each for each in wanted if (each[0], *map("{:g}".format, each[1:])) not in known]
         for done in as_completed([pool.submit(run, *each, given) for each in missing]):
             csv_rows.append(given.results, done.result())
 
 
 def table(rows: list[Row]) -> Iterator[str]:
-    """Markdown, a line a backbone, training and degree: medians and each seed's returns."""
+    """Markdown, a line a backbone, weight and degree: medians and each seed's returns."""
     targets = sorted({float(row["target_return"]) for row in rows}, reverse=True)
     asked = " | ".join(f"asked for {target:g}" for target in targets)
-    yield f"| policy | degree each | the whole's, depth | actions off: most, median | {asked} |"
+    yield f"| policy, penalty | degree each | the whole's, depth | off: most, median | {asked} |"
     yield "|---" * (4 + len(targets)) + "|"
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in sorted(rows, key=lambda row: int(row["seed"])):
-        groups.setdefault((row["backbone"], row["training"], row["degree"]), []).append(row)
-    for (backbone, training, degree), own in sorted(
-        groups.items(), key=lambda pair: _rank(pair[0])
-    ):
+        groups.setdefault((row["backbone"], row["range_weight"], row["degree"]), []).append(row)
+    for (backbone, weight, degree), own in sorted(groups.items(), key=lambda pair: _rank(pair[0])):
         returns = " | ".join(_returns(own, target) for target in targets)
         each = degree if int(degree) else "itself"
-        yield f"| {backbone}, {training} | {each} | {_sizes(own)} | {returns} |"
+        yield f"| {backbone}, {weight} | {each} | {_sizes(own)} | {returns} |"
 
 
 def _rank(names: tuple[str, ...]) -> tuple:
-    backbone, training, degree = names
-    return backbone, training, -int(degree) if int(degree) else -1000
+    backbone, weight, degree = names
+    return backbone, float(weight), -int(degree) if int(degree) else -1000
 
 
 def _sizes(rows: list[Row]) -> str:
@@ -120,6 +122,7 @@ def _returns(rows: list[Row], target: float) -> str:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--backbones", nargs="*", default=["s4d", "power-softmax"])
+    parser.add_argument("--weights", type=float, nargs="*", default=[0, 1], help="of the penalty")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--degrees", type=int, nargs="*", default=[31, 15, 7])
     parser.add_argument("--steps", type=int, default=1000, help="updates")

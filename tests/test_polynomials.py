@@ -20,9 +20,9 @@ def test_a_run_is_played_as_itself_and_as_polynomials(program, monkeypatch, tmp_
     monkeypatch.setattr(sys, "argv", given)
     program.main()  # nothing there: an empty table
     arguments = program.arguments()
-    program.csv_rows.append(path, program.run("s4d", "range-aware", 0, arguments))
+    program.csv_rows.append(path, program.run("s4d", 1.0, 0, arguments))
     program.main()
-    lines = [line.split("|") for line in capsys.readouterr().out.splitlines() if "aware" in line]
+    lines = [line.split("|") for line in capsys.readouterr().out.splitlines() if "s4d" in line]
     assert [line[2].strip() for line in lines] == ["itself", "31"]
     assert lines[0][5:] == lines[1][5:]  # so close that it falls as soon
     most, median = map(float, lines[1][4].split(","))
@@ -30,7 +30,7 @@ def test_a_run_is_played_as_itself_and_as_polynomials(program, monkeypatch, tmp_
 
 
 def test_the_table_says_each_seeds_return_and_where_there_was_none(program):
-    row = {"backbone": "s4d", "training": "plain", "updates": "9", "target_return": "3600.0"}
+    row = {"backbone": "s4d", "range_weight": "0", "updates": "9", "target_return": "3600.0"}
     seeds = [("0", "2e3", "0.4", ""), ("1", "2e3", "0.2", "71.4"), ("2", "2e3", "9", "70")]
     rows = [
         row
@@ -39,4 +39,4 @@ def test_the_table_says_each_seeds_return_and_where_there_was_none(program):
         for seed, whole, most, mean in seeds
     ]
     *_, line = program.table(rows)
-    assert line == "| s4d, plain | 7 | 2.0e+03, 44 | 0.4, 0.1 | no number, 71, 70 |"
+    assert line == "| s4d, 0 | 7 | 2.0e+03, 44 | 0.4, 0.1 | no number, 71, 70 |"
