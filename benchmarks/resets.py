@@ -89,13 +89,15 @@ def calls(run: Callable[..., Tensor], inputs: list[Tensor], packing: Packing) ->
     }
 
 
-def report(rows: int, steps: int, repeats: int) -> None:
+def report(rows: int, steps: int, repeats: int, only: list[str]) -> None:
     start = torch.rand(rows, steps, device="cuda") < 1 / 250
     packings = {
         "no starts": Packing.unbroken(rows, steps, torch.device("cuda")),
         "starts": Packing(start),
     }
     for name, (run, inputs) in operations(rows, steps).items():
+        if only and name not in only:
+            continue
         made = {
             (label, way): call
             for label, packing in packings.items()
@@ -113,6 +115,7 @@ def report(rows: int, steps: int, repeats: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--only", nargs="*", default=[], help="these operations")
     given = parser.parse_args()
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")  # else delta_rule runs in torch
@@ -120,7 +123,7 @@ def main() -> None:
     print("| rows, steps | | forward | with starts | | both | with starts | |")
     print("|---|---|---|---|---|---|---|---|")
     for size in SIZES:
-        report(*size, given.repeats)
+        report(*size, given.repeats, given.only)
 
 
 if __name__ == "__main__":
