@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from decision_s4.agents.algorithms import algorithm_of
+from decision_s4.agents.backbones.base import BACKBONES, MEMORYLESS
 from decision_s4.agents.config import (
     describe_changes,
     load_config,
@@ -25,6 +26,7 @@ from decision_s4.agents.config import (
 )
 from decision_s4.agents.distributed import processes
 from decision_s4.agents.flags import last_value
+from decision_s4.agents.form import texts_of
 from decision_s4.agents.interrupt import Interrupt
 from decision_s4.agents.options import RunOptions, check_ranges, choose_device
 from decision_s4.agents.policy import PolicyOptions
@@ -233,7 +235,7 @@ def settings(argv: Sequence[str]) -> RunOptions:
     """
     resume = last_value(argv, "resume")
     if resume in (None, "None"):
-        return parse(_config_class(argv), argv, description=__doc__)
+        return parse(_config_class(argv), argv, description=__doc__, notes=_notes(argv))
     path = Path(resume) / CONFIG_FILE
     if not path.is_file():
         raise UserError(f"--resume {resume}: no {CONFIG_FILE} there; give a run's folder")
@@ -254,6 +256,20 @@ def _config_class(argv: Sequence[str]) -> type[RunOptions]:
     if algo is None and file is not None:
         algo = read_setting(Path(file), "algo")
     return algorithm_of(RunOptions.algo if algo is None else algo).config
+
+
+def _notes(argv: Sequence[str]) -> dict[str, str]:
+    """What --help says besides: the options of the backbone that the flags name."""
+    name = last_value(argv, "backbone")
+    if name not in BACKBONES | MEMORYLESS:
+        return {}
+    form = (BACKBONES | MEMORYLESS)[name].Options
+    texts = texts_of(form)
+    options = [
+        f"{field.name}={field.default} ({texts.get(field.name, '').rstrip('.')})"
+        for field in dataclasses.fields(form)
+    ]
+    return {"backbone_options": f"{name} takes " + ", ".join(options).replace(" ()", "") + "."}
 
 
 def _before(path: Path) -> RunOptions:

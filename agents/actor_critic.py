@@ -29,7 +29,7 @@ class ActorCriticOptions:
     backbone: str = "lru"
     """Sequence layer, any of docs/backbones.md, or mlp, which has no memory."""
     backbone_options: tuple[str, ...] = ()
-    """Its options as name=value, such as d_state=32."""
+    """Its options as name=value, such as d_state=32; --backbone NAME --help lists those of one."""
     eyes: Eyes = "cnn"
     """What reads images: see agents/vision.py."""
     d_model: int = 64

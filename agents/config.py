@@ -46,13 +46,15 @@ def parse(
     prog: str = "train.py",
     description: str | None = None,
     configs: Path = CONFIGS,
+    notes: Mapping[str, str] | None = None,
 ) -> T:
     """The settings that the command line `argv` (without the program's name) asks for.
 
     `config_class` is a frozen dataclass; a field is a flag with hyphens (`eval_every` is
     `--eval-every`, a bool also `--no-...`, a tuple one comma list). `--config FILE` is added. If it
     has a field `algo`, the file `configs/<algo>.yaml` is read too. `defaults` (a resumed run's
-    settings, say) lie between that file and `--config`. `--help` prints and exits with code 0.
+    settings, say) lie between that file and `--config`. `--help` prints and exits with code 0,
+    with `notes` added to what it says of the settings that they name.
 
     Raises UserError, one line, for an unknown or malformed flag, key, value, file or algorithm.
     """
@@ -62,7 +64,7 @@ def parse(
     if path is not None:
         above |= read_yaml(config_class, Path(path))
     below = _algo_settings(config_class, last_value(argv, "algo"), above, configs)
-    form = form_of(config_class, below | above, [CONFIG_FLAG])
+    form = form_of(config_class, below | above, [CONFIG_FLAG], notes)
     options = {"prog": prog, "description": description or config_class.__doc__}
     answers, unknown = read_flags(form, argv, config=(tyro.conf.OmitArgPrefixes,), **options)
     if unknown:

@@ -11,19 +11,24 @@ import tyro
 Flag = tuple[str, Any, dataclasses.Field]
 
 
-def form_of(config_class: type, values: Mapping[str, Any], extra: Sequence[Flag] = ()) -> type:
-    """A dataclass to read with `read_form`: `config_class` with `values` for defaults, and `extra`.
+def form_of(
+    config_class: type,
+    values: Mapping[str, Any],
+    extra: Sequence[Flag] = (),
+    notes: Mapping[str, str] | None = None,
+) -> type:
+    """A dataclass for tyro: `config_class` with `values` for defaults, and the flags `extra`.
 
-    It is made anew and checks nothing: a rule in `__post_init__` judges the final settings only,
-    never a layer of them. Where several classes name the settings, there is a field a class, so
-    that `--help` shows what each named under a title.
+    `notes` are added to the help of the settings that they name. It is made anew and checks
+    nothing: a rule in `__post_init__` judges the final settings only, never a layer of them. Where
+    several classes name the settings, there is a field a class, so that `--help` shows what each
+    named under a title.
     """
+    flags = _flags(config_class, values, notes or {})
     groups = _groups(config_class)
-    fields = [
-        _titled(owner, _flags(config_class, values, names)) for owner, names in groups.items()
-    ]
+    fields = [_titled(owner, [flags[name] for name in each]) for owner, each in groups.items()]
     if len(groups) == 1:
-        fields = _flags(config_class, values, names_of(config_class))
+        fields = list(flags.values())
     return dataclasses.make_dataclass(config_class.__name__, [*fields, *extra], kw_only=True)
 
 
@@ -61,22 +66,25 @@ def _titled(owner: type, flags: Sequence[Flag]) -> Flag:
     return owner.__name__, hint, dataclasses.field(default_factory=form)
 
 
-def _flags(config_class: type, values: Mapping[str, Any], names: Sequence[str]) -> list[Flag]:
+def _flags(
+    config_class: type, values: Mapping[str, Any], notes: Mapping[str, str]
+) -> dict[str, Flag]:
     hints, kinds = get_type_hints(config_class, include_extras=True), get_type_hints(config_class)
     defaults = {field.name: field.default for field in dataclasses.fields(config_class)}
     defaults |= values
-    texts = _texts(config_class)
-    return [
-        (
+    texts = texts_of(config_class)
+    texts |= {name: f"{texts.get(name, '')} {note}" for name, note in notes.items()}
+    return {
+        name: (
             name,
             Annotated[hints[name], _appearance(kinds[name], defaults[name], texts.get(name))],
             dataclasses.field(default=defaults[name]),
         )
-        for name in names
-    ]
+        for name in defaults
+    }
 
 
-def _texts(config_class: type) -> dict[str, str]:
+def texts_of(config_class: type) -> dict[str, str]:
     """The strings under the fields, each as one line."""
     texts: dict[str, str] = {}
     for owner in filter(dataclasses.is_dataclass, reversed(config_class.__mro__)):

@@ -39,7 +39,8 @@ class PolicyOptions:
     rwkv, gated-deltanet, las, power-softmax, transformer, gru, lstm, al-rnn, hybrid, or mlp,
     which has no memory."""
     backbone_options: tuple[str, ...] = ()
-    """Its options as name=value, such as d_state=32,train_ssm=false."""
+    """Its options as name=value, such as d_state=32,train_ssm=false; --backbone NAME --help lists
+    those of one."""
     d_model: int = 64
     """Width of the backbone."""
     n_layers: int = 3

@@ -30,8 +30,7 @@ def choose_renderer() -> str | None:
     OSMesa. Tried once a process, about a second each. Logs one warning line if all fail.
     """
     asked = os.environ.get("MUJOCO_GL")
-    screen = sys.platform != "linux" or "DISPLAY" in os.environ or "WAYLAND_DISPLAY" in os.environ
-    choices = [asked] if asked else ["glfw"] * screen + ["egl", "osmesa"]
+    choices = [asked] if asked else ["glfw"] * has_screen() + ["egl", "osmesa"]
     reasons = []
     for name in choices:
         reason = probe(name)
@@ -42,6 +41,11 @@ def choose_renderer() -> str | None:
     fix = "unset MUJOCO_GL" if asked else "apt-get install libegl1 or libosmesa6"
     LOG.warning("no videos: MuJoCo cannot render here (%s); %s", "; ".join(reasons), fix)
     return None
+
+
+def has_screen() -> bool:
+    """Whether windows can be opened."""
+    return sys.platform != "linux" or bool({"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys())
 
 
 def probe(name: str) -> str | None:

@@ -1,6 +1,7 @@
 """MP4 videos of an agent's episodes, without a screen."""
 
 import logging
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +11,13 @@ import numpy as np
 from decision_s4.envs.camera import Camera
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.make import make, registered_spec, uses_mujoco
-from decision_s4.envs.rendering import choose_renderer, draw_plainly, extend_floor, follow
+from decision_s4.envs.rendering import (
+    choose_renderer,
+    draw_plainly,
+    extend_floor,
+    follow,
+    has_screen,
+)
 from decision_s4.envs.rollout import Episodes, play
 from decision_s4.envs.rows import LocalRows
 from decision_s4.envs.timestep import Agent
@@ -71,6 +78,8 @@ def _open(env_id: str, env_kwargs: dict[str, Any], size: tuple[int, int]) -> gym
     mujoco = uses_mujoco(registered_spec(env_id))
     if mujoco and choose_renderer() is None:
         return None
+    if not has_screen():
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # or pygame complains of there being none
     picture = {"width": size[0], "height": size[1]} if mujoco else {}
     try:
         env = make(env_id, render_mode="rgb_array", **(picture | env_kwargs))

@@ -159,6 +159,17 @@ def stacked(values: list) -> Any:
     return np.stack(values)
 
 
+@pytest.mark.parametrize("name", [*BACKBONES, *MEMORYLESS])
+def test_help_lists_the_options_of_a_backbone(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train.main(["--backbone", name, "--help"])
+    said = " ".join(capsys.readouterr().out.replace("│", " ").replace("|", " ").split())
+    options = [field.name for field in dataclasses.fields((BACKBONES | MEMORYLESS)[name].Options)]
+    assert stop.value.code == 0
+    assert all(f"{option}=" in said.replace("- ", "-") for option in options)
+    assert (f"{name} takes" in said) is bool(options)
+
+
 def test_discrete_actions():
     record(gym.make("CartPole-v1"), "pole/random-v0", env="CartPole-v1")
     assert run("--dataset pole/random-v0 --steps 20 --eval-every 20") == 0
