@@ -23,7 +23,7 @@ from decision_s4.agents.probes.faithfulness import RANDOM, faithfulness
 from decision_s4.agents.probes.figures import layers_figure, map_figure
 from decision_s4.agents.probes.layer_probes import HiddenAttention
 from decision_s4.agents.probes.recordings import logged
-from decision_s4.agents.probes.report import feature_names
+from decision_s4.agents.probes.report import feature_names, target_name
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.trajectories import Trajectories
 
@@ -80,15 +80,17 @@ def log_probes(
             values = probe.examine(contexts).scalars
             logger.log(step, {f"probe/{name}": value for name, value in values.items()})
         else:
-            _log_maps(probe, contexts, feature_names(policy, env_id), logger, step)
+            _log_maps(probe, contexts, env_id, logger, step)
 
 
 def _log_maps(
-    probe: AttributionProbe, contexts: Sequence[Context], names: list[str], logger: Any, step: int
+    probe: AttributionProbe, contexts: Sequence[Context], env_id: str | None, logger: Any, step: int
 ) -> None:
     """The first map and, of attention, all layers' as figures; what inputs do not get."""
     found = [probe.attribute(context) for context in contexts]
-    logger.figure(f"probe/{probe.name}", map_figure(found[0], names), step)
+    policy, target = contexts[0].policy, contexts[0].target
+    names, asked = feature_names(policy, env_id), target_name(policy, env_id, target)
+    logger.figure(f"probe/{probe.name}", map_figure(found[0], names, asked), step)
     if isinstance(probe, HiddenAttention):
         logger.figure(f"probe/{probe.name}/layers", layers_figure(probe, contexts[0]), step)
     gaps = [each.conservation_gap for each in found if each.conservation_gap is not None]

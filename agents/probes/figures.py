@@ -15,9 +15,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def map_figure(found: Attribution, names: Sequence[str]) -> Any:
+def map_figure(found: Attribution, names: Sequence[str], asked: str) -> Any:
     """A map with symmetric limits, and beside it each feature's sum over the steps shown, if it
-    tells features apart."""
+    tells features apart.
+
+    Args:
+        names: (F,) of the features.
+        asked: what was explained, as a person reads it.
+    """
     from matplotlib.figure import Figure
 
     whole = found.values.shape[1] != len(names)  # the method tells steps apart alone
@@ -37,7 +42,7 @@ def map_figure(found: Attribution, names: Sequence[str]) -> Any:
         extent=(found.first - 0.5, found.step + 0.5, len(names) - 0.5, -0.5),
     )
     axis.set_yticks(range(len(names)), names, fontsize=8)
-    axis.set(xlabel="step", title=f"{found.method}: {found.target} at step {found.step}")
+    axis.set(xlabel="step", title=f"{found.method}: {asked} at step {found.step}")
     figure.colorbar(image, ax=axis, label="weight" if whole else "relevance")
     for beside in sums:
         _stems(beside, values.sum(0))

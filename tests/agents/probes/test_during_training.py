@@ -88,9 +88,11 @@ def test_figures_tell_steps_and_layers(tokens, labels):
     assert set(wanted) <= set(ticks)
     found = make_probe("lrp").attribute(context)
     names = [str(i) for i in range(found.values.shape[1])]
-    assert len(map_figure(found, names).axes) == 3  # map, sums, colours
+    axes = map_figure(found, names, "thigh torque").axes
+    assert axes[0].get_title() == f"lrp: thigh torque at step {found.step}"
+    assert len(axes) == 3  # map, sums, colours
     weights = make_probe("rollout").attribute(context)
-    (label,) = map_figure(weights, names).axes[0].get_yticklabels()
+    (label,) = map_figure(weights, names, "thigh torque").axes[0].get_yticklabels()
     assert label.get_text() == "all inputs"
 
 
