@@ -41,9 +41,12 @@ _HAND = (
         for joint in ("CMC horizontal", "CMC vertical", "MCP horizontal", "MCP vertical", "IP")
     ),
 )
-_DOOR = (
+_ARM_AND_HAND = (
     *(f"arm {joint} angle" for joint in ("vertical", "horizontal", "roll")),
     *_HAND,
+)
+_DOOR = (
+    *_ARM_AND_HAND,
     "door latch angle",
     "door hinge angle",
     *(f"palm {axis} position" for axis in "xyz"),
@@ -62,7 +65,11 @@ OBSERVATIONS: dict[str, tuple[str, ...]] = {
 }
 """By the environment's name without its version."""
 ACTIONS: dict[str, tuple[str, ...]] = {
-    name: tuple(f"{joint} torque" for joint in joints) for name, (_, joints) in _PLANAR.items()
+    **{name: tuple(f"{joint} torque" for joint in joints) for name, (_, joints) in _PLANAR.items()},
+    "AdroitHandDoor": (
+        "arm forward target",
+        *(name.replace(" angle", " target") for name in _ARM_AND_HAND),
+    ),
 }
 
 

@@ -188,9 +188,9 @@ def _draw_inputs(
 ) -> None:
     """The listed inputs with what each added, over the steps shown."""
     left, top, right = box
-    middle = right - 88
+    middle = right - 76
     for i, f in enumerate(story.listed):
-        y, size = top + ROW * i, 84 * min(1.0, abs(sums[f]) / story.largest)
+        y, size = top + ROW * i, 72 * min(1.0, abs(sums[f]) / story.largest)
         draw.text((left, y), story.features[f][:22], fill=SOFT, font=_font(14))
         ends = (middle, middle + size) if sums[f] > 0 else (middle - size, middle)
         if size >= 1:
@@ -233,12 +233,10 @@ def _draw_steps(
 def _draw_names(
     draw: ImageDraw.ImageDraw, names: Sequence[str], colours: Sequence[str], top: int
 ) -> None:
-    """In two columns where there are more than three."""
-    columns = 1 if len(names) <= 3 else 2
+    """One below the other, smaller where there are more than three."""
+    row, size, most = (18, 14, 18) if len(names) <= 3 else (11, 10, 25)
     for i, name in enumerate(names):
-        x, y = 14 + 66 * (i % columns), top + 6 + 18 * (i // columns)
-        short = name if columns == 1 else name[:9]
-        draw.text((x, y), short, fill=colours[i], font=_font(14 if columns == 1 else 12))
+        draw.text((14, top + 4 + row * i), name[:most], fill=colours[i], font=_font(size))
 
 
 def _draw_lines(

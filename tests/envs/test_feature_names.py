@@ -31,6 +31,9 @@ def test_literal_names():
     )
     door = OBSERVATIONS["AdroitHandDoor"]
     assert (len(door), door[27], door[38]) == (39, "door latch angle", "door is open")
+    moved = action_names("AdroitHandDoor-v1", spaces.Box(-1, 1, (28,)), 28)
+    assert moved[0] == "arm forward target"  # which alone has no angle
+    assert [name.replace(" target", " angle") for name in moved[1:]] == list(door[:27])
 
 
 def test_what_is_unknown_is_numbered():
