@@ -25,10 +25,14 @@ def marked_scan(
         nothing = state.new_zeros(*x.shape[:2], *state.shape[1:])
         after, links = chain.own_steps(from_input, nothing, weights, packing, f)
         states = chain.linear_states(after.detach(), links, state.detach())
+        states = chain.Joined.apply(after, state, states, links)
     else:
         before, states = _states(x, from_input, network, state, packing)
-        after, links = chain.own_steps(from_input, before, weights, packing, f)
-    states = chain.Joined.apply(after, state, states, links)
+        if torch.is_grad_enabled():
+            after, links = chain.own_steps(from_input, before, weights, packing, f)
+            states = chain.Joined.apply(after, state, states, links)
+        else:
+            f(from_input, F.linear(before[:, :, 0], *weights), before)  # for its marks
     hidden = states[:, :, 0]
     if packing.valid is not None:
         hidden = hidden.where(packing.valid[..., None], 0)

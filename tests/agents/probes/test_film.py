@@ -7,20 +7,11 @@ from gymnasium import spaces
 from planted import new_policy
 
 from decision_s4.agents.probes.base import make_probes
-from decision_s4.agents.probes.film import (
-    COLOURS,
-    DOWN,
-    SHOWN,
-    STRIP,
-    UP,
-    Story,
-    _chosen,
-    _drawn,
-    _map,
-    _story,
-)
+from decision_s4.agents.probes.film import _chosen, _map, _story
 from decision_s4.agents.probes.gradients import GradientTimesInput
 from decision_s4.agents.probes.recordings import made
+from decision_s4.agents.probes.strip import COLOURS, DOWN, SHOWN, STRIP, UP, Story
+from decision_s4.agents.probes.strip import drawn as drawn_below
 
 HEIGHT = 240
 FEATURES = ["return-to-go", "torso angle", "leg angle", "previous torque"]
@@ -33,7 +24,7 @@ def drawn(values: np.ndarray) -> np.ndarray:
     names = "torque", "lrp", FEATURES, MODALITY, ["torque"]
     story = Story(*names, to_go, action, [2, 1, 0, 3], 2.0, 1.0)
     frame = np.full((HEIGHT // 2, 320, 3), 77, np.uint8)
-    found = _drawn(frame, values, 0.5, story, 49)
+    found = drawn_below(frame, values, 0.5, story, 49)
     assert found.shape == (HEIGHT + STRIP, 640, 3)  # twice as large
     assert (found[:HEIGHT] == 77).all()
     return found[HEIGHT:]
@@ -90,4 +81,4 @@ def test_discrete_actions_are_explained_by_their_first_logit():
     assert (values[: SHOWN - 21] == 0).all() and np.abs(values[-1]).max() > 0
     story = _story(policy, None, recordings[0], probe, values[None])
     assert len(story.features) == len(story.modality) == values.shape[1]
-    assert _drawn(np.zeros((50, 320, 3), np.uint8), values, answer, story, 20).shape[1] == 640
+    assert drawn_below(np.zeros((50, 320, 3), np.uint8), values, answer, story, 20).shape[1] == 640
