@@ -1,6 +1,5 @@
 """Settings that every algorithm's run has, and the ranges in which settings make sense."""
 
-import math
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,6 +19,7 @@ class Range(NamedTuple):
     words: str
 
 
+LARGEST_RETURN = 1e30  # policies read float32
 COUNT = Range(1, 1e15, "1 or more")
 WIDTH = Range(1, 16384, "1 to 16384")
 POSITIVE = Range(1e-30, 1e30, "a number above 0")
@@ -147,7 +147,7 @@ def check_ranges(config: Any) -> None:
             if not lowest <= each <= highest:
                 raise UserError(f"--{name.replace('_', '-')} is {each}; use {words}")
     for target in getattr(config, "target_returns", ()):
-        if not math.isfinite(target):
+        if not abs(target) <= LARGEST_RETURN:
             raise UserError(f"--target-returns has {target}; use finite numbers, as 3600,1800")
 
 

@@ -13,7 +13,14 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.utils import seeding
 
+from decision_s4.envs.errors import UserError
 from decision_s4.envs.rows import Outcome
+
+
+def check_size(name: str, value: int, least: int, most: int = 10**6) -> None:
+    """Raise UserError for a size of a task that makes no episodes."""
+    if type(value) is not int or not least <= value <= most:
+        raise UserError(f"{name} is {value!r}; use a whole number from {least} to {most}")
 
 
 class Batch(ABC):

@@ -7,9 +7,10 @@ A shuffled deck is dealt one card a step, and shows suits (count-recall: colours
 import numpy as np
 from gymnasium import spaces
 
-from decision_s4.envs.memory.batch import Batch
+from decision_s4.envs.memory.batch import Batch, check_size
 
 CARDS, SUITS, COLOURS = 52, 4, 2
+MOST_DECKS = 10_000
 
 
 def shuffled(generator: np.random.Generator, cards: int, kinds: int) -> np.ndarray:
@@ -22,6 +23,7 @@ class Cards(Batch):
 
     def __init__(self, count: int, decks: int = 1):
         super().__init__(count)
+        check_size("decks", decks, 1, MOST_DECKS)
         self.observation_space = spaces.Discrete(SUITS)
         self.action_space = spaces.Discrete(SUITS)
         self.length = decks * CARDS
@@ -51,6 +53,7 @@ class RepeatPrevious(Cards):
 
     def __init__(self, count: int, decks: int = 1, k: int = 4):
         super().__init__(count, decks)
+        check_size("k", k, 1, self.length - 1)
         self.k = k
 
     def advance(self, rows: np.ndarray, action: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -68,6 +71,7 @@ class CountRecall(Batch):
 
     def __init__(self, count: int, decks: int = 1):
         super().__init__(count)
+        check_size("decks", decks, 1, MOST_DECKS)
         self.length = decks * CARDS
         self.observation_space = spaces.MultiDiscrete([COLOURS, COLOURS])
         self.action_space = spaces.Discrete(self.length // COLOURS + 1)

@@ -9,7 +9,7 @@ mean return is 1/2. The idea is Bakker's (NIPS 2001).
 import numpy as np
 from gymnasium import spaces
 
-from decision_s4.envs.memory.batch import Batch
+from decision_s4.envs.memory.batch import Batch, check_size
 
 LEFT, RIGHT, UP, DOWN = range(4)
 NOTHING, SIGN_UP, SIGN_DOWN, JUNCTION = range(4)
@@ -23,6 +23,7 @@ class TMaze(Batch):
 
     def __init__(self, count: int, length: int = 100):
         super().__init__(count)
+        check_size("length", length, 1)
         self.length = length
         self.place, self.goal = np.zeros((2, count), np.int64)
 

@@ -150,3 +150,18 @@ def test_pixels_show_where_cart_and_pole_are_and_nothing_else():
 def test_an_unknown_task_names_the_nearest():
     with pytest.raises(UserError, match="did you mean 'TMaze-v0'"):
         make("TMase-v0")
+
+
+@pytest.mark.parametrize(
+    ("env_id", "options", "words"),
+    [
+        ("TMaze-v0", {"length": -3}, "length is -3; use a whole number from 1 to"),
+        ("TMaze-v0", {"length": 2.5}, "length is 2.5"),
+        ("RepeatFirst-v0", {"decks": 0}, "decks is 0; use a whole number from 1"),
+        ("CountRecall-v0", {"decks": True}, "decks is True"),
+        ("RepeatPrevious-v0", {"k": 52}, "k is 52; use a whole number from 1 to 51"),
+    ],
+)
+def test_sizes_without_episodes_are_refused(env_id, options, words):
+    with pytest.raises(UserError, match=words):
+        make(env_id, **options)
