@@ -102,7 +102,8 @@ def _closed_loop(
 ) -> Findings:
     names = feature_names(policy, task.env_id)
     worth = worth_of_inputs(policy, task, recordings, names, LOOP_EPISODES, seed + EPISODES)
-    note = f"Each row asked for {task.aims[0]:g}, on the same seeds; 95% intervals."
+    asked = f"asked for {task.aims[0]:g}, " if policy.options.condition_on_return else ""
+    note = f"Each row {asked}on the same seeds; 95% intervals."
     return Findings("What each input is worth in the loop", [worth.table()], notes=[note])
 
 

@@ -99,7 +99,7 @@ def _story(
         feature_names(policy, env_id),
         [part.modality for part in parts for _ in range(*part.features.indices(maps.shape[-1]))],
         action_names(env_id, policy.action_space, policy.head.linear.out_features),
-        recording.return_to_go.numpy(),
+        recording.return_to_go.numpy() if policy.options.condition_on_return else None,
         action,
         np.argsort(-sums.mean(0))[:LISTED].tolist(),
         float(np.quantile(sums.max(1), 0.95)) or 1.0,

@@ -181,7 +181,7 @@ def _absorbed(found: Relevance) -> tuple[str, ...]:
 def _beside_occlusion(context: Context, values: Tensor) -> tuple[str, ...]:
     """The return-to-go may act by selection alone, which held coefficients do not show."""
     place = context.slices["return_to_go"]
-    if not len(context.others):
+    if not (len(context.others) and context.policy.options.condition_on_return):
         return ()
     variants = context.features.repeat(len(context.others), 1, 1)
     variants[..., place] = context.others[..., place]

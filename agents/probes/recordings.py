@@ -82,7 +82,7 @@ def play(
 
     rollout(Actor(policy), task.env_id, targets, seeds, task.env_kwargs, max_steps, recorder=keep)
     return [
-        _recording(policy, f"asked for {target:g}, seed {number}", target, steps)
+        _recording(policy, _label(policy, target, number), target, steps)
         for target, number, steps in zip(targets, seeds, seen, strict=True)
     ]
 
@@ -137,3 +137,8 @@ def _stacked(values: Sequence[Tree]) -> Tree:
         return torch.from_numpy(array if kind is None else array.astype(kind))
 
     return map_tree(stack, values[0], *values[1:])
+
+
+def _label(policy: Policy, target: float, seed: int) -> str:
+    asked = f"asked for {target:g}, " if policy.options.condition_on_return else ""
+    return f"{asked}seed {seed}"

@@ -86,11 +86,16 @@ def page_data(report: Report) -> dict[str, Any]:
     names = feature_names(policy, env_id)
     parts = [{"name": p.modality, "first": p.features.start} for p in policy.token_map(1)]
     methods = _methods(report, len(names))
+    unread = _unread(policy)
+    for part in policy.token_map(1):
+        if part.modality in unread:
+            names[part.features] = [f"{name} (not read)" for name in names[part.features]]
     width = policy.head.linear.out_features
     return {
         "about": report.about,
         "features": names,
         "modalities": parts,
+        "reads_return": "return_to_go" not in unread,
         "targets": [target_name(policy, env_id, target) for target in report.targets],
         "actions": action_names(env_id, policy.action_space, width),
         "methods": methods,
@@ -100,6 +105,15 @@ def page_data(report: Report) -> dict[str, Any]:
         "faithfulness": _evidence(report.evidence),
         "findings": [_finding(found) for found in report.findings],
     }
+
+
+def _unread(policy: Policy) -> set[str]:
+    """Modalities that the policy was made to do without."""
+    reads = {
+        "return_to_go": policy.options.condition_on_return,
+        "previous_action": policy.options.previous_action,
+    }
+    return {name for name, read in reads.items() if not read}
 
 
 def _methods(report: Report, width: int) -> list[dict[str, Any]]:

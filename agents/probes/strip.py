@@ -45,8 +45,8 @@ class Story:
     """(F,) of each feature."""
     actions: Sequence[str]
     """Names of the action's dimensions."""
-    to_go: np.ndarray
-    """(T,)"""
+    to_go: np.ndarray | None
+    """(T,) of a policy that reads it."""
     action: np.ndarray
     """(T, A)"""
     listed: Sequence[int]
@@ -73,9 +73,9 @@ def drawn(
     )
     _draw_inputs(draw, values.sum(0), story, (14, height + 36, middle - 16))
     _draw_steps(draw, values, story, (middle, height + 36, width - 14, height + 172))
-    names = ["return-to-go", *story.actions[: len(LINES)]]
-    lines = [(names[:1], story.to_go[:, None], (COLOURS["return_to_go"],))]
-    lines += [(names[1:], story.action[:, : len(LINES)], LINES)]
+    lines = [(story.actions[: len(LINES)], story.action[:, : len(LINES)], LINES)]
+    if story.to_go is not None:
+        lines.insert(0, (["return-to-go"], story.to_go[:, None], (COLOURS["return_to_go"],)))
     for i, (shown, series, colours) in enumerate(lines):
         top = height + 200 + 74 * i
         _draw_names(draw, shown, colours, top)

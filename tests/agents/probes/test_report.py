@@ -6,9 +6,11 @@ import json
 import re
 import shutil
 import subprocess
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from planted import new_policy
 
 from decision_s4 import evaluate, train
 from decision_s4.agents.probes import explain, report
@@ -160,6 +162,15 @@ def test_a_page_of_findings_alone_is_drawn(page, browse, tmp_path):
     drawn = browse(bare)
     assert "What each input is worth in the loop" in drawn
     assert 'id="maps"' not in drawn
+
+
+def test_what_a_policy_does_not_read_is_said_beside_its_name():
+    policy = new_policy("s4", condition_on_return=False)
+    task = SimpleNamespace(env_id=None)
+    data = report.page_data(report.Report("", policy, task, [], [], None, []))
+    assert data["features"][:2] == ["return-to-go (not read)", "obs[0]"]
+    assert data["features"][-1] == "previous action[1]"
+    assert not data["reads_return"]
 
 
 @pytest.mark.parametrize(
