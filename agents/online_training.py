@@ -308,6 +308,11 @@ def _check_sizes(config: DS4OnlineConfig, policy: SequencePolicy) -> None:
 def _untrained(config: DS4OnlineConfig) -> tuple[SequencePolicy, Task]:
     if config.env in (None, "none"):
         raise UserError("ds4-online learns in an environment; give --env, or --from and a run")
+    if (config.tokens, config.context_mode) != ("step", "recurrent"):
+        raise UserError(
+            f"--tokens {config.tokens} --context-mode {config.context_mode}: ds4-online goes on "
+            "from a recurrent state, one token a step; leave both out"
+        )
     env = make(config.env)
     check_continuous(env.action_space)
     policy = SequencePolicy(env.observation_space, env.action_space, part(config, PolicyOptions))

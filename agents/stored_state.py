@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map, tree_structure, tree_unflatten
 
 from decision_s4.agents.backbones import State
 from decision_s4.agents.backbones.s4 import LinearStateSpace
@@ -33,13 +33,17 @@ class StoredState(Protocol):
 class WholeState:
     """The state as it is: for every backbone, and where the recurrence itself is trained."""
 
+    def __init__(self, policy: SequencePolicy):
+        self.form = tree_structure(policy.initial_state(1))
+
     def keep(self, state: State, step: TimeStep) -> Stored:
-        """The state."""
-        return state
+        """The state's tensors side by side: a checkpoint knows no other kinds of trees."""
+        return tuple(tree_leaves(state))
 
     def step(self, policy: SequencePolicy, step: TimeStep, stored: Stored) -> Tensor:
         """The policy's own step."""
-        return policy.step(step._replace(start=torch.zeros_like(step.start)), stored)[0]
+        state = tree_unflatten(stored, self.form)
+        return policy.step(step._replace(start=torch.zeros_like(step.start)), state)[0]
 
 
 class NewState:
@@ -126,7 +130,7 @@ def stored_state(policy: SequencePolicy, returns_change: bool) -> StoredState:
         returns_change: whether a stored step may be given another return-to-go.
     """
     if not ReadOuts.fits(policy):
-        return WholeState()
+        return WholeState(policy)
     return ReadOuts(policy) if returns_change or not LastLayer.fits(policy) else LastLayer(policy)
 
 

@@ -32,6 +32,10 @@ PACKAGES = {
     "ALE/": ("ale_py", "pip install ale-py"),
 }
 
+REFUSALS = (TypeError, ValueError, ArithmeticError, AssertionError, LookupError, OSError)
+REFUSALS += (gym.error.Error,)
+"""What environments raise for arguments that they do not take."""
+
 memory.register()
 
 
@@ -48,7 +52,7 @@ def make(env_id: str, **kwargs: Any) -> gym.Env:
         raise
     except (ImportError, gym.error.DependencyNotInstalled) as error:
         raise UserError(f"environment '{env_id}' lacks a package: {_line(error)}") from error
-    except (TypeError, ValueError, OSError, gym.error.Error) as error:
+    except REFUSALS as error:
         raise UserError(f"environment '{env_id}' refuses {kwargs}: {_line(error)}") from error
 
 

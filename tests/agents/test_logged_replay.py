@@ -36,7 +36,7 @@ def filled() -> tuple[SequencePolicy, Replay]:
     torch.manual_seed(0)
     sizes = PolicyOptions("gru", d_model=8, n_layers=2, d_embed=4)
     policy, replay = SequencePolicy(OBSERVATION, ACTION, sizes).eval(), Replay(10)
-    remember(replay, logged(), policy, WholeState(), target=10.0)
+    remember(replay, logged(), policy, WholeState(policy), target=10.0)
     return policy, replay
 
 

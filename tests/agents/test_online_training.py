@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
+from torch.utils._pytree import tree_leaves
 
 from decision_s4 import evaluate
 from decision_s4.agents import checkpoint, saved
@@ -93,6 +94,19 @@ def test_a_checkpoint_goes_on_bit_for_bit_but_for_the_environments(run, tmp_path
     assert second.explorer.table is None and second.explorer.episodes == first.explorer.episodes
 
 
+@pytest.mark.parametrize("backbone", ["transformer", "focus", "lstm", "mamba", "diff-mamba"])
+def test_whole_states_of_any_kind_are_kept(backbone, tmp_path):
+    options = {"backbone": backbone, "steps": 8, "environments": 2, "round_steps": 8}
+    first, second = (OnlineTraining.begin(settings(**options), CPU) for _ in range(2))
+    first.update()
+    first.save(tmp_path)
+    second.restore(tmp_path)
+    kept = first.replay.state_dict()["store"], second.replay.state_dict()["store"]
+    for a, b in zip(*map(tree_leaves, kept), strict=True):
+        assert torch.equal(a, b)
+    second.update()
+
+
 def test_a_run_without_stored_states_goes_on_too(tmp_path):
     first = OnlineTraining.begin(settings(store_states=False), CPU)
     first.update()
@@ -143,6 +157,7 @@ def test_an_episodes_stored_states_are_those_that_its_replay_recomputes():
         ({"env": None}, "give --env, or --from"),
         ({"env": "CartPole-v1"}, "needs a Box action space"),
         ({"from_run": Path("nowhere")}, "holds no checkpoints"),
+        ({"tokens": "three"}, "--tokens three --context-mode recurrent: ds4-online goes on from a"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(options, message):

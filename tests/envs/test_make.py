@@ -90,3 +90,8 @@ def test_seconds_of_a_step(env_id, seconds):
 def test_steps_without_seconds():
     assert step_seconds("MountainCar-v0") is None
     assert step_seconds(None) is None
+
+
+def test_what_an_environment_fails_by_is_one_line():
+    with pytest.raises(UserError, match=r"'Hopper-v5' refuses \{'frame_skip': 0\}: float division"):
+        make("Hopper-v5", frame_skip=0)
