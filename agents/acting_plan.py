@@ -21,7 +21,7 @@ from decision_s4.envs.timestep import TimeStep
 from decision_s4.kernels.policy_step import Affine, Head, Layer, Mlp, Norm, Plan
 
 
-def can_plan(policy: SequencePolicy) -> bool:
+def can_plan(policy: nn.Module) -> bool:
     """Whether a plan is the same function as the policy's own step."""
     options = policy.options
     if type(policy) is not SequencePolicy or options.mlp_activation != "gelu":

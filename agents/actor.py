@@ -10,8 +10,8 @@ from torch.utils._pytree import tree_map
 
 from decision_s4.agents.acting_plan import can_fold, can_plan, plan_features, plan_of
 from decision_s4.agents.backbones import State, ops
-from decision_s4.agents.flat_step import Act, FlatAct, can_flatten, folded_step, own_step
-from decision_s4.agents.policy import Policy, SequencePolicy
+from decision_s4.agents.flat_step import Act, Acting, FlatAct, can_flatten, folded_step, own_step
+from decision_s4.agents.policy import SequencePolicy
 from decision_s4.envs.timestep import TimeStep
 from decision_s4.kernels import policy_step
 from decision_s4.kernels.compiled_rows import CompiledRows
@@ -40,7 +40,7 @@ class Actor:
         ValueError: for an `impl` that is unknown or cannot act for this policy.
     """
 
-    def __init__(self, policy: Policy, impl: Impl | None = None):
+    def __init__(self, policy: Acting, impl: Impl | None = None):
         with torch.inference_mode():
             self.policy = copy.deepcopy(policy)
             self._act_marked = own_step(self.policy)
@@ -57,7 +57,7 @@ class Actor:
         return act(step, state, deterministic)
 
 
-def _faster(policy: Policy, impl: Impl | None) -> Act | None:
+def _faster(policy: Acting, impl: Impl | None) -> Act | None:
     """What acts in less time than the policy's own step, if anything does."""
     if can_plan(policy) and impl != "compiled":
         return _planned(policy, impl)
@@ -71,7 +71,7 @@ def _faster(policy: Policy, impl: Impl | None) -> Act | None:
     return folded_step(policy) if device == "cpu" and can_fold(policy) else None
 
 
-def _refusal(policy: Policy, impl: str, device: str) -> str:
+def _refusal(policy: Acting, impl: str, device: str) -> str:
     known = [*get_args(policy_step.Impl), "compiled"]
     if impl not in known:
         return f"impl '{impl}' is unknown; use one of {', '.join(known)}"

@@ -7,18 +7,20 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from decision_s4.agents.acting_plan import folded_token
+from decision_s4.agents.actor_critic import ActorCritic
 from decision_s4.agents.backbones import State
 from decision_s4.agents.policy import Policy, SequencePolicy
 from decision_s4.agents.recompute import Recompute
 from decision_s4.agents.tokens import TokenPolicy
 from decision_s4.envs.timestep import TimeStep
 
+Acting = Policy | ActorCritic
 Act = Callable[[TimeStep, State, bool], tuple[Tensor, State]]
 Rows = Callable[[list[Tensor]], list[Tensor]]
 Form = tuple[list[Any], list[Any]]  # shapes and types
 
 
-def own_step(policy: Policy) -> Act:
+def own_step(policy: Acting) -> Act:
     """The policy's differentiable step."""
     constants, device = policy.backbone.constants(), policy.head.linear.weight.device
 
@@ -43,7 +45,7 @@ def folded_step(policy: SequencePolicy) -> Act:
     return act
 
 
-def can_flatten(policy: Policy) -> bool:
+def can_flatten(policy: Acting) -> bool:
     """Whether no number decides what its step does, only what comes of it.
 
     Recomputing packs what it reads, three tokens ask how long an episode is, dropout is random.
@@ -59,7 +61,7 @@ class FlatStep(nn.Module):
         step, state: of the form that all others will have.
     """
 
-    def __init__(self, policy: Policy, step: TimeStep, state: State):
+    def __init__(self, policy: Acting, step: TimeStep, state: State):
         super().__init__()
         self.policy, self.step, self.state = policy, step, state
         leaves, self.form = tree_flatten(policy.backbone.constants())
@@ -86,7 +88,7 @@ class FlatAct:
     """
 
     def __init__(
-        self, policy: Policy, prepare: Callable[[FlatStep], Rows], say: Callable[[str], None] | None
+        self, policy: Acting, prepare: Callable[[FlatStep], Rows], say: Callable[[str], None] | None
     ):
         self.policy, self.prepare, self.say = policy, prepare, say
         self.own, self.device = own_step(policy), policy.head.linear.weight.device

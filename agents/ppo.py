@@ -103,10 +103,10 @@ class PPOLearner:
         held = value.cpu().numpy().astype(np.float64)
         after = next_values(held, rollout.last_value, rollout.cut_value, rollout.ended)
         options = self.options
-        advantage = generalised_advantages(
+        estimates = generalised_advantages(
             rollout.reward, held, after, rollout.ended, options.discount, options.trace
         )
-        advantage = torch.from_numpy(advantage).to(value)
+        advantage = torch.from_numpy(estimates).to(value)
         return Targets(log_prob, value, advantage, advantage + value)
 
     def _minibatches(self, count: int) -> Iterator[Tensor]:

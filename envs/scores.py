@@ -91,8 +91,8 @@ class ReferenceScores:
 
 def reference_scores(
     name: str,
-    metadata_scores: tuple[float, float] | None = None,
-    user_scores: tuple[float, float] | None = None,
+    metadata_scores: tuple[float, ...] | None = None,
+    user_scores: tuple[float, ...] | None = None,
 ) -> ReferenceScores | None:
     """The scale for an environment id or dataset id; None where none is known.
 
@@ -109,7 +109,7 @@ def reference_scores(
     return _scale(MUJOCO_SCORES[task], f"our scale {task}") if task else None
 
 
-def _scale(scores: tuple[float, float], source: str) -> ReferenceScores:
+def _scale(scores: tuple[float, ...], source: str) -> ReferenceScores:
     try:
         minimum, maximum = map(float, scores)
     except (TypeError, ValueError) as error:

@@ -210,5 +210,5 @@ def _rounded(target: float) -> float:
     return float(f"{target:.4g}")
 
 
-def _distinct(targets: tuple[float, ...]) -> tuple[float, ...]:
+def _distinct(targets: tuple[float | None, ...]) -> tuple[float | None, ...]:
     return tuple(dict.fromkeys(targets))
