@@ -19,7 +19,10 @@ import sys
 import time
 from pathlib import Path
 
-import optuna
+try:
+    import optuna
+except ImportError:
+    sys.exit("search.py needs optuna: pip install -e '.[search]'")
 
 
 def suggest(trial: optuna.Trial, spec: str) -> tuple[str, object]:
