@@ -15,6 +15,7 @@ from gymnasium import spaces
 
 from decision_s4.agents import checkpoint, saved
 from decision_s4.agents.actor import Actor, Impl
+from decision_s4.agents.flat_step import Acting
 from decision_s4.envs.actions import environment_action, space_value
 from decision_s4.envs.episode_table import EpisodeTable
 from decision_s4.envs.errors import UserError
@@ -64,10 +65,15 @@ class Player:
 
         Raises:
             UserError: where there is no such policy.
+            ValueError: for an `impl` that is unknown or cannot act for it.
         """
         found = checkpoint.load(Path(run), which, with_trainer=False)
         policy, task = saved.rebuild(found), saved.task(found)
         target = task.target_returns[0] if target_return is None else target_return
+        if impl is not None and not isinstance(policy, Acting):
+            raise UserError(
+                f"impl '{impl}' is for policies of this project; leave it out for {run}"
+            )
         agent = saved.agent_of(policy) if impl is None else Actor(policy, impl)
         return cls(agent, policy.observation_space, policy.action_space, task.aim(target))
 

@@ -10,7 +10,8 @@ from decision_s4.agents.player import Player
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.rollout import rollout
 
-SMALL = "--eval-episodes 1 --d-model 8 --n-layers 1 --no-video --device cpu --run-dir run"
+PLAIN = "--eval-episodes 1 --no-video --device cpu"
+SMALL = f"{PLAIN} --d-model 8 --n-layers 1 --run-dir run"
 OFFLINE = f"{SMALL} --steps 2 --target-returns 900,100 --eval-every 2 --d-embed 8"
 ONLINE = f"{SMALL} --algo ppo --steps 8 --rollout-steps 4 --rows 2 --previous-reward"
 
@@ -66,3 +67,8 @@ def test_what_does_not_fit_is_one_line():
         Player.load("run").act([1.0, 2.0, 3.0])
     with pytest.raises(UserError, match="holds no checkpoints"):
         Player.load("nowhere")
+    with pytest.raises(ValueError, match="impl 'fast' is unknown"):
+        Player.load("run", impl="fast")
+    assert train.main(f"{PLAIN} --algo sac --steps 2 --env Pendulum-v1 --run-dir sac".split()) == 0
+    with pytest.raises(UserError, match="impl 'compiled' is for policies of this project"):
+        Player.load("sac", impl="compiled")
