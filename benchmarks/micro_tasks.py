@@ -11,7 +11,7 @@ Each run trains two blocks of width 64 with MLPs, one learning rate for all, on 
 999 of 1000 answers are right or `--updates` are over, and is then asked 256 new rows of that length
 and 256 four times as long. A window covers all of a sequence. Runs in --results are not made again.
 The table, Markdown, has the share of right answers in percent, "at length / four times as long",
-the median over seeds.
+the median over seeds; the last column says how many seeds a task has.
 """
 
 import argparse
@@ -190,8 +190,10 @@ def table(rows: list[Row], names: list[str], tasks: list[str]) -> Iterator[str]:
     for name in names:
         own = [row for row in rows if row["name"] == name]
         if own:
-            cells = [cell([row for row in own if row["task"] == task]) for task in tasks]
-            yield f"| {name} | {' | '.join(cells)} | {len({row['seed'] for row in own})} |"
+            by_task = [[row for row in own if row["task"] == task] for task in tasks]
+            seeds = sorted({len({row["seed"] for row in each}) for each in by_task})
+            seeds = " to ".join(map(str, seeds if len(seeds) == 1 else (seeds[0], seeds[-1])))
+            yield f"| {name} | {' | '.join(map(cell, by_task))} | {seeds} |"
 
 
 def cell(rows: list[Row]) -> str:

@@ -128,7 +128,7 @@ def test_it_goes_on_and_prints_medians(program, tmp_path, monkeypatch, capsys):
     assert len(InPlace.made) == 3
     rows = [dict(rows[0], right=r, right_longer=s) for r, s in ((1, 0.1), (0.5, 0.2), (0, 0.9))]
     assert list(program.table(rows, ["mlp", "gru"], ["parity", "sum"]))[2:] == [
-        "| mlp | 50 / 20 |  | 1 |"
+        "| mlp | 50 / 20 |  | 0 to 1 |"
     ]
 
 
