@@ -45,7 +45,8 @@ class Kernel:
         self.threads, self.shared = threads, shared
         major, minor = torch.cuda.get_device_capability()
         options = [f"-D{key}={value}" for key, value in macros.items()]
-        options += [f"--gpu-architecture=sm_{major}{minor}", "--std=c++17", "-default-device"]
+        arch = f"sm_{major}{minor}{'a' if major >= 9 else ''}"  # a: what later GPUs need not have
+        options += [f"--gpu-architecture={arch}", "--std=c++17", "-default-device"]
         module, self.function = ctypes.c_void_p(), ctypes.c_void_p()
         run = _driver()
         _enter(torch.cuda.current_device())

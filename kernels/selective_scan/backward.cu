@@ -1,6 +1,8 @@
 constexpr int FRAGS = TT * PER / 16;  // results (16 x 8) of the matrix unit for a tile
 struct Tile {
-    float4 in[2][TT][CHANNELS];      // dt, dt u, dL/dy before the gate, slope of softplus
+    float2 in[2][TT][CHANNELS];      // dt, dt u
+    float dout[2][TT][CHANNELS];     // dL/dy before the gate
+    float slope[2][TT][CHANNELS];    // of softplus
     float2 out[2][TT][CHANNELS][S];  // what each lane adds to dL/d(dt u), dL/d(dt) by way of A
     float part[2][WARPS][2 * FRAGS][32][4];  // dB, then dC, over the channels of a quad of lanes
     float table[2][TABLE];
@@ -57,7 +59,8 @@ __device__ __forceinline__ void retreat(Tile& m, int buffer, const Place& at, co
         load(&m.table[buffer][t * PAD + at.n0], b);
 #pragma unroll
         for (int g = 0; g < G; ++g) {
-            float4 q = m.in[buffer][t][at.channel + g * NEXT];
+            float2 q2 = m.in[buffer][t][at.channel + g * NEXT];
+            float4 q = make_float4(q2.x, q2.y, m.dout[buffer][t][at.channel + g * NEXT], 0.f);
 #pragma unroll
             for (int p = 0; p < PER; ++p) {
                 float before = t ? h[t ? t - 1 : 0][g][p] : h0[g][p];
@@ -77,7 +80,8 @@ __device__ __forceinline__ void retreat(Tile& m, int buffer, const Place& at, co
         load(&m.table[buffer][(TT + t) * PAD + at.n0], c);
 #pragma unroll
         for (int g = 0; g < G; ++g) {
-            float4 q = m.in[buffer][t][at.channel + g * NEXT];
+            float2 q2 = m.in[buffer][t][at.channel + g * NEXT];
+            float4 q = make_float4(q2.x, q2.y, m.dout[buffer][t][at.channel + g * NEXT], 0.f);
             float driven = 0.f, exponent = 0.f;
 #pragma unroll
             for (int p = 0; p < PER; ++p) {
@@ -99,40 +103,73 @@ __device__ __forceinline__ void retreat(Tile& m, int buffer, const Place& at, co
     put_part(m.part[buffer][at.warp], at.lane, dB);
 }
 
+// What scanning warps do: all tiles, from the last to the first.
+__device__ __forceinline__ void scan(Tile& m, const Place& at, const float* A, const unsigned char* start,
+                                     const float* states, const float* dfinal, float* dA, float* dstate, int steps,
+                                     int channels, int tiles) {
+    take();
+    float rate[G][PER], passed[G][PER], flows[G][PER] = {}, pick[8], h0[G][PER], h1[G][PER];
+    get_states(A, at.d, at.n0, channels, rate);
+    get_states(dfinal, at.d, at.n0, channels, passed);
+#pragma unroll
+    for (int i = 0; i < G * PER; ++i) rate[i / PER][i % PER] *= LOG2E;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) pick[i] = at.lane >> 2 == i ? 1.f : 0.f;
+    auto get_kept = [&](int tile, float (&x)[G][PER]) {
+        get_states(states + size_t(max(tile, 0)) * (TT / KEPT) * channels * N, at.d, at.n0, channels, x);
+    };
+    get_kept(tiles - 1, h0);
+    unsigned begins = get_start(start, tiles - 1, steps, at.lane);
+    barrier();
+    for (int i = 0; i < tiles; ++i) {
+        const int tile = tiles - 1 - i;
+        unsigned mask = __ballot_sync(ALL, begins != 0);
+        begins = get_start(start, tile - 1, steps, at.lane);
+        get_kept(tile - 1, h1);
+        if (mask == 0) retreat<false>(m, i & 1, at, rate, h0, passed, flows, mask, pick);
+        else retreat<true>(m, i & 1, at, rate, h0, passed, flows, mask, pick);
+#pragma unroll
+        for (int i = 0; i < G * PER; ++i) h0[i / PER][i % PER] = h1[i / PER][i % PER];
+        barrier();
+    }
+    put_states(dA, at.d, at.n0, channels, flows);
+    put_states(dstate, at.d, at.n0, channels, passed);
+    if (HAS_D || HAS_BIAS) barrier(), barrier();  // with the others
+}
+
 struct Loaded {
     Pair u[EACH], delta[EACH], dy[EACH], z[EACH], ungated[EACH];
     Value table[READS];
-    unsigned start;
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT / WARPS) backward(
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) backward(
     const Value* u, const Value* delta, const float* A, const Value* B, const Value* C, const float* skip,
     const Value* z, const float* bias, const unsigned char* start, const Value* ungated, const float* states,
     const Value* dy, const float* dfinal, Value* du, Value* ddelta, float* dA, float* dB, float* dC,
     float* dD, Value* dz, float* dbias, float* dstate, int steps, int channels) {
     SHARED;
     Tile& m = *reinterpret_cast<Tile*>(memory);
-    const Place at(channels);
+    const Place at(channels, false);
     const size_t row = blockIdx.x, first_element = row * steps * channels;
     u += first_element, delta += first_element, z += first_element, ungated += first_element;
     dy += first_element, du += first_element, ddelta += first_element, dz += first_element;
-    B += row * steps * N, C += row * steps * N, start += row * steps;
+    B += row * steps * N, C += row * steps * N, start += start ? row * steps : 0;
     const size_t part_row = (size_t(blockIdx.y) * gridDim.x + row) * steps * N;
     dB += part_row, dC += part_row;
     const int tiles = (steps + TT - 1) / TT;
-    float rate[G][PER], passed[G][PER], flows[G][PER] = {}, pick[8], h0[G][PER], h1[G][PER];
-    get_states(A, at.d, at.n0, channels, rate);
-    get_states(dfinal + row * channels * N, at.d, at.n0, channels, passed);
-#pragma unroll
-    for (int i = 0; i < G * PER; ++i) rate[i / PER][i % PER] *= LOG2E;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) pick[i] = at.lane >> 2 == i ? 1.f : 0.f;
     float2 sum_D = make_float2(0.f, 0.f), sum_bias = sum_D;
     for (int k = threadIdx.x; k < CHANNELS; k += THREADS) {
         int d = blockIdx.y * CHANNELS + k;
         m.each[k] = make_float2(HAS_BIAS && d < channels ? bias[d] : 0.f, HAS_D && d < channels ? skip[d] : 0.f);
     }
-    __syncthreads();
+    barrier();
+    if (at.helper < 0) {
+        const size_t all = row * channels * N;
+        scan(m, at, A, start, states + row * ((steps + KEPT - 1) / KEPT) * channels * N, dfinal + all, dA + all,
+             dstate + all, steps, channels, tiles);
+        return;
+    }
+    leave();
 
     auto fetch = [&](int tile, Loaded& x) {
 #pragma unroll
@@ -145,8 +182,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT / WARPS) backward
             x.dy[k] = get(dy + where, here, at.both);
             if (HAS_Z) x.z[k] = get(z + where, here, at.both), x.ungated[k] = get(ungated + where, here, at.both);
         }
-        get_table(B, C, tile, steps, x.table);
-        x.start = get_start(start, tile, steps, at.lane);
+        get_table(B, C, tile, steps, at.helper, x.table);
     };
     auto one_channel = [&](float x, float raw, float dout, float shift, bool here) {
         float dt = raw + shift, slope = 1.f;
@@ -174,10 +210,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT / WARPS) backward
                 dout.x *= gate.x * sx, dout.y *= gate.y * sy;
             }
             if (!at.owner) continue;
-            m.in[buffer][step][2 * at.pair] = one_channel(x.x, raw.x, dout.x, shift.x, here);
-            m.in[buffer][step][2 * at.pair + 1] = one_channel(x.y, raw.y, dout.y, shift.z, here && (EVEN || at.both));
+            float4 q = one_channel(x.x, raw.x, dout.x, shift.x, here);
+            float4 r = one_channel(x.y, raw.y, dout.y, shift.z, here && (EVEN || at.both));
+            *reinterpret_cast<float4*>(&m.in[buffer][step][2 * at.pair]) = make_float4(q.x, q.y, r.x, r.y);
+            *reinterpret_cast<float2*>(&m.dout[buffer][step][2 * at.pair]) = make_float2(q.z, r.z);
+            *reinterpret_cast<float2*>(&m.slope[buffer][step][2 * at.pair]) = make_float2(q.w, r.w);
         }
-        put_table(m.table[buffer], l.table);
+        put_table(m.table[buffer], at.helper, l.table);
     };
     auto finish = [&](int tile, int buffer, const Pair (&own)[EACH]) {
 #pragma unroll
@@ -189,7 +228,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT / WARPS) backward
 #pragma unroll
             for (int i = 0; i < 4 * S; ++i) sums[i / (2 * S) * 2 + i % 2] += parts[i];
             float2 x = wide(own[k]);
-            float4 q = m.in[buffer][step][2 * at.pair], r = m.in[buffer][step][2 * at.pair + 1];
+            float4 qr = *reinterpret_cast<const float4*>(&m.in[buffer][step][2 * at.pair]);
+            float2 dd = *reinterpret_cast<const float2*>(&m.dout[buffer][step][2 * at.pair]);
+            float2 ss = *reinterpret_cast<const float2*>(&m.slope[buffer][step][2 * at.pair]);
+            float4 q = make_float4(qr.x, qr.y, dd.x, ss.x), r = make_float4(qr.z, qr.w, dd.y, ss.y);
             float4 D = *reinterpret_cast<const float4*>(&m.each[2 * at.pair]);
             unsigned where = unsigned(t) * channels + at.d2;
             float ux = q.x * sums[0], uy = r.x * sums[2];
@@ -204,70 +246,61 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT / WARPS) backward
             put(here, ddelta + where, close(rx, ry), at.both);
         }
     };
-    auto finish_table = [&](int tile, int buffer) {  // over warps, and quads of the same states
+    auto finish_table = [&](int tile, int buffer) {  // over warps, and quads of the same states; two neighbours
 #pragma unroll
-        for (int i = 0; i < READS; ++i) {
-            int o = threadIdx.x + i * THREADS;
-            if (TABLE % THREADS != 0) o = min(o, TABLE - 1);
+        for (int i = 0; i < (READS + 1) / 2; ++i) {
+            int o = 2 * (at.helper + i * HELPERS);
+            if (TABLE % (2 * HELPERS) != 0) o = min(o, TABLE - 2);
             int which = o / (TT * PAD), v = o % (TT * PAD), f = v / (16 * S), lane = v / 4 % (4 * S), r = v % 4;
-            float sum = 0.f;
+            float2 sum = make_float2(0.f, 0.f);
 #pragma unroll
             for (int w = 0; w < WARPS; ++w)
 #pragma unroll
-                for (int high = 0; high < 8 / S; ++high)
-                    sum += m.part[buffer][w][which * FRAGS + f][high * 4 * S + lane][r];
+                for (int high = 0; high < 8 / S; ++high) {
+                    auto& x = m.part[buffer][w][which * FRAGS + f][high * 4 * S + lane][r];
+                    float2 two = reinterpret_cast<const float2&>(x);
+                    sum.x += two.x, sum.y += two.y;
+                }
             int j = f * 16 + lane % 4 * 4 + r, t = tile * TT + j / PER, n = lane / 4 * PER + j % PER;
-            bool here = unsigned(t) < unsigned(steps) && (N == PAD || n < N);
-            put_if(here, (which ? dC : dB) + unsigned(t * N + n), sum);
+            bool here = unsigned(t) < unsigned(steps);
+            float* to = (which ? dC : dB) + unsigned(t * N + n);
+            if (N == PAD) {
+                put_if(here, reinterpret_cast<float2*>(to), sum);
+                continue;
+            }
+            put_if(here && n < N, to, sum.x);
+            put_if(here && n + 1 < N, to + 1, sum.y);
         }
-    };
-    auto get_kept = [&](int tile, float (&x)[G][PER]) {
-        const size_t kept = row * ((steps + KEPT - 1) / KEPT) + max(tile, 0) * (TT / KEPT);
-        get_states(states + kept * channels * N, at.d, at.n0, channels, x);
     };
 
     Loaded next;
     Pair own[EACH] = {}, own1[EACH];  // of the tile after, and of this one
     fetch(tiles - 1, next);
     prepare(tiles - 1, 0, next);
-    get_kept(tiles - 1, h0);
-    unsigned begins = next.start;
 #pragma unroll
     for (int k = 0; k < EACH; ++k) own1[k] = next.u[k];
     fetch(tiles - 2, next);
-    __syncthreads();
+    barrier();
     for (int i = 0; i < tiles; ++i) {
         const int buffer = i & 1, tile = tiles - 1 - i;
-        unsigned mask = CUT ? __ballot_sync(ALL, begins != 0) : 0;
-        auto body = [&](auto cuts) {  // one block of code, whose parts wait for each other as little as may be
-            finish(tile + 1, buffer ^ 1, own);
-            finish_table(tile + 1, buffer ^ 1);
+        finish(tile + 1, buffer ^ 1, own);
+        finish_table(tile + 1, buffer ^ 1);
 #pragma unroll
-            for (int k = 0; k < EACH; ++k) own[k] = own1[k], own1[k] = next.u[k];
-            begins = next.start;
-            prepare(tile - 1, buffer ^ 1, next);
-            fetch(tile - 2, next);
-            get_kept(tile - 1, h1);
-            retreat<decltype(cuts)::value>(m, buffer, at, rate, h0, passed, flows, mask, pick);
-#pragma unroll
-            for (int i = 0; i < G * PER; ++i) h0[i / PER][i % PER] = h1[i / PER][i % PER];
-        };
-        if (!CUT || mask == 0) body(Flag<false>());
-        else body(Flag<true>());
-        __syncthreads();
+        for (int k = 0; k < EACH; ++k) own[k] = own1[k], own1[k] = next.u[k];
+        prepare(tile - 1, buffer ^ 1, next);
+        fetch(tile - 2, next);
+        barrier();
     }
     finish(0, (tiles - 1) & 1, own);
     finish_table(0, (tiles - 1) & 1);
-    put_states(dA + row * channels * N, at.d, at.n0, channels, flows);
-    put_states(dstate + row * channels * N, at.d, at.n0, channels, passed);
     if (!HAS_D && !HAS_BIAS) return;
-    __syncthreads();
+    barrier();
     float4* sums = reinterpret_cast<float4*>(memory);  // of all threads of a pair
-    sums[threadIdx.x] = make_float4(sum_D.x, sum_D.y, sum_bias.x, sum_bias.y);
-    __syncthreads();
-    if (threadIdx.x < PAIRS && at.here) {
-        float4 total = sums[threadIdx.x];
-        for (int k = threadIdx.x + PAIRS; k < THREADS; k += PAIRS) {
+    sums[at.helper] = make_float4(sum_D.x, sum_D.y, sum_bias.x, sum_bias.y);
+    barrier();
+    if (at.helper < PAIRS && at.here) {
+        float4 total = sums[at.helper];
+        for (int k = at.helper + PAIRS; k < HELPERS; k += PAIRS) {
             float4 x = sums[k];
             total.x += x.x, total.y += x.y, total.z += x.z, total.w += x.w;
         }

@@ -1,11 +1,11 @@
 """selective_scan in CUDA C++: softplus, recurrence, skip, gate and resets in one pass, and back.
 
-A lane holds some states of one channel, a few lanes share it; a block of warps walks a row in tiles
-of steps, one barrier a tile: meanwhile it writes what the tile before gave, prepares the next and
-loads the one after. The backward pass recomputes the states of a tile in registers from those kept
-before each. dB and dC
-are summed over channels by the matrix units, then over warps, then over blocks: no atomics, so that
-the same input gives the same gradients to the bit.
+A block walks a row in tiles of steps, one barrier a tile. Some of its warps scan: a lane holds some
+states of a channel or two, a few lanes share these. The others help: meanwhile they write what the
+tile before gave, prepare the next and load the one after. The backward pass recomputes the states
+of a tile in registers from those kept before each. dB and dC are summed over channels by the matrix
+units, then over warps, then over blocks: no atomics, so that the same input gives the same
+gradients to the bit.
 """
 
 import functools
@@ -23,6 +23,7 @@ from decision_s4.kernels.selective_scan.misfit import misfit_of_cuda
 PROVEN = True  # its tests have passed on a GPU, in the shapes below
 KEPT = 8  # steps between states that are kept; 4 N / KEPT bytes an element
 HERE = Path(__file__).parent
+MACROS = "PER", "S", "G", "WARPS", "HELP", "TT", "RESIDENT", "HOLD_SCAN", "HOLD_HELP"
 KERNEL = nvrtc.Kernel  # tests without a GPU put an emulation in its place
 
 
@@ -50,25 +51,31 @@ class Inputs(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """How a kernel is cut: states a lane, lanes that share channels, channels they share, warps a
-    block, steps a tile, and how many warps a multiprocessor is to run, which bounds registers."""
+    """How a kernel is cut: states a lane, lanes that share channels, channels they share, warps of
+    a block that scan and that help, steps a tile, how many warps a multiprocessor is to run, which
+    bounds registers, and registers a thread of those that scan and that help, 0 for equal parts."""
 
     per: int
     lanes: int
     groups: int
     warps: int
+    helpers: int
     time: int
     resident: int
+    scan: int = 0
+    help: int = 0
 
     @property
     def channels(self) -> int:
         """Of a block."""
         return self.warps * 32 // self.lanes * self.groups
 
-    def bytes(self, name: str) -> int:
-        """Of `Tile` in the source of a kernel."""
+    def bytes(self, name: str, low: bool) -> int:
+        """Of `Tile` in the source of a kernel, for bfloat16 or not."""
         table = 2 * self.time * self.per * self.lanes * 4
         elements = self.time * self.channels
+        if name == "forward" and low and self.lanes == 4:
+            return 2 * (elements * 12 + 16 * self.time + table)
         if name == "forward":
             return 2 * (elements * (8 + 4 * self.lanes) + table)
         parts = self.warps * 2 * (self.time * self.per // 16) * 512
@@ -76,12 +83,15 @@ class Shape(NamedTuple):
 
 
 def _shape(name: str, states: int) -> Shape:
-    """Two channels share what lanes read of B and C. One (forward 4, 4, 1, 8, 16, 16, backward
-    8, 2, 1, 4, 8, 8 for N = 16) was timed at .82 and .79 of it, but not tested on a GPU."""
+    """As timed for N = 16; forward, two channels share what lanes read of B and C."""
+    if name == "backward":
+        lanes = 1 if states <= 8 else 2 if states <= 16 else 4 if states <= 32 else 8
+        return Shape(8, lanes, 1, 4, 4, KEPT, 16, 192, 64)
+    if states > 32:
+        return Shape(8, 8, 2, 8, 4, 16, 12)
     lanes = 2 if states <= 8 else 4 if states <= 16 else 8
-    if name == "forward":
-        return Shape(8, 8, 2, 8, 16, 8) if states > 32 else Shape(4, lanes, 2, 4, 16, 12)
-    return Shape(8, 8, 1, 4, KEPT, 8) if states > 32 else Shape(4, lanes, 2, 4, KEPT, 8)
+    held = (144, 112) if lanes == 4 else ()
+    return Shape(4, lanes, 1 if lanes == 2 else 2, 4, 4, 16, 16, *held)
 
 
 def _lay_out(u, delta, A, B, C, D, z, delta_bias, start, softplus) -> Inputs:
@@ -108,14 +118,13 @@ class Case(NamedTuple):
     HAS_BIAS: int
     SOFTPLUS: int
     KEEP: int
-    CUT: int
 
 
 def _launch(name: str, inputs: Inputs, keep: bool, others: list) -> None:
     rows, steps, channels = inputs.u.shape
     given = (x is not None for x in (inputs.D, inputs.z, inputs.delta_bias))
     sizes = inputs.A.shape[1], inputs.u.dtype == torch.bfloat16, channels % 2 == 0
-    case = Case(*sizes, *given, inputs.softplus, keep, inputs.start is not None)
+    case = Case(*sizes, *given, inputs.softplus, keep)
     blocks = -(-channels // _shape(name, case.N).channels)
     with torch.cuda.device_of(inputs.u):
         run = _kernel(KERNEL, inputs.u.device.index, name, case)
@@ -125,10 +134,11 @@ def _launch(name: str, inputs: Inputs, keep: bool, others: list) -> None:
 @functools.cache
 def _kernel(make: type, device: int | None, name: str, case: Case) -> Any:
     shape = _shape(name, case.N)
-    sizes = dict(zip(("PER", "S", "G", "WARPS", "TT", "RESIDENT"), shape, strict=True), KEPT=KEPT)
+    sizes = dict(zip(MACROS, shape, strict=True), KEPT=KEPT)
     macros = {key: int(value) for key, value in case._asdict().items()} | sizes
     source = (HERE / "tile.cuh").read_text() + (HERE / f"{name}.cu").read_text()
-    return make(source, name, macros, 32 * shape.warps, shape.bytes(name))
+    threads, low = 32 * (shape.warps + shape.helpers), bool(case.LOW)
+    return make(source, name, macros, threads, shape.bytes(name, low))
 
 
 def _forward(inputs: Inputs, state: Tensor, keep: bool) -> tuple:

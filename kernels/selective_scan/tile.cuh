@@ -1,11 +1,22 @@
 // Selective scan for CUDA: what the forward and the backward kernel share. Compiled for one case:
-// N states; S lanes share G channels, PER states of each; TT steps a tile; WARPS a block; LOW: bfloat16
-// in place of float32; EVEN: the number of channels is; HAS_D, HAS_Z, HAS_BIAS, SOFTPLUS, KEEP, CUT.
+// N states; S lanes share G channels, PER states of each; TT steps a tile; WARPS scan, HELP more do what is before
+// and after that, with HOLD_SCAN and HOLD_HELP registers a thread; LOW: bfloat16 in place of float32; EVEN: the number
+// of channels is; HAS_D, HAS_Z, HAS_BIAS, SOFTPLUS, KEEP.
 constexpr unsigned ALL = 0xffffffffu;
 constexpr float LOG2E = 1.4426950408889634f;
-constexpr int THREADS = 32 * WARPS, NEXT = 32 / S, CHANNELS = WARPS * NEXT * G, PAIRS = CHANNELS / 2;
-constexpr int PAD = PER * S, TABLE = 2 * TT * PAD, READS = (TABLE + THREADS - 1) / THREADS;
-constexpr int STRIDE = THREADS / PAIRS, EACH = TT > STRIDE ? TT / STRIDE : 1;  // pairs of elements a thread and tile
+constexpr int SCANNERS = 32 * WARPS, HELPERS = 32 * HELP;
+constexpr int NEXT = 32 / S, CHANNELS = WARPS * NEXT * G, PAIRS = CHANNELS / 2;
+constexpr int PAD = PER * S, TABLE = 2 * TT * PAD, READS = (TABLE + HELPERS - 1) / HELPERS;
+constexpr int STRIDE = HELPERS / PAIRS, EACH = TT > STRIDE ? TT / STRIDE : 1;  // pairs of elements a helper and tile
+#if __CUDA_ARCH_FEAT_SM90_ALL
+constexpr bool HOLDS = HOLD_SCAN > 0;  // else each thread has as many, and one block all if it needs them
+#else
+constexpr bool HOLDS = false;
+#endif
+constexpr int THREADS = SCANNERS + HELPERS, BLOCKS = HOLD_SCAN > 160 && !HOLDS ? 1 : 32 * RESIDENT / THREADS;
+// A multiprocessor has 65,536 registers; those that scan would wait for more than there are without end.
+static_assert(!HOLDS || WARPS * HOLD_SCAN + HELP * HOLD_HELP <= (WARPS + HELP) * (65536 / (BLOCKS * THREADS) / 8 * 8),
+              "registers");
 static_assert((TT % STRIDE == 0 || STRIDE > TT) && TT * PER % 16 == 0 && PER % 4 == 0, "tile");
 
 #ifndef ON_CPU  // else tests/kernels/emulate.h has them
@@ -24,6 +35,14 @@ __device__ __forceinline__ unsigned narrow(float a, float b) {
     unsigned y;
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(b), "f"(a));
     return y;
+}
+__device__ __forceinline__ void barrier() { asm volatile("bar.sync 0;" ::: "memory"); }  // wherever a warp stands
+// Registers a thread, of all four warps in step: those that scan take what those that help leave.
+__device__ __forceinline__ void take() {
+    if constexpr (HOLDS) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(HOLD_SCAN));
+}
+__device__ __forceinline__ void leave() {
+    if constexpr (HOLDS) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(HOLD_HELP));
 }
 // d += a b, (16 x 8) (8 x 8), in TF32; what each lane holds: PTX, "Matrix fragments for mma.m16n8k8".
 __device__ __forceinline__ void mma(float (&d)[4], const float (&a)[4], float b0, float b1) {
@@ -147,7 +166,8 @@ __device__ __forceinline__ void put_states(float* p, int d, int n0, int channels
         if (N == PAD) {
 #pragma unroll
             for (int i = 0; i < PER; i += 4)
-                put_if(live, reinterpret_cast<float4*>(to + i), make_float4(x[g][i], x[g][i + 1], x[g][i + 2], x[g][i + 3]));
+                put_if(live, reinterpret_cast<float4*>(to + i),
+                       make_float4(x[g][i], x[g][i + 1], x[g][i + 2], x[g][i + 3]));
             continue;
         }
 #pragma unroll
@@ -155,40 +175,43 @@ __device__ __forceinline__ void put_states(float* p, int d, int n0, int channels
     }
 }
 
-// Two parts of a thread: one of the S lanes of `channel` and the G - 1 others at NEXT after it, and owner of
-// pair `pair` at every STRIDE-th step.
+// Of a thread that scans: one of the S lanes of `channel` and the G - 1 others at NEXT after it. Of one that
+// helps: owner of pair `pair` at every STRIDE-th step. A quad of lanes is four channels or, `beside`, lanes of one.
 struct Place {
-    int lane, warp, s, channel, d, n0, pair, step, d2;
+    int lane, warp, s, channel, d, n0, helper, pair, step, d2;
     bool owner, here, both;
-    __device__ __forceinline__ explicit Place(int channels) {
+    __device__ __forceinline__ Place(int channels, bool beside) {
         lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-        s = (lane >> 2) % S, channel = warp * NEXT * G + (lane >> 2) / S * 4 + (lane & 3), n0 = s * PER;
+        s = beside ? lane % S : (lane >> 2) % S, n0 = s * PER;
+        channel = warp * NEXT * G + (beside ? lane / S : (lane >> 2) / S * 4 + (lane & 3));
         d = blockIdx.y * CHANNELS + channel;
-        pair = threadIdx.x % PAIRS, step = threadIdx.x / PAIRS, d2 = blockIdx.y * CHANNELS + 2 * pair;
+        helper = int(threadIdx.x) - SCANNERS;
+        pair = helper % PAIRS, step = helper / PAIRS, d2 = blockIdx.y * CHANNELS + 2 * pair;
         owner = STRIDE <= TT || step < TT, here = owner && d2 < channels, both = d2 + 1 < channels;
     }
 };
 
 // B, then C, of a tile; in registers until it is written. B and C at the row.
-__device__ __forceinline__ void get_table(const Value* B, const Value* C, int tile, int steps, Value (&x)[READS]) {
+__device__ __forceinline__ void get_table(const Value* B, const Value* C, int tile, int steps, int helper,
+                                          Value (&x)[READS]) {
 #pragma unroll
     for (int i = 0; i < READS; ++i) {
-        int k = threadIdx.x + i * THREADS, n = k % PAD, t = tile * TT + k / PAD % TT;
-        bool ok = (N == PAD || n < N) && (TABLE % THREADS == 0 || k < TABLE) && unsigned(t) < unsigned(steps);
+        int k = helper + i * HELPERS, n = k % PAD, t = tile * TT + k / PAD % TT;
+        bool ok = (N == PAD || n < N) && (TABLE % HELPERS == 0 || k < TABLE) && unsigned(t) < unsigned(steps);
         x[i] = ok ? (k < TT * PAD ? B : C)[unsigned(t * N + n)] : Value(0);
     }
 }
-__device__ __forceinline__ void put_table(float* table, const Value (&x)[READS]) {
+__device__ __forceinline__ void put_table(float* table, int helper, const Value (&x)[READS]) {
 #pragma unroll
     for (int i = 0; i < READS; ++i) {
-        int k = threadIdx.x + i * THREADS;
-        if (TABLE % THREADS == 0 || k < TABLE) table[k] = one(x[i]);
+        int k = helper + i * HELPERS;
+        if (TABLE % HELPERS == 0 || k < TABLE) table[k] = one(x[i]);
     }
 }
-// Whether an episode starts at the step of this lane.
+// Whether an episode starts at the step of this lane; none does where `start` is null.
 __device__ __forceinline__ unsigned get_start(const unsigned char* start, int tile, int steps, int lane) {
     int t = tile * TT + lane;
-    return CUT && lane < TT && unsigned(t) < unsigned(steps) ? start[t] : 0;
+    return start && lane < TT && unsigned(t) < unsigned(steps) ? start[t] : 0;
 }
 
 template <bool VALUE>

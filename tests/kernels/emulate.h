@@ -53,7 +53,9 @@ struct Barrier {
 };
 static Barrier of_block, of_warp[32];
 static float exchange[32][32][8];
-static void __syncthreads() { of_block.wait(blockDim.x); }
+static void barrier() { of_block.wait(blockDim.x); }
+static void take() {}
+static void leave() {}
 static void meet() { of_warp[threadIdx.x >> 5].wait(32); }
 
 static unsigned __ballot_sync(unsigned, bool vote) {

@@ -7,7 +7,8 @@ import tempfile
 from pathlib import Path
 
 HEADER = Path(__file__).resolve().with_name("emulate.h")
-COMPILED_IN = ("N", "PER", "S", "G", "TT", "WARPS", "RESIDENT", "KEPT", "LOW", "EVEN")
+COMPILED_IN = ("N", "PER", "S", "G", "TT", "WARPS", "HELP", "RESIDENT", "HOLD_SCAN", "HOLD_HELP")
+COMPILED_IN += ("KEPT", "LOW", "EVEN")
 FOLDER = tempfile.TemporaryDirectory(prefix="emulated-")
 
 
