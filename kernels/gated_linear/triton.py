@@ -1,6 +1,7 @@
 """gated_linear fused for CUDA: two launches forward, two backward, resets inside.
 
-What is kept for the backward pass beside the inputs is the state before each chunk of L steps.
+What is kept for the backward pass beside the inputs is the state before each chunk of L steps and,
+with a gate a key, the weights of its steps in each other.
 """
 
 from typing import Any, NamedTuple
@@ -44,7 +45,9 @@ def scan(
     """See `gated_linear`; q and k may be (B, T, 1, K), shared by the heads."""
     check("gated_linear", q.device, misfit(q, k, v))
     config = config or _config(q, v, log_gate)
-    return FusedScan.apply(q, k, v, log_gate, state, packing.marks, config)
+    inputs = q, k, v, log_gate, state
+    keep = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+    return FusedScan.apply(*inputs, packing.marks, config, keep)
 
 
 def _config(q: Tensor, v: Tensor, log_gate: Tensor) -> Config:
@@ -76,42 +79,46 @@ class Inputs(NamedTuple):
             "PER_KEY": self.log_gate.shape[3] > 1,
             "SHARED": self.q.shape[2] < self.v.shape[2],
             "PRECISION": "bf16" if low else "tf32x3",
-            "EXACT": "tf32" if self.log_gate.dtype == torch.bfloat16 else "tf32x3",
+            "EXACT": "parts" if low else "tf32x3",
         }
 
 
 class FusedScan(torch.autograd.Function):
-    """Every argument of `gated_linear`, the packing as its marks."""
+    """Every argument of `gated_linear`, the packing as its marks; whether to keep weights."""
 
     @staticmethod
-    def forward(ctx: Any, q, k, v, log_gate, state, marks, config) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, q, k, v, log_gate, state, marks, config, keep) -> tuple[Tensor, Tensor]:
         inputs = Inputs(*(x.contiguous() for x in (q, k, v, log_gate, marks)))
         flags = inputs.flags(_chunk(v.shape[1], config.chunk))
         flags["num_warps"] = config.warps
         state, o = state.float().contiguous(), torch.empty_like(inputs.v)
         before, final = _carry(inputs, inputs.k, inputs.v, state, flags, reverse=False)
         chunks, values = before.shape[1], triton.cdiv(v.shape[3], flags["VALUES"])
-        kernels.outputs[len(before), chunks, values](*inputs, before, o, v.shape[1], **flags)
-        ctx.save_for_backward(*inputs, before)
+        keep = keep and flags["PER_KEY"]
+        side = flags["L"]
+        within = before.new_empty(len(before), chunks, side, side) if keep else None
+        grid = len(before), chunks, values
+        kernels.outputs[grid](*inputs, before, o, within, v.shape[1], **flags, KEEP=keep)
+        ctx.save_for_backward(*inputs, before, within)
         ctx.flags = flags
         return o, final
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, do: Tensor, dfinal: Tensor) -> tuple[Tensor | None, ...]:
-        *inputs, before = ctx.saved_tensors
+        *inputs, before, within = ctx.saved_tensors
         inputs, do = Inputs(*inputs), do.contiguous()
         after, dstate = _carry(inputs, inputs.q, do, dfinal.contiguous(), ctx.flags, reverse=True)
         wide = (*inputs.v.shape[:3], inputs.q.shape[3])
         dq, dk = (x.new_empty(wide) for x in (inputs.q, inputs.k))
         dv, dgate = torch.empty_like(inputs.v), torch.empty_like(inputs.log_gate)
         kernels.gradients[before.shape[:2]](
-            *inputs, before, after, do, dq, dk, dv, dgate,
+            *inputs, before, within, after, do, dq, dk, dv, dgate,
             do.shape[1], **ctx.flags,
         )  # fmt: skip
         if ctx.flags["SHARED"]:
             dq, dk = (x.sum(2, keepdim=True) for x in (dq, dk))
-        return dq, dk, dv, dgate, dstate, None, None
+        return dq, dk, dv, dgate, dstate, None, None, None
 
 
 def _carry(
@@ -120,10 +127,11 @@ def _carry(
     """The state (B·H, chunks, K, V) before each chunk, or its gradient after each; and the last."""
     steps, value = y.shape[1], y.shape[3]
     sequences, chunks = begin.shape[0] * begin.shape[1], triton.cdiv(steps, flags["L"])
+    exact = "tf32" if inputs.log_gate.dtype == torch.bfloat16 else "tf32x3"  # as timed
     kept, end = y.new_empty(sequences, chunks, *begin.shape[2:]), torch.empty_like(begin)
     kernels.carry[sequences, triton.cdiv(value, flags["VALUES"])](
         x, y, inputs.log_gate, inputs.marks, begin, kept, end,
-        steps, **flags, REVERSE=reverse,
+        steps, **flags | {"EXACT": exact}, REVERSE=reverse,
     )  # fmt: skip
     return kept, end
 

@@ -2,8 +2,9 @@
 """Gated linear attention and its gradients: Triton programs over chunks of L steps.
 
 `carry` walks along a row and keeps the state before each chunk, or in reverse its gradient after
-each; `outputs` and `gradients` take all chunks side by side. Where a chunk holds several episodes
-they work on one piece of it after another: what lies outside is not read, so NaN does not leak.
+each; `outputs` and `gradients` take all chunks side by side. Where an episode begins inside a chunk
+its gate is CUT, so that decays across it are exactly 0; but 0 NaN is NaN: where a chunk with such a
+step holds anything not below TAME, they work on one episode after another and read no other.
 
 A decay from step j to step i is exp of a sum of gates, and every such sum is a product with a
 matrix of zeros and ones: no difference of cumulative sums, so nothing overflows and nothing
@@ -17,6 +18,8 @@ Shapes: q, k (B, T, H or 1, K), v (B, T, H, V), gate (B, T, H, K or 1), states (
 import triton
 import triton.language as tl
 
+CUT = tl.constexpr(-10_000.0)
+TAME = tl.constexpr(1e9)
 RUNTIME = ["steps"]  # sizes of the model are known: loads are wide, offsets fold
 
 
@@ -31,8 +34,16 @@ def _dot(a, b, PRECISION: tl.constexpr):
 
 @triton.jit
 def _sums(which, gate, EXACT: tl.constexpr, PER_KEY: tl.constexpr):
-    """Row l: the sum of gates (L, K or 1) over the steps r where which[l, r]."""
-    if PER_KEY:
+    """Row l: the sum of gates (L, K or 1) over the steps r where which[l, r].
+
+    EXACT "parts": by two bfloat16 of each gate, 16 bits of it.
+    """
+    if PER_KEY and EXACT == "parts":
+        high = gate.to(tl.bfloat16)
+        low = (gate - high.to(tl.float32)).to(tl.bfloat16)
+        ones = which.to(tl.bfloat16)
+        return tl.dot(ones, low, acc=tl.dot(ones, high))
+    elif PER_KEY:
         return tl.dot(which.to(tl.float32), gate, input_precision=EXACT)
     else:
         return tl.sum(tl.where(which, tl.trans(gate), 0.0), axis=1)[:, None]
@@ -127,13 +138,33 @@ def _gates(
 
 
 @triton.jit
-def _piece(marks, row, t, first, end, steps, lane, K: tl.constexpr):
-    """The piece from step t of a chunk: its length, its members, how much of a state enters it."""
+def _wild(x, at, mask):
+    """How many values are not below TAME."""
+    return _count_wild(_load(x, at, mask))
+
+
+@triton.jit
+def _count_wild(x):
+    return tl.sum(tl.where(tl.abs(x) < TAME, 0, 1))
+
+
+@triton.jit
+def _cuts(marks, row, t, end, steps, lane):
+    """Marks of a chunk, and whether an episode begins inside it."""
     mark = tl.load(marks + row * steps + t + lane, mask=t + lane < end, other=0)
-    length = tl.min(tl.where((mark == 2) & (lane > 0), lane, (end - t).to(tl.int32)))
+    return mark, tl.max(tl.where((mark == 2) & (lane > 0), 1, 0))
+
+
+@triton.jit
+def _piece(marks, row, t, first, end, steps, lane, apart, K: tl.constexpr):
+    """What is taken of a chunk from step t, all of it unless its episodes are kept `apart`: its
+    length, its members, where gates are cut, how much of a state enters it."""
+    mark = tl.load(marks + row * steps + t + lane, mask=t + lane < end, other=0)
+    begins = (mark == 2) & (lane > 0)
+    length = tl.min(tl.where(begins & (apart > 0), lane, (end - t).to(tl.int32)))
     begun = tl.max(tl.where((mark == 2) & (lane == 0), 1, 0))
     entering = tl.where((t == first) & (begun == 0), K, 0)
-    return length, (mark != 0) & (lane < length), entering
+    return length, (mark != 0) & (lane < length), begins & (lane < length), entering
 
 
 @triton.jit
@@ -180,14 +211,14 @@ def _scalar_decay(gate, lane):
 
 @triton.jit(do_not_specialize=RUNTIME)
 def outputs(
-    q, k, v, gate, marks, before, o,
+    q, k, v, gate, marks, before, o, within,
     steps,
     HEADS: tl.constexpr, V: tl.constexpr, K: tl.constexpr, KEYS: tl.constexpr,
     VALUES: tl.constexpr, L: tl.constexpr,
     LEVELS: tl.constexpr, PER_KEY: tl.constexpr, SHARED: tl.constexpr,
-    PRECISION: tl.constexpr, EXACT: tl.constexpr,
+    PRECISION: tl.constexpr, EXACT: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
-    """o from the state before each chunk and the steps within it."""
+    """o from the state before each chunk and the steps within it, whose weights it may KEEP."""
     sequence = tl.program_id(0).to(tl.int64)
     chunk, chunks = tl.program_id(1).to(tl.int64), tl.num_programs(1)
     head, row = sequence % HEADS, sequence // HEADS
@@ -195,19 +226,32 @@ def outputs(
     lane = tl.arange(0, L)
     state = before + (sequence * chunks + chunk) * K * V
     t, end = chunk * L, tl.minimum(chunk * L + L, steps)
+    to_keys, to_values = _tile(lane, n, HEADS, K, SHARED), _tile(lane, w, HEADS, V, False)
+    of_values, of_table = (w < V)[None, :], n[:, None] * V + w[None, :]
+    apart = 0
     while t < end:
-        length, member, entering = _piece(marks, row, t, chunk * L, end, steps, lane, K)
-        inside, of_values = member[:, None] & (n < K)[None, :], (w < V)[None, :]
-        to_keys = _tile(lane, n, HEADS, K, SHARED)
+        length, member, cuts, entering = _piece(
+            marks, row, t, chunk * L, end, steps, lane, apart, K
+        )
+        inside = member[:, None] & (n < K)[None, :]
         qs = _load(_head_of(q, row, t, head, steps, HEADS, K, SHARED), to_keys, inside)
         ks = _load(_head_of(k, row, t, head, steps, HEADS, K, SHARED), to_keys, inside)
-        to_values = _tile(lane, w, HEADS, V, False)
         v_t = _head_of(v, row, t, head, steps, HEADS, V, False)
         vs = _load(v_t, to_values, member[:, None] & of_values)
         gates = _gates(gate, row, t, head, steps, HEADS, lane, n, member, K, PER_KEY)
+        if tl.max(cuts.to(tl.int32)) > 0:  # q stays in its row
+            apart = _count_wild(ks) + _count_wild(vs) + _count_wild(gates)
+            apart += _wild(state, of_table, (n < entering)[:, None] & of_values)
+            length = tl.where(apart > 0, 0, length)  # in pieces, from the next round on
+        gates = tl.where(cuts[:, None], CUT, gates)
         weights = _weights(qs, ks, gates, lane, LEVELS, PER_KEY, PRECISION, EXACT)
+        if KEEP:
+            first = (lane < length) & (tl.program_id(2) == 0)
+            of_piece = within + (sequence * chunks + chunk) * L * L + (t - chunk * L) * (L + 1)
+            at, both = lane[:, None] * L + lane[None, :], first[:, None] & first[None, :]
+            tl.store(of_piece + at, weights, mask=both)
         since = tl.exp(_sums(lane[None, :] <= lane[:, None], gates, EXACT, PER_KEY))
-        before_t = _load(state, n[:, None] * V + w[None, :], (n < entering)[:, None] & of_values)
+        before_t = _load(state, of_table, (n < entering)[:, None] & of_values)
         out = _dot(weights, vs, PRECISION) + _dot(qs * since, before_t, PRECISION)
         out = tl.where(member[:, None], out, 0.0)
         o_t = _head_of(o, row, t, head, steps, HEADS, V, False)
@@ -217,7 +261,7 @@ def outputs(
 
 @triton.jit(do_not_specialize=RUNTIME)
 def gradients(
-    q, k, v, gate, marks, before, after, do, dq, dk, dv, dgate,
+    q, k, v, gate, marks, before, within, after, do, dq, dk, dv, dgate,
     steps,
     HEADS: tl.constexpr, V: tl.constexpr, K: tl.constexpr, KEYS: tl.constexpr,
     VALUES: tl.constexpr, L: tl.constexpr,
@@ -226,6 +270,7 @@ def gradients(
 ):  # fmt: skip
     """Gradients at every step from the state before each chunk and its gradient `after` it.
 
+    Where `outputs` kept episodes of a chunk apart, so it is here: what was not tame is not.
     dq and dk are (B, T, H, K) also where q and k are shared by the heads. A gate's gradient is
     the sum over what its decay lies in, gathered by the transposed matrices of zeros and ones.
     """
@@ -236,15 +281,39 @@ def gradients(
     state = before + (sequence * chunks + chunk) * K * V
     d_state = after + (sequence * chunks + chunk) * K * V
     t, end = chunk * L, tl.minimum(chunk * L + L, steps)
+    mark, apart = _cuts(marks, row, t, end, steps, lane)
+    if apart > 0:
+        inside, at = (mark != 0)[:, None] & (n < K)[None, :], _tile(lane, n, HEADS, K, SHARED)
+        apart = _wild(_head_of(q, row, t, head, steps, HEADS, K, SHARED), at, inside)
+        apart += _wild(_head_of(k, row, t, head, steps, HEADS, K, SHARED), at, inside)
+        gates = _gates(gate, row, t, head, steps, HEADS, lane, n, mark != 0, K, PER_KEY)
+        apart += _count_wild(gates)
+        v_t = _head_of(v, row, t, head, steps, HEADS, V, False)
+        do_t = _head_of(do, row, t, head, steps, HEADS, V, False)
+        for first in range(0, V, VALUES):
+            w = first + tl.arange(0, VALUES)
+            of_values = _tile(lane, w, HEADS, V, False)
+            some = (mark != 0)[:, None] & (w < V)[None, :]
+            apart += _wild(v_t, of_values, some) + _wild(do_t, of_values, some)
+            of_table, there = n[:, None] * V + w[None, :], (n < K)[:, None] & (w < V)[None, :]
+            apart += _wild(state, of_table, there) + _wild(d_state, of_table, there)
     while t < end:
-        length, member, entering = _piece(marks, row, t, chunk * L, end, steps, lane, K)
+        length, member, cuts, entering = _piece(
+            marks, row, t, chunk * L, end, steps, lane, apart, K
+        )
         leaving = tl.where(t + length == end, K, 0)
         inside, written = member[:, None] & (n < K)[None, :], (lane < length)[:, None]
         to_keys = _tile(lane, n, HEADS, K, SHARED)
         qs = _load(_head_of(q, row, t, head, steps, HEADS, K, SHARED), to_keys, inside)
         ks = _load(_head_of(k, row, t, head, steps, HEADS, K, SHARED), to_keys, inside)
         gates = _gates(gate, row, t, head, steps, HEADS, lane, n, member, K, PER_KEY)
-        weights = _weights(qs, ks, gates, lane, LEVELS, PER_KEY, PRECISION, EXACT)
+        gates = tl.where(cuts[:, None], CUT, gates)
+        if PER_KEY:
+            of_piece = within + (sequence * chunks + chunk) * L * L + (t - chunk * L) * (L + 1)
+            both = (lane < length)[:, None] & (lane < length)[None, :]
+            weights = _load(of_piece, lane[:, None] * L + lane[None, :], both)
+        else:
+            weights = _weights(qs, ks, gates, lane, LEVELS, PER_KEY, PRECISION, EXACT)
         earlier, later = lane[None, :] <= lane[:, None], lane[None, :] > lane[:, None]
         until = tl.exp(_sums(later, gates, EXACT, PER_KEY))
         d_weights = tl.zeros([L, L], tl.float32)
@@ -301,7 +370,9 @@ def gradients(
             crossing = tl.where(lane[:, None] > lane[None, :], d_weights * weights, 0.0)
             flow = tl.sum(of_since, axis=1) + tl.sum(crossing, axis=1) - tl.sum(crossing, axis=0)
             ending = tl.sum(of_until, axis=1)
-            d_gate = tl.sum(tl.where(tl.trans(earlier), flow[None, :], 0.0), axis=1)
+            episode = tl.cumsum(cuts.to(tl.int32), axis=0)  # sums of others would cancel, not quite
+            onward = tl.trans(earlier) & (episode[:, None] == episode[None, :])
+            d_gate = tl.sum(tl.where(onward, flow[None, :], 0.0), axis=1)
             d_gate += tl.sum(tl.where(tl.trans(later), ending[None, :], 0.0), axis=1)
             d_gate = tl.where(member, d_gate + tl.sum(of_total, axis=0), 0.0)
             dgate_t = _head_of(dgate, row, t, head, steps, HEADS, 1, False)
