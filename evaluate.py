@@ -28,8 +28,6 @@ from decision_s4.envs.task import Task, check_environment, with_environment
 from decision_s4.envs.timestep import Agent
 from decision_s4.envs.trajectories import Trajectories
 
-OUTPUT = "evaluation.csv"
-
 
 @dataclass(frozen=True)
 class EvaluateConfig:
@@ -69,7 +67,8 @@ class EvaluateConfig:
     polynomial_data: str | None = None
     """The dataset for those ranges and errors; default: that of the training."""
     output: Path | None = None
-    """CSV file to write; default: RUN/evaluation.csv."""
+    """CSV file to write; default: RUN/evaluation.csv; of another reading of the policy, such as
+    --chunk-steps 100, RUN/evaluation-chunk-steps-100.csv."""
     seed: int = 1000
     """Seed of the first episode; the others count on from it."""
     threads: int = 1
@@ -86,7 +85,7 @@ def evaluate(config: EvaluateConfig) -> None:
         _check_unplayed(config)
         _estimate(policy, _task(found, config), config)
         return
-    task, output = _played_task(found, policy, config), config.output or config.run / OUTPUT
+    task, output = _played_task(found, policy, config), config.output or _default_output(config)
     _check_writable(output)
     plan, console = _planned_explanation(policy, config), Console()
     actor = _agent(policy, found.metadata.get("dataset"), config)
@@ -109,6 +108,19 @@ def _played_task(found: Checkpoint, policy: saved.Saved, config: EvaluateConfig)
     spaces = policy.observation_space, policy.action_space
     check_environment(task.env_id, task.env_kwargs, *spaces, "the policy")
     return task
+
+
+def _readings(config: EvaluateConfig) -> dict[str, int]:
+    """What is asked for that reads the policy otherwise than it is."""
+    names = ("chunk_steps", "keep_steps", "polynomial")
+    given = {name.replace("_", "-"): getattr(config, name) for name in names}
+    return {name: value for name, value in given.items() if value}
+
+
+def _default_output(config: EvaluateConfig) -> Path:
+    """Each reading has a table of its own: none overwrites another's."""
+    parts = [f"-{name}-{value}" for name, value in _readings(config).items()]
+    return config.run / f"evaluation{''.join(parts)}.csv"
 
 
 def _introduce(console: Console, found: Checkpoint, task: Task, config: EvaluateConfig) -> None:
@@ -205,17 +217,11 @@ def _planned_explanation(policy: Policy, config: EvaluateConfig) -> Any:
     """What the probes asked for will do, checked; None where none is asked for."""
     if not (config.probe or config.report):
         return None
-    readings = {
-        "--chunk-steps": config.chunk_steps,
-        "--keep-steps": config.keep_steps,
-        "--polynomial": config.polynomial,
-    }
-    for flag, value in readings.items():
-        if value:
-            raise UserError(
-                "--probe and --report explain the policy as it is, "
-                f"not as {flag} {value} reads it; leave out one of them"
-            )
+    for name, value in _readings(config).items():
+        raise UserError(
+            "--probe and --report explain the policy as it is, "
+            f"not as --{name} {value} reads it; leave out one of them"
+        )
     from decision_s4.agents.probes.explain import plan
 
     return plan(config.probe, config.report or config.run / "report.html", policy)

@@ -99,6 +99,7 @@ FLAGS = {
     "--log-every 0": "--log-every is 0; use 1 or more",
     "--d-model 0": "--d-model is 0; use 1 to 16384",
     "--n-layers -1": "--n-layers is -1; use 1 to 16384",
+    "--d-model 16384 --n-layers 1000": "with n_layers 1000 needs more than 4000 GiB of memory",
     "--d-embed 100000": "--d-embed is 100000; use 1 to 16384",
     "--mlp-ratio -1": "--mlp-ratio is -1.0; use 0 to 64",
     "--mlp-ratio 1e9": "--mlp-ratio is 1000000000.0; use 0 to 64",

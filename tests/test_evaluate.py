@@ -51,6 +51,15 @@ def test_the_table_and_the_file(run, capsys):
         assert float(row["return_ci_low"]) <= mean <= float(row["return_ci_high"])
 
 
+def test_another_reading_of_a_policy_has_a_table_of_its_own(run):
+    plain = Path(run, "evaluation.csv")
+    assert evaluate.main([run, "--episodes", "2"]) == 0
+    before = plain.read_bytes()
+    assert evaluate.main([run, "--episodes", "2", "--chunk-steps", "5"]) == 0
+    assert plain.read_bytes() == before
+    assert Path(run, "evaluation-chunk-steps-5.csv").is_file()
+
+
 def test_other_targets_checkpoint_seed_and_file(run, tmp_path):
     def rows(*flags: str) -> str:
         output = tmp_path / "new" / "table.csv"

@@ -6,6 +6,7 @@ float32 or wider whatever the autocast type, and is never written in place.
 
 import dataclasses
 import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
@@ -29,6 +30,20 @@ LIMITS = {
     **dict.fromkeys(("rank", "gate_rank", "dt_rank"), 4096),
 }
 """Of the options that multiply a layer's weights: beyond, no memory would hold them."""
+
+
+def check_memory(d_model: int, n_layers: int) -> None:
+    """Raise UserError where no training could hold one square matrix a layer: weights, gradients
+    and two moments in float32."""
+    if not hasattr(os, "sysconf"):  # Windows
+        return
+    needed = 16 * n_layers * d_model**2 / 2**30
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    if needed > there:
+        raise UserError(
+            f"d_model {d_model} with n_layers {n_layers} needs more than {needed:.0f} GiB of "
+            f"memory and this machine has {there:.0f}; take narrower or fewer layers"
+        )
 
 
 class Family:

@@ -12,6 +12,7 @@ from decision_s4.agents.backbones.base import (
     LARGEST,
     Mixer,
     State,
+    check_memory,
     family_of,
     make_options,
     reset,
@@ -264,6 +265,7 @@ def make_backbone(
         raise UserError(f"d_model {d_model} and n_layers {n_layers} must be at least 1")
     if d_model > LARGEST or n_layers > 1000:
         raise UserError(f"d_model {d_model} and n_layers {n_layers} go to {LARGEST:g} and 1000")
+    check_memory(d_model, n_layers)
     if not (0 <= mlp_ratio < math.inf and 0 <= dropout < 1):
         raise UserError(f"mlp_ratio {mlp_ratio} must be at least 0, dropout {dropout} in [0, 1)")
     if mlp_activation not in ACTIVATIONS:
