@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from decision_s4.agents.config import describe_changes, load_config, parse, save_config
+from decision_s4.agents.form import texts_of
 from decision_s4.envs.errors import UserError
 
 
@@ -232,3 +233,7 @@ def test_saved_file_reads_in_the_dataclass_order(tmp_path: Path) -> None:
 def test_changes_are_named() -> None:
     changes = describe_changes(Small(), Small(steps=200, name="x"))
     assert changes == ["steps: 100 -> 200", "name: None -> x"]
+
+
+def test_a_class_without_source_has_no_texts_and_no_traceback():
+    assert texts_of(dataclasses.make_dataclass("Typed", [("x", int, 1)])) == {}

@@ -152,7 +152,7 @@ def test_a_terminal_gets_a_bar_with_the_latest_values(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"eval.csv: Not a directory; choose another run folder"):
+    with pytest.raises(UserError, match=r"eval.csv: Not a directory; write elsewhere"):
         logger(tmp_path / "file" / "run")
 
 
