@@ -85,12 +85,12 @@ def _flags(
 
 
 def texts_of(config_class: type) -> dict[str, str]:
-    """The strings under the fields, each as one line; none where there is no source."""
+    """The strings under the fields, each as one line; none of a class without a file."""
     texts: dict[str, str] = {}
     for owner in filter(dataclasses.is_dataclass, reversed(config_class.__mro__)):
         try:
             found = docstring_parser.parse_from_object(owner).params
-        except (OSError, TypeError):
+        except TypeError:
             continue
         for text in found:
             texts[text.arg_name] = " ".join((text.description or "").split())
