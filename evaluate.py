@@ -18,6 +18,7 @@ from decision_s4.agents import checkpoint, saved
 from decision_s4.agents.checkpoint import Checkpoint
 from decision_s4.agents.config import parse
 from decision_s4.agents.eval_table import checked_row, print_table, write_rows
+from decision_s4.agents.flags import hyphened
 from decision_s4.agents.long_context import long_context_agent
 from decision_s4.agents.options import check_ranges
 from decision_s4.agents.policy import Policy
@@ -113,7 +114,7 @@ def _played_task(found: Checkpoint, policy: saved.Saved, config: EvaluateConfig)
 def _readings(config: EvaluateConfig) -> dict[str, int]:
     """What is asked for that reads the policy otherwise than it is."""
     names = ("chunk_steps", "keep_steps", "polynomial")
-    given = {name.replace("_", "-"): getattr(config, name) for name in names}
+    given = {hyphened(name): getattr(config, name) for name in names}
     return {name: value for name, value in given.items() if value}
 
 
@@ -206,10 +207,8 @@ def _check_unplayed(config: EvaluateConfig) -> None:
 def _data_for(policy: Policy, name: str, flag: str) -> Trajectories:
     """The dataset that a flag names. Raises UserError where its spaces are not the policy's."""
     data = datasets.load(name)
-    for kind in ("observation_space", "action_space"):
-        ours, theirs = getattr(policy, kind), getattr(data, kind)
-        if ours != theirs:
-            raise UserError(f"{flag} {name}: its {kind} is {theirs}, the policy's {ours}")
+    if (reason := saved.misfit(policy, data)) is not None:
+        raise UserError(f"{flag} {name}: {reason}")
     return data
 
 

@@ -10,6 +10,7 @@ from decision_s4.agents import checkpoint, saved
 from decision_s4.agents.config import read_setting
 from decision_s4.agents.ds4_online import DS4OnlineOptions, check_continuous
 from decision_s4.agents.explorer import ExplorationOptions
+from decision_s4.agents.flags import hyphened
 from decision_s4.agents.options import RunOptions, part
 from decision_s4.agents.policy import PolicyOptions, SequencePolicy
 from decision_s4.envs import datasets
@@ -84,13 +85,8 @@ def logged_steps(name: str, policy: SequencePolicy) -> Trajectories:
         data = datasets.load(name)
     except UserError as error:
         raise UserError(f"{error}; --dataset none begins with an empty replay") from error
-    for kind in ("observation_space", "action_space"):
-        ours, theirs = getattr(policy, kind), getattr(data, kind)
-        if ours != theirs:
-            raise UserError(
-                f"--dataset {data.name}: its {kind} is {theirs}, the policy's {ours}; give "
-                "another, or none"
-            )
+    if (reason := saved.misfit(policy, data)) is not None:
+        raise UserError(f"--dataset {data.name}: {reason}; give another, or none")
     return data
 
 
@@ -125,7 +121,7 @@ def _check_sizes(config: DS4OnlineConfig, policy: SequencePolicy) -> None:
     for name, value in vars(asked).items():
         if value not in (getattr(usual, name), getattr(has, name)):
             raise UserError(
-                f"--{name.replace('_', '-')} {value}: the policy of {config.from_run} has "
+                f"--{hyphened(name)} {value}: the policy of {config.from_run} has "
                 f"{getattr(has, name)}, which stays; leave it out"
             )
 

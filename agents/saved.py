@@ -14,6 +14,7 @@ from decision_s4.agents.policy import Policy, PolicyOptions
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.task import Task
 from decision_s4.envs.timestep import Agent
+from decision_s4.envs.trajectories import Trajectories
 
 Saved = Policy | ActorCritic | Any
 """A policy of ours, or a ModelAgent, whose library is imported where one is rebuilt."""
@@ -49,6 +50,15 @@ def describe(policy: Saved) -> dict[str, Any]:
         "observation_space": serialize_space(policy.observation_space),
         "action_space": serialize_space(policy.action_space),
     }
+
+
+def misfit(policy: Saved, data: Trajectories) -> str | None:
+    """Which space of logged data is not the policy's; None where both are."""
+    for kind in ("observation_space", "action_space"):
+        ours, theirs = getattr(policy, kind), getattr(data, kind)
+        if ours != theirs:
+            return f"its {kind} is {theirs}, the policy's {ours}"
+    return None
 
 
 def rebuild(checkpoint: Checkpoint) -> Saved:

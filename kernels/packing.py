@@ -164,6 +164,11 @@ class Packing:
         return Packing(start, valid)
 
     @cached_property
+    def begins(self) -> Tensor:
+        """(B, T) bool: the steps at which an episode begins."""
+        return self.start if self.valid is None else self.start & self.valid
+
+    @cached_property
     def marks(self) -> Tensor:
         """(B, T) uint8: 0 for a step of no episode, 2 for the first of one, 1 for the others."""
         marks = self.start.to(torch.uint8) + 1

@@ -50,8 +50,7 @@ def own_steps(
             after = after.where(packing.valid[..., None, None], s)
         found = [_diagonals(part, s, a) for part in after.unbind(2)]
     own, gates = (torch.stack(each, 2) for each in zip(*found, strict=True))
-    goes_on = ~packing.start if packing.valid is None else ~(packing.start & packing.valid)
-    goes_on = goes_on[..., None, None, None]
+    goes_on = ~packing.begins[..., None, None, None]
     gates = gates.unflatten(-1, (-1, s.shape[-1]))
     return after, Links(own.where(goes_on, 0), gates.where(goes_on, 0), weights[0].detach())
 

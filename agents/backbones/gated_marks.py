@@ -50,7 +50,7 @@ def _states(
         return before[:, :, None], after[:, :, None]
     from_state = F.linear(before, network.weight_hh_l0, network.bias_hh_l0)
     i, f, g, _ = (from_input + from_state).chunk(4, -1)
-    keep = torch.sigmoid(f).where(~_begins(packing)[..., None], 0)
+    keep = torch.sigmoid(f).where(~packing.begins[..., None], 0)
     cells = _sums(keep, i.sigmoid() * g.tanh(), state[:, 1], packing.valid)
     cells = _around(cells, state[:, 1], packing)
     before, after = (torch.stack(pair, 2) for pair in zip((before, after), cells, strict=True))
@@ -75,11 +75,7 @@ def _around(x: Tensor, first: Tensor, packing: Packing) -> tuple[Tensor, Tensor]
         place = torch.arange(1, packing.steps + 1, device=x.device).where(packing.valid, 0)
         latest = F.pad(place.cummax(1).values, (1, 0))
         every = every.gather(1, latest[..., None].expand_as(every))
-    return every[:, :-1].where(~_begins(packing)[..., None], 0), every[:, 1:]
-
-
-def _begins(packing: Packing) -> Tensor:
-    return packing.start if packing.valid is None else packing.start & packing.valid
+    return every[:, :-1].where(~packing.begins[..., None], 0), every[:, 1:]
 
 
 def marked_step(x: Tensor, network: nn.GRU | nn.LSTM, state: Tensor) -> Tensor:
@@ -94,8 +90,6 @@ def _from_input(x: Tensor, network: nn.GRU | nn.LSTM) -> Tensor:
 
 
 def _marked_update(network: nn.GRU | nn.LSTM) -> chain.Update:
-    """Gates only weigh: all relevance goes to the signal, as in Arras et al., "Explaining and
-    Interpreting LSTMs", arXiv 1909.12114."""
     return _marked_lstm if isinstance(network, nn.LSTM) else _marked_gru
 
 

@@ -136,8 +136,7 @@ class SeqBoat(Mixer):
 def among_active(active: Tensor, packing: Packing) -> tuple[Packing, Tensor]:
     """The episodes of the active steps (B, T) alone; and, by row, whether what the last of these
     left is over, as an episode has started since."""
-    start = packing.start if packing.valid is None else packing.start & packing.valid
-    episode = start.cumsum(1)
+    episode = packing.begins.cumsum(1)
     latest = episode.where(active, 0).cummax(1).values  # the episode of the last active step
     before = torch.cat([torch.zeros_like(latest[:, :1]), latest[:, :-1]], 1)
     return Packing(active & (episode > before), active), episode[:, -1] > latest[:, -1]
