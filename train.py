@@ -4,7 +4,6 @@ import os
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # idle threads must not starve the simulators
 
-import dataclasses
 import math
 import shutil
 import sys
@@ -16,41 +15,17 @@ from typing import Any
 import torch
 
 from decision_s4.agents.algorithms import algorithm_of
-from decision_s4.agents.backbones.base import BACKBONES, MEMORYLESS
-from decision_s4.agents.config import (
-    describe_changes,
-    load_config,
-    parse,
-    read_setting,
-    save_config,
-)
+from decision_s4.agents.config import describe_changes
 from decision_s4.agents.distributed import processes
-from decision_s4.agents.flags import last_value
-from decision_s4.agents.form import texts_of
 from decision_s4.agents.interrupt import Interrupt
 from decision_s4.agents.options import RunOptions, check_ranges, choose_device
-from decision_s4.agents.policy import PolicyOptions
 from decision_s4.agents.program import exit_code
 from decision_s4.agents.run import Row, Run
 from decision_s4.agents.run_dir import create_run_dir, default_run_dir
+from decision_s4.agents.settings import portable, save_settings, saved_settings, settings
 from decision_s4.envs.errors import DivergedError, SimulatorError, UserError
 
-CONFIG_FILE = "config.yaml"
 RETURN_TAG = "rollout/ep_rew_mean"
-# What a checkpoint fixes: another value would be ignored, or would make it another policy.
-FIXED = {
-    "algo",
-    "seed",
-    "sampling",
-    "weight_decay",
-    "data_fraction",
-    "value_weight",
-    "critic_width",
-    "relabel_rounds",
-    "relabel_steps",
-    "distill_from",
-    *(f.name for f in dataclasses.fields(PolicyOptions)),
-}
 
 
 def train(config: RunOptions) -> Path | None:
@@ -61,7 +36,7 @@ def train(config: RunOptions) -> Path | None:
     check_ranges(config)
     device = choose_device(config.device)
     torch.set_num_threads(config.threads or os.cpu_count() or 1)
-    before = load_config(type(config), config.resume / CONFIG_FILE) if config.resume else None
+    before = saved_settings(config.resume) if config.resume else None
     run = algorithm_of(config.algo).begin(config, device)
     if run.world.size != processes():
         raise UserError(f"--algo {config.algo} trains in one process; start it without torchrun")
@@ -97,7 +72,7 @@ def _begin(run: Run) -> Path:
         config.run_dir or default_run_dir(config.algo, config.subject, config.seed)
     )
     try:
-        _save_config(config, run_dir)
+        save_settings(config, run_dir)
         _record(run, run_dir)
     except Exception:
         if not any((run_dir / "checkpoints").glob("[0-9]*")):
@@ -112,8 +87,8 @@ def _resume(run: Run, before: RunOptions) -> Path:
     if run.finished:
         print(f"{run_dir} is finished: step {run.step} of {steps}; train on with more --steps")
         return run_dir
-    changes = describe_changes(before, _portable(run.config))
-    _save_config(run.config, run_dir)
+    changes = describe_changes(before, portable(run.config))
+    save_settings(run.config, run_dir)
     _record(run, run_dir, [f"resumed at step {run.step}", *(f"changed {c}" for c in changes)])
     return run_dir
 
@@ -219,69 +194,10 @@ def _introduction(run: Run, run_dir: Path) -> list[str]:
     ]
 
 
-def _portable(config: RunOptions) -> RunOptions:
-    """The settings without the folder: it may move, and others may train with the same ones."""
-    return dataclasses.replace(config, run_dir=None, resume=None)
-
-
-def _save_config(config: RunOptions, run_dir: Path) -> None:
-    save_config(_portable(config), run_dir / CONFIG_FILE)
-
-
-def settings(argv: Sequence[str]) -> RunOptions:
-    """The settings that the command line asks for; those of a resumed run lie below its flags.
-
-    Raises UserError for bad flags, and for those that a resumed run cannot take.
-    """
-    resume = last_value(argv, "resume")
-    if resume in (None, "None"):
-        return parse(_config_class(argv), argv, description=__doc__, notes=_notes(argv))
-    path = Path(resume) / CONFIG_FILE
-    if not path.is_file():
-        raise UserError(f"--resume {resume}: no {CONFIG_FILE} there; give a run's folder")
-    before = _before(path)
-    config = parse(type(before), argv, defaults=vars(before), description=__doc__)
-    if config.run_dir:
-        raise UserError(f"--run-dir {config.run_dir} with --resume: give only one of the two")
-    for name in sorted((FIXED | before.fixed) & vars(before).keys()):
-        old, new = getattr(before, name), getattr(config, name)
-        if old != new:
-            raise UserError(f"--resume: {name} is {old}, not {new}, in {path}; start a new run")
-    return config
-
-
-def _config_class(argv: Sequence[str]) -> type[RunOptions]:
-    """The dataclass of the algorithm that the flags, or else the file of --config, name."""
-    algo, file = last_value(argv, "algo"), last_value(argv, "config")
-    if algo is None and file is not None:
-        algo = read_setting(Path(file), "algo")
-    return algorithm_of(RunOptions.algo if algo is None else algo).config
-
-
-def _notes(argv: Sequence[str]) -> dict[str, str]:
-    """What --help says besides: the options of the backbone that the flags name."""
-    name = last_value(argv, "backbone")
-    if name not in BACKBONES | MEMORYLESS:
-        return {}
-    form = (BACKBONES | MEMORYLESS)[name].Options
-    texts = texts_of(form)
-    options = [
-        f"{field.name}={field.default} ({texts.get(field.name, '').rstrip('.')})"
-        for field in dataclasses.fields(form)
-    ]
-    return {"backbone_options": f"{name} takes " + ", ".join(options).replace(" ()", "") + "."}
-
-
-def _before(path: Path) -> RunOptions:
-    """The settings of the run whose file this is."""
-    algo = read_setting(path, "algo")
-    return load_config(algorithm_of(RunOptions.algo if algo is None else algo).config, path)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: 0 when done, 2 after bad input, 130 interrupted, 141 unread."""
     argv = sys.argv[1:] if argv is None else argv
-    return exit_code("train.py", lambda: train(settings(argv)))
+    return exit_code("train.py", lambda: train(settings(argv, __doc__)))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from decision_s4.agents.explorer import ExplorationOptions
 from decision_s4.agents.flags import hyphened
 from decision_s4.agents.options import RunOptions, part
 from decision_s4.agents.policy import PolicyOptions, SequencePolicy
+from decision_s4.agents.run_dir import CONFIG_FILE
 from decision_s4.envs import datasets
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.make import make
@@ -75,7 +76,7 @@ def logged_dataset(config: DS4OnlineConfig) -> str | None:
     """The dataset that fills the replay; None where there is none."""
     if config.dataset is not None:
         return None if config.dataset == "none" else config.dataset
-    path = config.from_run and config.from_run / "config.yaml"
+    path = config.from_run and config.from_run / CONFIG_FILE
     return read_setting(path, "dataset") if path and path.is_file() else None
 
 

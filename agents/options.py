@@ -73,7 +73,7 @@ class RunOptions:
     """For how long to train, and what to record of it."""
 
     fixed: ClassVar[frozenset[str]] = frozenset()
-    """Settings of this family, beside train.py's FIXED, that a resumed run cannot change."""
+    """Settings of this family, beside FIXED of settings.py, that a resumed run cannot change."""
 
     algo: str = "decision-s4"
     """From logged data: decision-s4, decision-transformer, decision-mamba, bc (behaviour cloning),

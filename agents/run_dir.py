@@ -7,6 +7,8 @@ from pathlib import Path
 
 from decision_s4.envs.errors import UserError
 
+CONFIG_FILE = "config.yaml"  # the settings
+
 
 def default_run_dir(algo: str, data: str, seed: int, root: Path = Path("runs")) -> Path:
     """A fresh folder's name, by the local time in seconds; `data` is a dataset's or env's id."""

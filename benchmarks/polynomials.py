@@ -23,9 +23,9 @@ from csv_rows import Row
 from decision_s4.agents.actor import Actor
 from decision_s4.agents.polynomial import PolynomialAgent
 from decision_s4.agents.polynomial_report import errors, fit
+from decision_s4.agents.settings import settings
 from decision_s4.agents.training import Training
 from decision_s4.envs.errors import UserError
-from decision_s4.train import settings
 
 RESULTS = Path(__file__).parent / "results/polynomials.csv"
 FLAGS = "--algo decision-s4 --no-video --device cpu"

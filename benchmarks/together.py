@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING
 import torch
 from interleaved import interleaved
 
-from decision_s4.agents.config import save_config
 from decision_s4.agents.options import choose_device
+from decision_s4.agents.settings import save_settings, settings
 from decision_s4.agents.training import Training
-from decision_s4.train import CONFIG_FILE, settings
 
 if TYPE_CHECKING:
     from d4rl import Job
@@ -55,7 +54,7 @@ def _trained(job: "Job", deadline: float) -> Generator[None, None, tuple["Job", 
         if time.time() > deadline:
             return job, 0.0
     job.folder.mkdir(parents=True, exist_ok=True)
-    save_config(config, job.folder / CONFIG_FILE)
+    save_settings(config, job.folder)
     run.save(job.folder)
     return job, time.monotonic() - begin
 

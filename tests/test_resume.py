@@ -14,6 +14,7 @@ import torch
 
 from decision_s4 import train as program
 from decision_s4.agents.rng import rng_state
+from decision_s4.agents.settings import settings
 from decision_s4.agents.training import Training
 from decision_s4.envs import datasets
 from decision_s4.envs.task import Task
@@ -204,7 +205,7 @@ def test_what_a_run_cannot_change(flags, message, tmp_path, capsys):
 
 def test_pictures_draw_on_nothing_of_the_run(tmp_path):
     program.main([*SHORT, "--run-dir", str(tmp_path / "run")])
-    config = program.settings(["--resume", str(tmp_path / "run"), "--steps", "20"])
+    config = settings(["--resume", str(tmp_path / "run"), "--steps", "20"])
     data = datasets.load(config.dataset)
     run = Training(config, data, Task(None, (1.0,)), torch.device("cpu"))
     run.restore(tmp_path / "run")

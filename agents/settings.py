@@ -1,0 +1,97 @@
+"""The settings of a run of train.py: from its command line, and in its folder to go on with."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from decision_s4.agents.algorithms import algorithm_of
+from decision_s4.agents.backbones.base import BACKBONES, MEMORYLESS
+from decision_s4.agents.config import load_config, parse, read_setting, save_config
+from decision_s4.agents.flags import last_value
+from decision_s4.agents.form import texts_of
+from decision_s4.agents.options import RunOptions
+from decision_s4.agents.policy import PolicyOptions
+from decision_s4.agents.run_dir import CONFIG_FILE
+from decision_s4.envs.errors import UserError
+
+# What a checkpoint fixes: another value would be ignored, or would make it another policy.
+FIXED = {
+    "algo",
+    "seed",
+    "sampling",
+    "weight_decay",
+    "data_fraction",
+    "value_weight",
+    "critic_width",
+    "relabel_rounds",
+    "relabel_steps",
+    "distill_from",
+    *(f.name for f in dataclasses.fields(PolicyOptions)),
+}
+
+
+def settings(argv: Sequence[str], description: str | None = None) -> RunOptions:
+    """The settings that the command line asks for; those of a resumed run lie below its flags.
+
+    `description` is what --help says first. Raises UserError for bad flags, and for those that a
+    resumed run cannot take.
+    """
+    resume = last_value(argv, "resume")
+    if resume in (None, "None"):
+        return parse(_config_class(argv), argv, description=description, notes=_notes(argv))
+    before = saved_settings(Path(resume))
+    config = parse(type(before), argv, defaults=vars(before), description=description)
+    _check_resumable(config, before)
+    return config
+
+
+def saved_settings(run_dir: Path) -> RunOptions:
+    """Those that a run was trained with. Raises UserError for a folder that is no run's."""
+    path = run_dir / CONFIG_FILE
+    if not path.is_file():
+        raise UserError(f"--resume {run_dir}: no {CONFIG_FILE} there; give a run's folder")
+    algo = read_setting(path, "algo")
+    return load_config(algorithm_of(RunOptions.algo if algo is None else algo).config, path)
+
+
+def save_settings(config: RunOptions, run_dir: Path) -> None:
+    """Write them into the folder of the run."""
+    save_config(portable(config), run_dir / CONFIG_FILE)
+
+
+def portable(config: RunOptions) -> RunOptions:
+    """The settings without the folder: it may move, and others may train with the same ones."""
+    return dataclasses.replace(config, run_dir=None, resume=None)
+
+
+def _config_class(argv: Sequence[str]) -> type[RunOptions]:
+    """The dataclass of the algorithm that the flags, or else the file of --config, name."""
+    algo, file = last_value(argv, "algo"), last_value(argv, "config")
+    if algo is None and file is not None:
+        algo = read_setting(Path(file), "algo")
+    return algorithm_of(RunOptions.algo if algo is None else algo).config
+
+
+def _notes(argv: Sequence[str]) -> dict[str, str]:
+    """What --help says besides: the options of the backbone that the flags name."""
+    name = last_value(argv, "backbone")
+    if name not in BACKBONES | MEMORYLESS:
+        return {}
+    form = (BACKBONES | MEMORYLESS)[name].Options
+    texts = texts_of(form)
+    options = [
+        f"{field.name}={field.default} ({texts.get(field.name, '').rstrip('.')})"
+        for field in dataclasses.fields(form)
+    ]
+    return {"backbone_options": f"{name} takes " + ", ".join(options).replace(" ()", "") + "."}
+
+
+def _check_resumable(config: RunOptions, before: RunOptions) -> None:
+    """Raise UserError where a run of the settings `before` cannot go on with `config`."""
+    if config.run_dir:
+        raise UserError(f"--run-dir {config.run_dir} with --resume: give only one of the two")
+    path = config.resume / CONFIG_FILE
+    for name in sorted((FIXED | before.fixed) & vars(before).keys()):
+        old, new = getattr(before, name), getattr(config, name)
+        if old != new:
+            raise UserError(f"--resume: {name} is {old}, not {new}, in {path}; start a new run")
