@@ -128,8 +128,6 @@ def train_recorded(
         for x, y in zip(*on_device, strict=True):
             steps.update(x, y)
             yield
-    if steps.obstacle:
-        print(f"updates are not recorded: {steps.obstacle}", flush=True)
     return steps.done
 
 

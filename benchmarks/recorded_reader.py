@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from decision_s4.kernels.cuda_graph import WARMUP, aside, record
+from decision_s4.kernels.cuda_graph import Recorded
 
 EPSILON = 1e-8
 
@@ -33,13 +33,13 @@ class RecordedUpdates:
         table: Tensor,
         recorded: bool = True,
     ):
-        self.loss, self.table, self.recorded = loss, table, recorded
+        self.loss, self.table = loss, table
         self.parameters = [each for each in parameters if each.requires_grad]
         self.means, self.squares = (
             [torch.zeros_like(each) for each in self.parameters] for _ in range(2)
         )
         self.given: tuple[Tensor, ...] = ()
-        self.done, self.replay, self.obstacle = 0, None, ""
+        self.launch = Recorded(self._step, table.device, tries=recorded)
 
     def update(self, x: Tensor, y: Tensor) -> None:
         """The next step, by a batch on the device of the parameters."""
@@ -48,22 +48,14 @@ class RecordedUpdates:
             self.given = tuple(part.clone() for part in batch)
         for place, part in zip(self.given, batch, strict=True):
             place.copy_(part)
-        if self.done == WARMUP and self.recorded:
-            self._record()
-        if self.replay:
-            self.replay()
-        else:
-            with aside(self.table.device):
-                self._run()
-        self.done += 1
+        self.launch()
 
-    def _record(self) -> None:
-        try:
-            self.replay, _ = record(self._run)
-        except RuntimeError as error:
-            self.obstacle = str(error).partition("\n")[0]
+    @property
+    def done(self) -> int:
+        """Steps so far."""
+        return self.launch.calls
 
-    def _run(self) -> None:
+    def _step(self) -> None:
         x, y, rates = self.given
         found = torch.autograd.grad(self.loss(x, y), self.parameters, allow_unused=True)
         trained = [i for i, gradient in enumerate(found) if gradient is not None]

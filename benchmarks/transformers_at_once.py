@@ -37,7 +37,7 @@ from decision_s4.agents.training import TrainConfig
 from decision_s4.envs import datasets
 from decision_s4.envs.task import task_of
 from decision_s4.envs.trajectories import Trajectories
-from decision_s4.kernels.cuda_graph import WARMUP, aside, record
+from decision_s4.kernels.cuda_graph import Recorded
 
 LABEL = "decision-transformer"
 STATE = "trainer.pt"
@@ -49,7 +49,7 @@ def train(learner: Learner, seconds: float, most: int, every: int, keep: Keep) -
     begin, kept = time.monotonic(), int(learner.step)
     if kept >= most:
         return
-    update = _graph(learner) if learner.step.is_cuda else learner.update
+    update = Recorded(learner.update, learner.step.device, tries=learner.step.is_cuda)
     while (done := int(learner.step)) < most and time.monotonic() - begin < seconds:
         for _ in range(min(100, most - done)):
             update()
@@ -62,18 +62,6 @@ def train(learner: Learner, seconds: float, most: int, every: int, keep: Keep) -
             kept = done
     if kept < int(learner.step):
         keep()
-
-
-def _graph(learner: Learner) -> Callable[[], None]:
-    """An update as one recorded graph; plain updates where it cannot be recorded."""
-    with aside(learner.step.device):
-        for _ in range(WARMUP):
-            learner.update()
-    try:
-        return record(learner.update)[0]
-    except RuntimeError as error:
-        print(f"not recorded: {error}", flush=True)
-        return learner.update
 
 
 def config_of(flags: list[str]) -> TrainConfig:

@@ -33,7 +33,7 @@ from decision_s4.agents.config import parse
 from decision_s4.agents.policy import Policy
 from decision_s4.agents.training import Training
 from decision_s4.envs.task import Task
-from decision_s4.kernels.cuda_graph import WARMUP, aside, record
+from decision_s4.kernels.cuda_graph import Recorded
 
 KINDS = {"td3-bc": TD3BCTogether, "iql": IQLTogether}
 BLOCK = 10  # updates of the policy in a launch
@@ -129,32 +129,8 @@ def launches(
         for _ in range(count):
             together.update(draw())
 
-    cuda = next(iter(together.weights.values())).is_cuda
-    return _Recorded(updates) if cuda else updates
-
-
-class _Recorded:
-    """Runs `updates` WARMUP times, then records and replays it; plainly where it cannot."""
-
-    def __init__(self, updates: Callable[[], None]):
-        self.updates, self.calls, self.replay = updates, 0, None
-
-    def __call__(self) -> None:
-        if self.calls == WARMUP:
-            self.replay = self._recorded()
-        self.calls += 1
-        if self.replay:
-            self.replay()
-        else:
-            with aside(torch.device("cuda")):
-                self.updates()
-
-    def _recorded(self) -> Callable[[], None] | None:
-        try:
-            return record(self.updates)[0]
-        except RuntimeError as error:
-            print(f"not recorded: {error}", flush=True)
-            return None
+    device = next(iter(together.weights.values())).device
+    return Recorded(updates, device, tries=device.type == "cuda")
 
 
 def main() -> None:

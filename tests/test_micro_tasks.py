@@ -8,6 +8,8 @@ from typing import ClassVar
 import pytest
 import torch
 
+from decision_s4.kernels import cuda_graph
+
 
 @pytest.fixture(scope="module")
 def program(program_of):
@@ -75,8 +77,7 @@ def test_recorded_updates_are_those_of_adam_on_one_cycle(program, name, recordab
     monkeypatch.setattr(program, "STEPS", 12)
     monkeypatch.setattr(program, "ROUND", 4)
     if recordable:  # a recording that runs operation by operation, as there is no CUDA here
-        module = sys.modules["recorded_reader"]
-        monkeypatch.setattr(module, "record", lambda run: (run, None))
+        monkeypatch.setattr(cuda_graph, "record", lambda run: (run, None))
     found = []
     for train in (program.train, lambda *given: program.finished(program.train_recorded(*given))):
         torch.manual_seed(0)

@@ -7,13 +7,12 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 
-from decision_s4.agents import recorded
 from decision_s4.agents.decision import DecisionLearner, OptimiserOptions
 from decision_s4.agents.policy import PolicyOptions, SequencePolicy
 from decision_s4.agents.recorded import RecordedUpdates, recorded_updates
 from decision_s4.envs.batches import PackedBatches
 from decision_s4.envs.trajectories import Trajectories
-from decision_s4.kernels import choice
+from decision_s4.kernels import choice, cuda_graph
 from decision_s4.kernels.choice import interpreted
 from decision_s4.kernels.lti_scan import System, chunked, lti_scan
 from decision_s4.kernels.packing import Packing, widened
@@ -63,7 +62,7 @@ def recordings(monkeypatch):
 
         return replay, found
 
-    monkeypatch.setattr(recorded, "record", record)
+    monkeypatch.setattr(cuda_graph, "record", record)
     return made
 
 
@@ -107,7 +106,7 @@ def test_they_train_alike(backbone, options, recordings):
 @pytest.mark.skipif(not interpreted(), reason="needs TRITON_INTERPRET=1")
 def test_they_train_alike_by_fused_scans(recordings, monkeypatch):
     monkeypatch.setattr(choice, "fastest", lambda *about: "triton")
-    monkeypatch.setattr(recorded, "WARMUP", 1)
+    monkeypatch.setattr(cuda_graph, "WARMUP", 1)
     _, fast = assert_the_same_training("s4", CPU, 1e-4, count=5)  # interpreted, they take minutes
     assert fast.policy.backbone.blocks[0].mixer.system()[1] is not None
     assert 1 <= len(recordings) <= 3
@@ -127,7 +126,7 @@ def test_what_fails_to_be_recorded_runs_without(monkeypatch, caplog):
     def fail(run):
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
-    monkeypatch.setattr(recorded, "record", fail)
+    monkeypatch.setattr(cuda_graph, "record", fail)
     with caplog.at_level(logging.WARNING):
         assert_the_same_training("s4d", CPU, 1e-4)
     assert caplog.text.count("cannot be recorded (operation not permitted") == 1
