@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import os
 from collections.abc import Callable
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -60,7 +61,7 @@ def fastest_on_cpu(op: str, device: str, dtype: torch.dtype, more: str = "") -> 
     return impl
 
 
-def check_compiled(op: str, tensor: Tensor, library: Callable[[], object]) -> None:
+def check_compiled(op: str, tensor: Tensor, library: Callable[[], ModuleType | None]) -> None:
     """Raises ValueError where the C++ library of `op` does not take such tensors, RuntimeError
     where there is none."""
     if tensor.device.type != "cpu" or tensor.dtype not in COMPILED:
@@ -71,12 +72,14 @@ def check_compiled(op: str, tensor: Tensor, library: Callable[[], object]) -> No
     check_library(op, library)
 
 
-def check_library(op: str, library: Callable[[], object]) -> None:
-    """Raises RuntimeError where the C++ library of `op` cannot be built."""
-    if library() is None:
+def check_library(op: str, library: Callable[[], ModuleType | None]) -> ModuleType:
+    """The C++ library of `op`. Raises RuntimeError where it cannot be built."""
+    compiled = library()
+    if compiled is None:
         raise RuntimeError(
             f"{op}: impl 'cpu' needs a C++ compiler and ninja; install them or use 'torch'"
         )
+    return compiled
 
 
 def refuse_second_derivatives(op: str, impl: str) -> None:

@@ -21,7 +21,7 @@ from decision_s4.kernels.extension import alone, build_folder
 LOG = logging.getLogger(__name__)
 OPTIONS = {"cpp.threads": 1}  # a step is too short to be shared out
 TOLERANCE = 1e-4  # beside the largest number of a result, before a library is trusted
-OLDEST = (2, 13)  # 2.11, built for CUDA, has crashed as it loaded what it had compiled
+OLDEST = "2.13"  # 2.11, built for CUDA, has crashed as it loaded what it had compiled
 TRIAL = "import sys, torch; torch._inductor.aoti_load_package(sys.argv[1])"
 COMMENT = re.compile(r"^\s*#.*$", re.MULTILINE)
 ATEN = torch.ops.aten
@@ -71,7 +71,7 @@ class _Bare(nn.Module):
 
 def _compiled(module: nn.Module, given: list[Tensor]) -> Run:
     if torch.__version__ < OLDEST:
-        raise RuntimeError(f"compiling needs torch 2.13, this is {torch.__version__}")
+        raise RuntimeError(f"compiling needs torch {OLDEST}, this is {torch.__version__}")
     with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*complex operators|.*LeafSpec")
         bare, sample = _Bare(copy.deepcopy(module).eval()), [x.clone() for x in given]

@@ -8,6 +8,7 @@ import functools
 import importlib.util
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,7 +62,7 @@ def settle(op: Callable, most: int = 1) -> None:
             kernel.configs = sorted(kernel.configs, key=_strangeness)[:most]
 
 
-def _strangeness(config) -> tuple[int, int]:
+def _strangeness(config: Any) -> tuple[int, int]:
     """0 at four warps and two stages."""
     return abs(config.num_warps.bit_length() - 3), abs(config.num_stages - 2)
 

@@ -7,7 +7,7 @@ import ctypes
 import functools
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -57,8 +57,8 @@ class Kernel:
     def __call__(
         self, grid: tuple[int, int], tensors: Sequence[Tensor | None], *sizes: int
     ) -> None:
-        values = [ctypes.c_void_p(None if x is None else x.data_ptr()) for x in tensors]
-        values += [ctypes.c_int(size) for size in sizes]
+        pointers = (ctypes.c_void_p(None if x is None else x.data_ptr()) for x in tensors)
+        values = [*pointers, *map(ctypes.c_int, sizes)]
         arguments = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
         _enter(torch.cuda.current_device())
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
@@ -72,7 +72,7 @@ def compiled(source: str, options: list[str]) -> bytes:
     Raises:
         RuntimeError: with the compiler's log where it does not compile.
     """
-    text = "\n".join([torch.version.cuda, *options, source])
+    text = "\n".join([str(torch.version.cuda), *options, source])
     path = _folder() / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.cubin"
     if not path.exists():
         code = _compile(source, options)
@@ -103,7 +103,7 @@ def _compile(source: str, options: list[str]) -> bytes:
         run.nvrtcDestroyProgram(ctypes.byref(program))
 
 
-def _read(size_of, read, program: ctypes.c_void_p) -> bytes:
+def _read(size_of: Callable[..., int], read: Callable[..., int], program: ctypes.c_void_p) -> bytes:
     size = ctypes.c_size_t()
     size_of(program, ctypes.byref(size))
     text = ctypes.create_string_buffer(size.value)
@@ -113,7 +113,7 @@ def _read(size_of, read, program: ctypes.c_void_p) -> bytes:
 
 @functools.cache
 def _compiler() -> ctypes.CDLL:
-    return ctypes.CDLL(f"libnvrtc.so.{torch.version.cuda.partition('.')[0]}")
+    return ctypes.CDLL(f"libnvrtc.so.{str(torch.version.cuda).partition('.')[0]}")
 
 
 @functools.cache

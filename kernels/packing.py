@@ -48,16 +48,16 @@ class Walk(NamedTuple):
     """A way along rows, for programs that walk them; int32."""
 
     order: Tensor | None
-    """(B, T) the valid steps of a row in time order; None: the first `count`."""
+    """(B, T) the valid steps of a row in time order; None: the first `counts`."""
     segment: Tensor
     """(B, T) by step: how many episodes have begun in the row up to there."""
-    count: Tensor
+    counts: Tensor
     """(B,) valid steps."""
 
     @property
     def pointers(self) -> tuple[Tensor, Tensor, Tensor]:
         """The fields; in place of no order, one that is not read."""
-        return self.segment if self.order is None else self.order, self.segment, self.count
+        return self.segment if self.order is None else self.order, self.segment, self.counts
 
 
 @dataclass(frozen=True)
@@ -187,17 +187,17 @@ class Packing:
         """How to walk along each row."""
         if self.valid is None:
             segment = self.start.cumsum(1, dtype=torch.int32)
-            count = segment.new_full((self.rows,), self.steps)
-            return Walk(None, segment, count)
+            counts = segment.new_full((self.rows,), self.steps)
+            return Walk(None, segment, counts)
         valid, steps = self.valid, self.steps
         segment = (self.start & valid).cumsum(1, dtype=torch.int32)
-        count = valid.sum(1, dtype=torch.int32)
+        counts = valid.sum(1, dtype=torch.int32)
         if self.ordered:
-            return Walk(None, segment, count)
+            return Walk(None, segment, counts)
         place = torch.where(valid, valid.cumsum(1) - 1, steps)
         number = torch.arange(steps, dtype=torch.int32, device=valid.device).expand_as(place)
         order = segment.new_zeros(self.rows, steps + 1).scatter_(1, place, number)
-        return Walk(order[:, :steps].contiguous(), segment, count)
+        return Walk(order[:, :steps].contiguous(), segment, counts)
 
     def chunks(self, length: int) -> ChunkLayout:
         """The episodes cut into chunks of `length` steps."""

@@ -39,7 +39,8 @@ class CompiledRanks(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         u, decay, weight, state = (x.contiguous() for x in inputs)
         keep = keep and any(ctx.needs_input_grad)
-        z, final, *kept = library().forward(u, decay, weight, state, linear, counts, keep)
+        compiled = choice.check_library("almost_linear", library)
+        z, final, *kept = compiled.forward(u, decay, weight, state, linear, counts, keep)
         ctx.linear, ctx.counts = linear, counts
         ctx.save_for_backward(decay, weight, *kept)
         return z, final
@@ -49,7 +50,8 @@ class CompiledRanks(torch.autograd.Function):
         choice.refuse_second_derivatives("almost_linear", "cpu")
         decay, weight, opened, before = ctx.saved_tensors
         given = opened, before, d_z.contiguous(), d_final.contiguous()
-        d_u, _, d_state = library().backward(decay, weight, ctx.linear, ctx.counts, *given)
+        compiled = choice.check_library("almost_linear", library)
+        d_u, _, d_state = compiled.backward(decay, weight, ctx.linear, ctx.counts, *given)
         d_decay = (d_u * before[:, 0]).sum(0)
         return None, None, None, d_u, d_decay, d_u.T @ opened, d_state
 

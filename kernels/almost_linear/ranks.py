@@ -24,7 +24,9 @@ def scan(
     if not layout.counts:
         return torch.zeros_like(u), state
     inputs, before = pack(u, state[:, None], layout)
-    z, units, ended = before[:, 0], [], []
+    z = before[:, 0]
+    units: list[Tensor] = []
+    ended: list[Tensor] = []
     for u_t in inputs.split(layout.counts):
         z = step(u_t, shrink(z, len(u_t), ended), decay, weight, linear, bend)
         units.append(z)

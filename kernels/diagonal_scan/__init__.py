@@ -48,10 +48,10 @@ def diagonal_scan(
     if impl not in (None, "naive", "torch", "triton"):
         known = "'naive', 'torch' or 'triton'"
         raise ValueError(f"diagonal_scan: impl '{impl}' is unknown; use {known}")
-    impl = impl or fastest("diagonal_scan", u.device, misfit(u))
-    if impl == "triton":
+    chosen = impl or fastest("diagonal_scan", u.device, misfit(u))
+    if chosen == "triton":
         from decision_s4.kernels.diagonal_scan import triton  # needs Triton
 
         return triton.scan(u, a, state, packing)
-    run = naive.scan if impl == "naive" else chunked.scan
+    run = naive.scan if chosen == "naive" else chunked.scan
     return run(u, a, state, packing)

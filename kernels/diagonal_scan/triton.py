@@ -28,7 +28,9 @@ class FusedScan(torch.autograd.Function):
     """u (B, T, P), a (P,), state (B, P), marks -> the state after every step, and the last."""
 
     @staticmethod
-    def forward(ctx: Any, u, a, state, marks) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, u: Tensor, a: Tensor, state: Tensor, marks: Tensor
+    ) -> tuple[Tensor, Tensor]:
         u, a, state = (x.resolve_conj().contiguous() for x in (u, a, state))
         marks = marks.contiguous()
         x, final = _launch(u, a, marks, state)

@@ -58,15 +58,17 @@ def gated_linear(
     if impl not in (None, *get_args(Impl)):
         known = "'naive', 'torch', 'triton' or 'fla'"
         raise ValueError(f"gated_linear: impl '{impl}' is unknown; use {known}")
-    impl = impl or fastest("gated_linear", v.device, misfit(q, k, v), fla.unasked(q, k, v))
-    if impl == "fla":
+    chosen = impl or fastest("gated_linear", v.device, misfit(q, k, v), fla.unasked(q, k, v))
+    if chosen == "fla":
         return by_fla.scan(q, k, v, log_gate, state, packing)
-    if impl == "triton":
+    if chosen == "triton":
         from decision_s4.kernels.gated_linear import triton  # needs Triton
 
         return triton.scan(q, k, v, log_gate, state, packing)
-    run = naive.scan if impl == "naive" else chunked.scan
+    run = naive.scan if chosen == "naive" else chunked.scan
     inputs = q, k, v, log_gate, state
     kind = functools.reduce(torch.promote_types, (x.dtype for x in inputs))
-    o, final = run(*(x.to(kind) for x in inputs), packing)
-    return o.to(v.dtype), final.to(state.dtype)
+    types = v.dtype, state.dtype
+    q, k, v, log_gate, state = (x.to(kind) for x in inputs)
+    o, final = run(q, k, v, log_gate, state, packing)
+    return o.to(types[0]), final.to(types[1])

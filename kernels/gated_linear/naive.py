@@ -18,9 +18,9 @@ def scan(
     """See `gated_linear`."""
     valid, outputs = packing.valid, []
     inputs = (each.unbind(1) for each in (packing.start, q, k, v, log_gate))
-    for t, (start_t, *inputs_t) in enumerate(zip(*inputs, strict=True)):
+    for t, (start_t, q_t, k_t, v_t, gate_t) in enumerate(zip(*inputs, strict=True)):
         before = torch.where(start_t[:, None, None, None], torch.zeros_like(state), state)
-        o_t, after = step(*inputs_t, before)
+        o_t, after = step(q_t, k_t, v_t, gate_t, before)
         if valid is None:
             state = after
         else:

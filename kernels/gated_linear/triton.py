@@ -87,7 +87,17 @@ class FusedScan(torch.autograd.Function):
     """Every argument of `gated_linear`, the packing as its marks; whether to keep weights."""
 
     @staticmethod
-    def forward(ctx: Any, q, k, v, log_gate, state, marks, config, keep) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        log_gate: Tensor,
+        state: Tensor,
+        marks: Tensor,
+        config: Config,
+        keep: bool,
+    ) -> tuple[Tensor, Tensor]:
         inputs = Inputs(*(x.contiguous() for x in (q, k, v, log_gate, marks)))
         flags = inputs.flags(_chunk(v.shape[1], config.chunk))
         flags["num_warps"] = config.warps

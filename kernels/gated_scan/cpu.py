@@ -28,10 +28,10 @@ def scan(
     if not layout.counts:
         return state.new_zeros(*x.shape[:2], state.shape[2]), state
     inputs, before = pack(x, state, layout)
-    gates = F.linear(inputs, network.weight_ih_l0, network.bias_ih_l0)
-    arguments = gates, network.weight_hh_l0, network.bias_hh_l0, before
+    of_inputs, weight, bias_of_inputs, bias = network.all_weights[0]
+    gates = F.linear(inputs, of_inputs, bias_of_inputs)
     name, keep = network.mode.lower(), torch.is_grad_enabled()
-    hidden, after = CompiledRanks.apply(name, layout.counts, keep, *arguments)
+    hidden, after = CompiledRanks.apply(name, layout.counts, keep, gates, weight, bias, before)
     return unpack(hidden, after, state, layout, x.shape[1])
 
 

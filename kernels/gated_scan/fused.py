@@ -50,7 +50,8 @@ def _by_counts(
 ) -> tuple[Tensor, Parts]:
     """A call for each run of ranks in which no episode ends."""
     runs = [(count, len(list(ranks))) for count, ranks in groupby(counts)]
-    hidden, ended = [], [[] for _ in parts]
+    hidden: list[Tensor] = []
+    ended: list[list[Tensor]] = [[] for _ in parts]
     each = inputs.split([count * ranks for count, ranks in runs])
     for (count, ranks), part in zip(runs, each, strict=True):
         parts = tuple(shrink(p, count, e) for p, e in zip(parts, ended, strict=True))
@@ -60,7 +61,9 @@ def _by_counts(
     return torch.cat(hidden), ends
 
 
-def _call(network: nn.GRU | nn.LSTM, inputs: Tensor | PackedSequence, parts: Parts) -> tuple:
+def _call(
+    network: nn.GRU | nn.LSTM, inputs: Tensor | PackedSequence, parts: Parts
+) -> tuple[Tensor, Parts]:
     carried = tuple(part.contiguous()[None] for part in parts)
     hidden, after = network(inputs, carried if len(parts) > 1 else carried[0])
     after = after if isinstance(after, tuple) else (after,)

@@ -10,10 +10,10 @@ from decision_s4.kernels.packing import Packing
 
 def step(x: Tensor, network: nn.GRU | nn.LSTM, state: Tensor) -> Tensor:
     """One step: x (B, D), state (B, parts, H) -> new state, whose part 0 is the output."""
-    weights = network.weight_ih_l0, network.weight_hh_l0, network.bias_ih_l0, network.bias_hh_l0
+    w, u, b, c = network.all_weights[0]  # of x, of h; the bias of each
     if isinstance(network, nn.LSTM):
-        return torch.stack(torch.lstm_cell(x, state.unbind(1), *weights), dim=1)
-    return torch.gru_cell(x, state[:, 0], *weights)[:, None]
+        return torch.stack(torch.lstm_cell(x, state.unbind(1), w, u, b, c), dim=1)
+    return torch.gru_cell(x, state[:, 0], w, u, b, c)[:, None]
 
 
 def scan(

@@ -63,10 +63,10 @@ def lti_scan(
     if impl not in (None, "naive", "torch", "triton"):
         known = "'naive', 'torch' or 'triton'"
         raise ValueError(f"lti_scan: impl '{impl}' is unknown; use {known}")
-    impl = impl or fastest(system, u.dtype, u.shape[1])
-    if impl == "triton":
+    chosen = impl or fastest(system, u.dtype, u.shape[1])
+    if chosen == "triton":
         from decision_s4.kernels.lti_scan import triton  # needs Triton
 
         return triton.scan(u, system, state, packing, prepared)
-    run = naive.scan if impl == "naive" else chunked.scan
+    run = naive.scan if chosen == "naive" else chunked.scan
     return run(u, system, state, packing)

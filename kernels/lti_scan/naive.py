@@ -11,7 +11,7 @@ def step(u: Tensor, system: System, state: Tensor) -> tuple[Tensor, Tensor]:
     """One step: u (B, H), state (B, H, n, 2) -> (y (B, H), new state)."""
     x = torch.view_as_complex(state)
     new = system.a * x + system.b * u[..., None]
-    if system.w is not None:
+    if system.w is not None and system.v is not None:
         new = new - system.w * (2 * (system.v * x).real.sum(-1, keepdim=True))
     y = 2 * (system.c * new).real.sum(-1)
     return y, torch.view_as_real(new)

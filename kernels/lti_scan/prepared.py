@@ -43,14 +43,11 @@ def prepare(system: System, length: int = CHUNK) -> Prepared:
     first = [power]
     while len(first) < inner:
         first.append(torch.bmm(power, first[-1]))
-    stride, later = (
-        first[-1],
-        [torch.eye(size, dtype=power.dtype, device=power.device).expand_as(power)],
-    )
-    while len(later) < length // inner:
-        later.append(torch.bmm(stride, later[-1]))
+    strides = [torch.eye(size, dtype=power.dtype, device=power.device).expand_as(power)]
+    while len(strides) < length // inner:
+        strides.append(torch.bmm(first[-1], strides[-1]))
     rows = [matrix.transpose(1, 2) for matrix in first] + [ahead.transpose(1, 2)]
-    later = torch.cat([matrix.transpose(1, 2) for matrix in later], dim=1)
+    later = torch.cat([matrix.transpose(1, 2) for matrix in strides], dim=1)
     return Prepared(ahead, powers, torch.cat(rows, dim=1) * reading(size, ahead), later)
 
 

@@ -35,6 +35,6 @@ def transition(system: System) -> Tensor:
     """(H, N, N) real Ā, for states [Re x; Im x]."""
     re, im = torch.diag_embed(system.a.real), torch.diag_embed(system.a.imag)
     rotation = torch.cat([torch.cat([re, -im], 2), torch.cat([im, re], 2)], 1)
-    if system.w is None:
+    if system.w is None or system.v is None:
         return rotation
     return rotation - columns(system.w)[:, :, None] * rows(system.v)[:, None, :]

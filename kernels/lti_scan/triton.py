@@ -59,7 +59,16 @@ class FusedScan(torch.autograd.Function):
     """u (B, T, H), a chunk's matrices, state (B, H, N), walk -> y, final state."""
 
     @staticmethod
-    def forward(ctx: Any, u, kernel, read, ahead, powers, state, walk) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any,
+        u: Tensor,
+        kernel: Tensor,
+        read: Tensor,
+        ahead: Tensor,
+        powers: Tensor,
+        state: Tensor,
+        walk: Walk,
+    ) -> tuple[Tensor, Tensor]:
         u, state, *matrices = (x.contiguous() for x in (u, state, kernel, read, ahead, powers))
         y, final, kept = _forward(u, Matrices(*matrices), state, walk)
         ctx.save_for_backward(u, *matrices, *kept)
@@ -72,10 +81,8 @@ class FusedScan(torch.autograd.Function):
         u, *saved = ctx.saved_tensors
         matrices, kept = Matrices(*saved[:4]), saved[4:]
         groups = min(GROUPS, len(u))
-        sums = Matrices(
-            *(x.new_empty(groups, *x.shape) for x in matrices[:3]),
-            matrices.powers.new_zeros(groups, *matrices.powers.shape),
-        )
+        sums = Matrices(*(x.new_empty(groups, *x.shape) for x in matrices))
+        sums.powers.zero_()
         du, dstate = _backward(u, dy, dfinal, matrices, kept, ctx.walk, sums, full=True)
         return du, *(x.sum(0) for x in sums), dstate, None
 
@@ -84,7 +91,9 @@ class PreparedScan(torch.autograd.Function):
     """u (B, T, H), c (H, N), state (B, H, N), constants, walk -> y, final state."""
 
     @staticmethod
-    def forward(ctx: Any, u, c, state, prepared, walk) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, u: Tensor, c: Tensor, state: Tensor, prepared: Prepared, walk: Walk
+    ) -> tuple[Tensor, Tensor]:
         u, c, state = (x.contiguous() for x in (u, c, state))
         _, size, inner, outer = prepared.shape
         rows = torch.bmm(prepared.rows, c[..., None]).squeeze(2)  # (H, R N + L)

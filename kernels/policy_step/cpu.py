@@ -27,7 +27,7 @@ def make_cpu_step(plan: Plan) -> "CpuStep | None":
             f"{plan.shift.device}; use 'torch'"
         )
     compiled = library()
-    return compiled and CpuStep(compiled, plan)
+    return None if compiled is None else CpuStep(compiled, plan)
 
 
 class CpuStep:

@@ -86,8 +86,9 @@ def selective_scan_step(
     state: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One step of `selective_scan`: u, delta, z (B, D), B and C (B, N) -> (y (B, D), new state)."""
-    rows = [x if x is None else x.unsqueeze(1) for x in (u, delta, B, C, z)]
-    arguments = check(*rows[:2], A, *rows[2:4], D, rows[4], delta_bias, delta_softplus, state, None)
+    u, delta, B, C = (x.unsqueeze(1) for x in (u, delta, B, C))
+    z = z if z is None else z.unsqueeze(1)
+    arguments = check(u, delta, A, B, C, D, z, delta_bias, delta_softplus, state, None)
     with torch.autocast(u.device.type, enabled=False):
         y, state = naive.scan(arguments)
     return y.squeeze(1), state
@@ -111,7 +112,7 @@ def _run(impl: str, arguments: Arguments, fresh: bool) -> tuple[Tensor, Tensor]:
     return triton.scan(arguments)
 
 
-def _fastest(arguments: Arguments) -> Impl:
+def _fastest(arguments: Arguments) -> str:
     """The implementation where none is named."""
     size, device = arguments.A.shape[1], arguments.u.device
     if device.type == "cuda":

@@ -89,7 +89,7 @@ def check(
         "delta_bias": (delta_bias, (channels,)),
         "state": (state, (rows, channels, size)),
     }
-    given = {name: pair for name, pair in wanted.items() if pair[0] is not None}
+    given = {name: (x, shape) for name, (x, shape) in wanted.items() if x is not None}
     for name, (tensor, shape) in given.items():
         _check_one(name, tensor, shape, TYPES, u.device)
     if start is not None:

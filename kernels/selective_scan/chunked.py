@@ -14,6 +14,7 @@ from decision_s4.kernels.selective_scan.arguments import Arguments
 
 CHUNK_ELEMENTS = 1 << 17  # a chunk's states, 512 KiB in float32: a few of them stay in the cache
 SHORTEST = 8  # states kept are 1 / L of all
+Resets = dict[int, Tensor]  # steps at which some row starts an episode, and which rows (B, 1, 1) do
 
 
 def scan(arguments: Arguments) -> tuple[Tensor, Tensor]:
@@ -26,7 +27,16 @@ class ChunkedScan(torch.autograd.Function):
     """(u, Δ, A, B, C, state, start) -> (y, final state), the recurrence alone."""
 
     @staticmethod
-    def forward(ctx: Any, u, delta, A, B, C, state, start) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any,
+        u: Tensor,
+        delta: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        state: Tensor,
+        start: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
         u, delta, B, C = (x.transpose(0, 1).contiguous() for x in (u, delta, B, C))
         resets = _resets(start)
         y, before, h = torch.empty_like(u), [], state
@@ -47,7 +57,17 @@ class ChunkedScan(torch.autograd.Function):
             return *_gradients(ctx.resets, u, delta, A, B, C, before, dy, dh), None
 
 
-def _gradients(resets, u, delta, A, B, C, before, dy, dh) -> tuple[Tensor, ...]:
+def _gradients(
+    resets: Resets,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    before: list[Tensor],
+    dy: Tensor,
+    dh: Tensor,
+) -> tuple[Tensor, ...]:
     dy = dy.transpose(0, 1).contiguous()
     du, ddelta, dB, dC = (torch.empty_like(x) for x in (u, delta, B, C))
     dA = torch.zeros_like(A)
@@ -78,18 +98,19 @@ def _chunks(u: Tensor, size: int) -> list[slice]:
     return [slice(t, min(t + length, steps)) for t in range(0, steps, length)]
 
 
-def _resets(start: Tensor | None) -> dict[int, Tensor]:
-    """Steps at which some row starts an episode, and which rows (B, 1, 1) do."""
+def _resets(start: Tensor | None) -> Resets:
     if start is None:
         return {}
     return {t: start[:, t, None, None] for t in start.any(0).nonzero().flatten().tolist()}
 
 
-def _cut(state: Tensor, t: int, resets: dict[int, Tensor]) -> Tensor:
+def _cut(state: Tensor, t: int, resets: Resets) -> Tensor:
     return state.masked_fill(resets[t], 0) if t in resets else state  # selects: it may be NaN
 
 
-def _states(chunk, u, delta, A, B, h, resets) -> tuple[Tensor, Tensor]:
+def _states(
+    chunk: slice, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, h: Tensor, resets: Resets
+) -> tuple[Tensor, Tensor]:
     """exp(Δ A) and h after each step of a chunk, (L, B, D, N), from the state h before it."""
     decay = (delta[chunk, ..., None] * A).exp_()
     states = (delta[chunk] * u[chunk])[..., None] * B[chunk, :, None]
@@ -98,7 +119,7 @@ def _states(chunk, u, delta, A, B, h, resets) -> tuple[Tensor, Tensor]:
     return decay, states
 
 
-def _previous(chunk, states, h, resets) -> Tensor:
+def _previous(chunk: slice, states: Tensor, h: Tensor, resets: Resets) -> Tensor:
     """The state that each step saw (L, B, D, N)."""
     previous = torch.cat([h[None], states[:-1]])
     for t in range(chunk.start, chunk.stop):
@@ -107,7 +128,9 @@ def _previous(chunk, states, h, resets) -> Tensor:
     return previous
 
 
-def _adjoint(chunk, dy, C, decay, dh, resets) -> tuple[Tensor, Tensor]:
+def _adjoint(
+    chunk: slice, dy: Tensor, C: Tensor, decay: Tensor, dh: Tensor, resets: Resets
+) -> tuple[Tensor, Tensor]:
     """dL/dh after each step of a chunk (L, B, D, N), from that after the chunk; and before it."""
     adjoint = dy[chunk, ..., None] * C[chunk, :, None]
     for t in range(chunk.stop - 1, chunk.start - 1, -1):

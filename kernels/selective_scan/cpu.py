@@ -31,9 +31,10 @@ class CompiledScan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, keep: bool, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
-        inputs = [x if x is None else x.contiguous() for x in inputs]
-        y, final, before = library().forward(*inputs, keep and any(ctx.needs_input_grad))
-        ctx.save_for_backward(*inputs, before)
+        given = [x if x is None else x.contiguous() for x in inputs]
+        compiled = choice.check_library("selective_scan", library)
+        y, final, before = compiled.forward(*given, keep and any(ctx.needs_input_grad))
+        ctx.save_for_backward(*given, before)
         return y, final
 
     @staticmethod
@@ -41,7 +42,8 @@ class CompiledScan(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor, dstate: Tensor) -> tuple[Tensor | None, ...]:
         u, delta, A, B, C, _, start, before = ctx.saved_tensors
         kept = u, delta, A, B, C, start, before
-        return None, *library().backward(*kept, dy.contiguous(), dstate.contiguous()), None
+        compiled = choice.check_library("selective_scan", library)
+        return None, *compiled.backward(*kept, dy.contiguous(), dstate.contiguous()), None
 
 
 @functools.cache

@@ -94,15 +94,27 @@ def _shape(name: str, states: int) -> Shape:
     return Shape(4, lanes, 1 if lanes == 2 else 2, 4, 4, 16, 16, *held)
 
 
-def _lay_out(u, delta, A, B, C, D, z, delta_bias, start, softplus) -> Inputs:
+def _lay_out(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    start: Tensor | None,
+    softplus: bool,
+) -> Inputs:
     low = all(x is None or x.dtype == torch.bfloat16 for x in (u, delta, B, C, z))
     kind = torch.bfloat16 if low else torch.float32
-    u, delta, B, C, z = (_aligned(fused.laid_out(x, kind)) for x in (u, delta, B, C, z))
-    A, D, delta_bias = (_aligned(x) for x in (A, D, delta_bias))
+    u, delta, B, C = (_aligned(fused.laid_out(x, kind)) for x in (u, delta, B, C))
+    z = _aligned(fused.laid_out(z, kind))
+    A, D, delta_bias = _aligned(A), _aligned(D), _aligned(delta_bias)
     return Inputs(u, delta, A, B, C, D, z, delta_bias, start, softplus)
 
 
-def _aligned(x: Tensor | None) -> Tensor | None:
+def _aligned(x: fused.Given) -> fused.Given:
     """Where 16 bytes may be read at once: a contiguous view may begin anywhere."""
     return x if x is None or x.data_ptr() % 16 == 0 else x.clone()
 
@@ -122,9 +134,16 @@ class Case(NamedTuple):
 
 def _launch(name: str, inputs: Inputs, keep: bool, others: list) -> None:
     rows, steps, channels = inputs.u.shape
-    given = (x is not None for x in (inputs.D, inputs.z, inputs.delta_bias))
-    sizes = inputs.A.shape[1], inputs.u.dtype == torch.bfloat16, channels % 2 == 0
-    case = Case(*sizes, *given, inputs.softplus, keep)
+    case = Case(
+        N=inputs.A.shape[1],
+        LOW=inputs.u.dtype == torch.bfloat16,
+        EVEN=channels % 2 == 0,
+        HAS_D=inputs.D is not None,
+        HAS_Z=inputs.z is not None,
+        HAS_BIAS=inputs.delta_bias is not None,
+        SOFTPLUS=inputs.softplus,
+        KEEP=keep,
+    )
     blocks = -(-channels // _shape(name, case.N).channels)
     with torch.cuda.device_of(inputs.u):
         run = _kernel(KERNEL, inputs.u.device.index, name, case)
@@ -169,7 +188,7 @@ def _backward(
     given = ungated, states, _aligned(dy), _aligned(dfinal)
     _launch("backward", inputs, False, [*given, *made])
     dB, dC = parts.sum(1).to(inputs.B.dtype).unbind()
-    dD, dbias = sums.sum(1).unbind()
-    dD = None if inputs.D is None else dD
-    dbias = None if inputs.delta_bias is None else dbias
+    of_D, of_bias = sums.sum(1).unbind()
+    dD = None if inputs.D is None else of_D
+    dbias = None if inputs.delta_bias is None else of_bias
     return du, ddelta, dA.sum(0), dB, dC, dD, dz, dbias, dstate

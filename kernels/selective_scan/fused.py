@@ -1,13 +1,15 @@
 """What the kernels for CUDA share: how a scan becomes a node of autograd, whoever computes it."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from decision_s4.kernels.selective_scan.arguments import Arguments
+
+Given = TypeVar("Given", Tensor, Tensor | None)
 
 
 class Kernels(NamedTuple):
@@ -39,10 +41,24 @@ class FusedScan(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, kernels, keep, u, delta, A, B, C, D, z, delta_bias, state, start, softplus
+        ctx: Any,
+        kernels: Kernels,
+        keep: bool,
+        u: Tensor,
+        delta: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor | None,
+        z: Tensor | None,
+        delta_bias: Tensor | None,
+        state: Tensor,
+        start: Tensor | None,
+        softplus: bool,
     ) -> tuple[Tensor, Tensor]:
         ctx.types = [x if x is None else x.dtype for x in (u, delta, A, B, C, D, z, delta_bias)]
-        A, D, delta_bias = (laid_out(x, torch.float32) for x in (A, D, delta_bias))
+        A = laid_out(A, torch.float32)
+        D, delta_bias = (laid_out(x, torch.float32) for x in (D, delta_bias))
         start = start if start is None else start.contiguous().view(torch.uint8)
         inputs = kernels.lay_out(u, delta, A, B, C, D, z, delta_bias, start, softplus)
         keep = keep and any(ctx.needs_input_grad)
@@ -62,10 +78,10 @@ class FusedScan(torch.autograd.Function):
         return None, None, *(_as(x, kind) for x, kind in pairs), dstate, None, None
 
 
-def laid_out(x: Tensor | None, kind: torch.dtype | None = None) -> Tensor | None:
+def laid_out(x: Given, kind: torch.dtype | None = None) -> Given:
     """Contiguous, of a type if one is given."""
     return x if x is None else _as(x, kind).contiguous()
 
 
-def _as(x: Tensor | None, kind: torch.dtype | None) -> Tensor | None:
+def _as(x: Given, kind: torch.dtype | None) -> Given:
     return x if x is None or kind in (None, x.dtype) else x.to(kind)

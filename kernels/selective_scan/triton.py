@@ -60,9 +60,21 @@ class Inputs(NamedTuple):
         }
 
 
-def _lay_out(u, delta, A, B, C, D, z, delta_bias, start, softplus) -> Inputs:
-    u, delta, B, C, z = map(fused.laid_out, (u, delta, B, C, z))
-    return Inputs(u, delta, A, pack(B, C), D, z, delta_bias, start, softplus)
+def _lay_out(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    start: Tensor | None,
+    softplus: bool,
+) -> Inputs:
+    u, delta, B, C = (fused.laid_out(x) for x in (u, delta, B, C))
+    table, z = pack(B, C), fused.laid_out(z)
+    return Inputs(u, delta, A, table, D, z, delta_bias, start, softplus)
 
 
 def pack(B: Tensor, C: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from decision_s4.kernels.choice import check
-from decision_s4.kernels.packing import Packing
+from decision_s4.kernels.packing import Packing, Walk
 from decision_s4.kernels.short_conv import triton_kernels as kernels
 from decision_s4.kernels.short_conv.misfit import misfit
 
@@ -29,7 +29,9 @@ class FusedConv(torch.autograd.Function):
     """The arguments of `short_conv`, the packing as a walk."""
 
     @staticmethod
-    def forward(ctx: Any, x, weight, bias, state, walk) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, walk: Walk
+    ) -> tuple[Tensor, Tensor]:
         x, weight, state = x.contiguous(), weight.contiguous(), state.contiguous()
         bias = bias if bias is None else bias.contiguous()
         kind = torch.result_type(x, weight)
@@ -69,6 +71,6 @@ def _grid(x: Tensor) -> tuple[int, int, int]:
     return triton.cdiv(channels, CHANNELS), rows, triton.cdiv(steps, TIME)
 
 
-def _constants(weight: Tensor, walk: Any) -> dict[str, Any]:
+def _constants(weight: Tensor, walk: Walk) -> dict[str, Any]:
     order = walk.order is not None
     return {"W": weight.shape[1], "TIME": TIME, "CHANNELS": CHANNELS, "ORDER": order}

@@ -52,10 +52,10 @@ def ssd(
     """
     if impl not in (None, "naive", "torch", "triton"):
         raise ValueError(f"ssd: impl '{impl}' is unknown; use 'naive', 'torch' or 'triton'")
-    impl = impl or fastest("ssd", x.device, misfit(C, B, x))
-    if impl == "triton":
+    chosen = impl or fastest("ssd", x.device, misfit(C, B, x))
+    if chosen == "triton":
         from decision_s4.kernels.ssd import triton  # needs Triton
 
         return triton.scan(x, delta, A, B, C, state, packing)
-    run = naive.scan if impl == "naive" else chunked.scan
+    run = naive.scan if chosen == "naive" else chunked.scan
     return run(x, delta, A, B, C, state, packing)

@@ -143,10 +143,10 @@ def test_a_library_that_kills_who_loads_it_kills_another_process(tmp_path, monke
 
 
 def test_an_older_torch_acts_by_the_own_step(monkeypatch, caplog):
-    monkeypatch.setattr(compiled_rows, "OLDEST", (99, 0))
+    monkeypatch.setattr(compiled_rows, "OLDEST", "99.0")
     actor, step = Actor(make_policy(), "compiled"), moments()[0]
     actor.act(step, actor.initial_state(2))
-    assert "compiling needs torch 2.13, this is 2." in caplog.text and actor._act.rows is None
+    assert "compiling needs torch 99.0, this is 2." in caplog.text and actor._act.rows is None
 
 
 def test_samples_differ():
