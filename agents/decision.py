@@ -6,7 +6,6 @@ d is the squared error for Box actions, the cross-entropy for discrete ones (arX
 Algorithms of this family differ in backbone and tokens, not in this file.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from decision_s4.agents.distributed import ALONE, World
+from decision_s4.agents.optimisers import apart_from_recurrence, schedule
 from decision_s4.agents.policy import Policy
 
 
@@ -58,9 +58,8 @@ class DecisionLearner:
         self.optimiser = torch.optim.AdamW(
             _parameter_groups(policy, options), lr=options.learning_rate, fused=True
         )
-        self.schedule = LambdaLR(
-            self.optimiser, SCHEDULES[options.schedule](options.warmup_steps, total_steps)
-        )
+        factor = schedule(options.schedule, options.warmup_steps, total_steps)
+        self.schedule = LambdaLR(self.optimiser, factor)
         self.average = AveragedModel(
             policy, multi_avg_fn=get_ema_multi_avg_fn(options.average_decay)
         )
@@ -117,44 +116,13 @@ class DecisionLearner:
         self.schedule.last_epoch = state["schedule"]["last_epoch"]
 
 
-class _WarmupConstant:
-    """Factor of the learning rate: linear from 0, then 1."""
-
-    def __init__(self, warmup: int, total: int):
-        self.warmup, self.total = warmup, total
-
-    def __call__(self, step: int) -> float:
-        return (step + 1) / self.warmup if step < self.warmup else self.after(step)
-
-    def after(self, step: int) -> float:
-        """The factor at a step after the warm-up."""
-        return 1.0
-
-
-class _WarmupCosine(_WarmupConstant):
-    """Factor of the learning rate: linear from 0, then half a cosine down to 0."""
-
-    def after(self, step: int) -> float:
-        progress = (step - self.warmup) / max(1, self.total - self.warmup)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-
-SCHEDULES = {"cosine": _WarmupCosine, "constant": _WarmupConstant}
-
-
 def _parameter_groups(policy: Policy, options: OptimiserOptions) -> list[dict[str, Any]]:
     """Matrices decay; vectors do not; the recurrence has its own rate and does not."""
-    recurrence = {id(p) for p in policy.backbone.recurrence_parameters()}
-    trained = [p for p in policy.parameters() if p.requires_grad]
-    rest = [p for p in trained if id(p) not in recurrence]
+    rest, recurrence = apart_from_recurrence(policy)
     slow = min(options.learning_rate, options.recurrence_learning_rate)
     groups = [
         {"params": [p for p in rest if p.ndim > 1], "weight_decay": options.weight_decay},
         {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
-        {
-            "params": [p for p in trained if id(p) in recurrence],
-            "weight_decay": 0.0,
-            "lr": slow,
-        },
+        {"params": recurrence, "weight_decay": 0.0, "lr": slow},
     ]
     return [group for group in groups if group["params"]]

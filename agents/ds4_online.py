@@ -19,8 +19,9 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from decision_s4.agents.action_values import ActionValues
-from decision_s4.agents.critics import one_step_target, target_of
+from decision_s4.agents.bootstrapping import one_step_target, squared_error, target_of
+from decision_s4.agents.critics import CriticEnsemble
+from decision_s4.agents.optimisers import adam
 from decision_s4.agents.policy import SequencePolicy
 from decision_s4.agents.replay import Transition
 from decision_s4.agents.stored_state import (
@@ -108,7 +109,7 @@ class DS4OnlineLearner:
         self.returns_change = returns_change
         self.stored = self._stored_state()
         self.beginning = target_of(policy) if pretrained and options.anchor_weight else None
-        self.critic = ActionValues(
+        self.critic = CriticEnsemble(
             policy,
             options.critics,
             options.critic_width,
@@ -121,8 +122,8 @@ class DS4OnlineLearner:
             [*a.parameters(), *b.parameters()]
             for a, b in ((self.target_policy, self.target_critic), (policy, self.critic))
         )
-        self.actor_optimiser = _adam(policy, options.actor_learning_rate)
-        self.critic_optimiser = _adam(self.critic, options.critic_learning_rate)
+        self.actor_optimiser = adam(policy, options.actor_learning_rate)
+        self.critic_optimiser = adam(self.critic, options.critic_learning_rate)
 
     @property
     def averaged_policy(self) -> SequencePolicy:
@@ -206,7 +207,7 @@ class DS4OnlineLearner:
     ) -> dict[str, Tensor]:
         target = self.target(batch, generator)
         values = self.critic(batch.observation, batch.action, batch.return_to_go)  # (E, B)
-        loss = (values - target).square().mean(1).sum()
+        loss = squared_error(values, target)
         norm = self._step(self.critic_optimiser, loss)
         return {"loss": loss.detach(), "critic_gradient_norm": norm, "value": target.mean()}
 
@@ -310,8 +311,3 @@ def check_continuous(space: spaces.Space) -> None:
     """Raises UserError for an action space other than a Box."""
     if not isinstance(space, spaces.Box):
         raise UserError(f"ds4-online needs a Box action space, not {space}; take --algo ppo")
-
-
-def _adam(module: nn.Module, rate: float) -> torch.optim.Adam:
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    return torch.optim.Adam(trained, lr=rate, fused=True)

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from decision_s4.agents.critics import TwinCritic, follow, one_step_target, target_of
+from decision_s4.agents.bootstrapping import follow, one_step_target, squared_error, target_of
+from decision_s4.agents.critics import TwinCritic
 from decision_s4.agents.encoders import set_statistics
-from decision_s4.agents.value_learner import adam, take_step
+from decision_s4.agents.optimisers import adam, take_step
 from decision_s4.envs.batches import as_tensor
 from decision_s4.envs.hindsight import logged_actions
 from decision_s4.envs.spaces import Tree, map_tree
@@ -78,8 +79,7 @@ def _fit(
             wanted = one_step_target(
                 batch.reward / scale, batch.terminated, after, options.discount
             )
-        value = critic(batch.observation, batch.action)
-        take_step(optimiser, (value - wanted).square().mean(1).sum())
+        take_step(optimiser, squared_error(critic(batch.observation, batch.action), wanted))
         follow(target, critic, options.target_rate)
 
 

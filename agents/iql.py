@@ -9,20 +9,16 @@ published Gaussian's likelihood at a fixed deviation; the cross-entropy for disc
 (arXiv 2110.06169, equations 5 to 7; targets Q' by Polyak averaging).
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from decision_s4.agents.critics import (
-    ValueFunction,
-    follow,
-    one_step_target,
-    share_statistics,
-)
+from decision_s4.agents.bootstrapping import follow, one_step_target, squared_error
+from decision_s4.agents.critics import ValueFunction, share_statistics
 from decision_s4.agents.feed_forward import FeedForwardPolicy
-from decision_s4.agents.value_learner import ValueLearner, adam, take_step
+from decision_s4.agents.optimisers import Number, adam, half_cosine, take_step
+from decision_s4.agents.value_learner import ValueLearner
 from decision_s4.envs.transitions import Transitions
 
 LARGEST_WEIGHT = 100.0  # of a logged action, as published
@@ -102,16 +98,15 @@ class IQLLearner(ValueLearner):
             "policy": self.policy_loss(batch, advantage.detach()),
         }
 
-    def decay(self, updates: float) -> float:
+    def decay(self, updates: Number) -> Number:
         """The share of the policy's rate that is left after so many updates."""
-        progress = min(1.0, updates / max(1, self.total_steps))
-        return 0.5 * (1 + math.cos(math.pi * progress))
+        return half_cosine(updates / max(1, self.total_steps))
 
     def critic_loss(self, batch: Transitions, next_value: Tensor) -> Tensor:
         """Σ_i mean (Q_i(s, a) − y)²."""
         reward = batch.reward * self.reward_scale
         target = one_step_target(reward, batch.terminated, next_value, self.options.discount)
-        return (self.critic(batch.observation, batch.action) - target).square().mean(1).sum()
+        return squared_error(self.critic(batch.observation, batch.action), target)
 
     def policy_loss(self, batch: Transitions, advantage: Tensor) -> Tensor:
         """mean exp(β A) d(π(s), a)."""

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map
 
 from decision_s4.agents.actor_critic import ActorCritic
 from decision_s4.agents.backbones import State
+from decision_s4.agents.optimisers import apart_from_recurrence
 from decision_s4.agents.returns import generalised_advantages, next_values
 from decision_s4.agents.rollouts import Rollout
 
@@ -165,11 +166,7 @@ def _rows(rollout: Rollout, rows: Tensor) -> Rollout:
 
 def _groups(policy: ActorCritic, options: PPOOptions) -> list[dict[str, Any]]:
     """The recurrence has a rate of its own."""
-    own = {id(parameter) for parameter in policy.backbone.recurrence_parameters()}
-    trained = [p for p in policy.parameters() if p.requires_grad]
+    rest, recurrence = apart_from_recurrence(policy)
     slow = min(options.learning_rate, options.recurrence_learning_rate)
-    pairs = [
-        ([p for p in trained if id(p) not in own], options.learning_rate),
-        ([p for p in trained if id(p) in own], slow),
-    ]
+    pairs = [(rest, options.learning_rate), (recurrence, slow)]
     return [{"params": params, "lr": lr, "first_lr": lr} for params, lr in pairs if params]

@@ -25,7 +25,7 @@ from decision_s4.agents.backbones.mimo import MimoStateSpace
 from decision_s4.agents.backbones.mlp import Mlp
 from decision_s4.agents.backbones.s4 import LinearStateSpace
 from decision_s4.agents.backbones.transformer import Transformer
-from decision_s4.agents.critics import follow
+from decision_s4.agents.bootstrapping import follow
 from decision_s4.agents.decision import DecisionLearner
 from decision_s4.agents.heads import BoxHead
 from decision_s4.agents.place import Place

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from decision_s4.agents.critics import follow, one_step_target, target_of
+from decision_s4.agents.bootstrapping import follow, one_step_target, squared_error, target_of
 from decision_s4.agents.feed_forward import FeedForwardPolicy
 from decision_s4.agents.heads import BoxHead
-from decision_s4.agents.value_learner import ValueLearner, adam, take_step
+from decision_s4.agents.optimisers import adam, take_step
+from decision_s4.agents.value_learner import ValueLearner
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.transitions import Transitions
 
@@ -74,7 +75,7 @@ class TD3BCLearner(ValueLearner):
             action = smoothed(action, head, options.target_noise, options.target_noise_limit)
             value = self.target_critic(batch.next_observation, action).min(0).values
             target = one_step_target(batch.reward, batch.terminated, value, options.discount)
-        return (self.critic(batch.observation, batch.action) - target).square().mean(1).sum()
+        return squared_error(self.critic(batch.observation, batch.action), target)
 
     def policy_loss(self, batch: Transitions) -> Tensor:
         """−λ mean Q_1(s, π(s)) + mean (π(s) − a)²."""

@@ -2,10 +2,8 @@
 
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from decision_s4.agents.critics import TwinCritic, share_statistics, target_of
+from decision_s4.agents.bootstrapping import target_of
+from decision_s4.agents.critics import TwinCritic, share_statistics
 from decision_s4.agents.feed_forward import FeedForwardPolicy
 
 
@@ -48,16 +46,3 @@ class ValueLearner:
         self.updates = state["updates"]
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
-
-
-def adam(module: nn.Module, rate: float) -> torch.optim.Adam:
-    """Adam with its usual constants."""
-    return torch.optim.Adam(module.parameters(), lr=rate, fused=True)
-
-
-def take_step(optimiser: torch.optim.Optimizer, loss: Tensor) -> Tensor:
-    """One gradient step; returns the loss, detached."""
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    optimiser.step()
-    return loss.detach()

@@ -15,18 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from decision_s4.agents.critics import (
-    TwinCritic,
-    follow,
-    one_step_target,
-    share_statistics,
-    target_of,
-)
+from decision_s4.agents.bootstrapping import follow, one_step_target, squared_error, target_of
+from decision_s4.agents.critics import TwinCritic, share_statistics
 from decision_s4.agents.decision import DecisionLearner, OptimiserOptions
 from decision_s4.agents.heads import BoxHead
+from decision_s4.agents.optimisers import adam, take_step
 from decision_s4.agents.policy import Policy
 from decision_s4.agents.td3_bc import value_term
-from decision_s4.agents.value_learner import adam, take_step
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.spaces import map_tree
 
@@ -81,7 +76,7 @@ class ValueRegularisedLearner(DecisionLearner):
             value = self.target_critic(batch.observation, action).min(0).values
             target, known = packed_targets(batch, value, self.regularisation.value_discount)
         value = self.critic(_at(batch.observation, known), _at(batch.action, known))
-        return (value - target[known]).square().mean(1).sum()
+        return squared_error(value, target[known])
 
     def loss(self, batch: Any) -> Tensor:
         """The imitation's loss and the value's pull."""

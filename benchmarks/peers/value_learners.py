@@ -5,7 +5,6 @@ of E learners with the same spaces and settings; nothing couples them. Shapes: E
 transitions.
 """
 
-import math
 from collections.abc import Callable, Iterable
 from functools import partial
 
@@ -110,7 +109,7 @@ class Together:
         return [weight.requires_grad_(name in self.trained) for weight in own]
 
     def _adam(self, weights: list[Tensor]) -> torch.optim.Adam:
-        """As agents/value_learner.py makes it, its rate where a recording reads it."""
+        """As agents/optimisers.py makes it, its rate where a recording reads it."""
         cuda = weights[0].is_cuda
         rate = torch.tensor(self.first.options.learning_rate, device=weights[0].device)
         return torch.optim.Adam(weights, lr=rate, fused=True, capturable=cuda)
@@ -148,10 +147,8 @@ class IQLTogether(Together):
 
     def update(self, batch: dict[str, Tensor]) -> None:
         """A step of value, critics and policy."""
-        progress = (self.updates / max(1, self.first.total_steps)).clamp(max=1)
         (group,) = self.optimisers["policy"].param_groups
-        share = 0.5 * (1 + (math.pi * progress).cos())
-        group["lr"].copy_(self.first.options.learning_rate * share)
+        group["lr"].copy_(self.first.options.learning_rate * self.first.decay(self.updates))
         self.descend(self.first.losses, batch | {"reward": batch["reward"] * self.scale})
         self.follow("critic")
         self.updates += 1

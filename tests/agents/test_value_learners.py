@@ -7,7 +7,8 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Dict, Discrete
 
-from decision_s4.agents.critics import TwinCritic, follow, one_step_target, share_statistics
+from decision_s4.agents.bootstrapping import follow, one_step_target
+from decision_s4.agents.critics import TwinCritic, share_statistics
 from decision_s4.agents.heads import make_head
 from decision_s4.agents.iql import IQLLearner, IQLOptions, advantage_weight, expectile_loss
 from decision_s4.agents.policies import make_policy
