@@ -54,7 +54,6 @@ class DecisionLearner:
         world: World = ALONE,
     ):
         self.policy, self.options, self.world = policy, options, world
-        self._forward = world.wrap(policy)
         self.optimiser = torch.optim.AdamW(
             _parameter_groups(policy, options), lr=options.learning_rate, fused=True
         )
@@ -87,13 +86,14 @@ class DecisionLearner:
         """Take one step down its gradient; returns the gradient's norm."""
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        self.world.average_gradients(self.policy.parameters())
         norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.options.gradient_clip)
         self.optimiser.step()
         return norm.detach()
 
     def loss(self, batch: Any) -> Tensor:
         """Mean over valid steps of the distance to the logged action."""
-        features, _ = self._forward(batch)
+        features, _ = self.policy(batch)
         action = batch.action
         if batch.valid is not None:  # padding is no action of the space
             features, action = features[batch.valid], action[batch.valid]

@@ -3,19 +3,23 @@
     torchrun --nproc-per-node 2 train.py --algo decision-s4
 
 Every process draws the same batch, N times as large for N processes, and takes its own share of
-the episodes; DistributedDataParallel joins the gradients. So N processes do what one does with
-batches N times as large (dropout and noise apart, which each draws for itself). The first one
-evaluates, logs and saves. Shapes: S steps of this process's share.
+the episodes; their gradients are averaged after each backward pass. So N processes do what one
+does with batches N times as large (dropout and noise apart, which each draws for itself). The first
+one evaluates, logs and saves. Shapes: S steps of this process's share.
+
+Gradients go as one flat tensor, by hand: DistributedDataParallel joins only what passes through its
+own `forward`, and holds on to the group, whose threads then outlive it (`World.leave`).
 """
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # imported later, by an optimiser, its defaults would hold the group
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 
 @dataclass(frozen=True)
@@ -48,14 +52,22 @@ class World:
         """The mean of a detached scalar over processes."""
         return value if self.size == 1 else _sum(value.clone()) / self.size
 
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """The module with its gradients averaged over processes in each backward pass."""
-        return module if self.size == 1 else DistributedDataParallel(module)
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """The mean over processes in place of each gradient; all of them have the same ones."""
+        if self.size == 1:
+            return
+        gradients = [each.grad for each in parameters if each.grad is not None]
+        flat = _sum(torch.cat([each.reshape(-1) for each in gradients])) / self.size
+        parts = flat.split([each.numel() for each in gradients])
+        for gradient, mean in zip(gradients, parts, strict=True):
+            gradient.copy_(mean.view_as(gradient))
 
     def leave(self) -> None:
         """The end of a process's part, once every process has come to it.
 
-        Whoever ends while gloo's threads still let go of tensors is aborted by the interpreter.
+        gloo's threads let go of tensors after their work is done, for which they need the
+        interpreter, and abort a process whose interpreter has ended. Nobody else holds the group,
+        so that to destroy it joins them.
         """
         if self.size > 1:
             dist.barrier()
