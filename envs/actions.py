@@ -7,7 +7,7 @@ import torch
 from gymnasium import spaces
 
 from decision_s4.envs.errors import UserError
-from decision_s4.envs.spaces import Tree, leaf_spaces, map_tree
+from decision_s4.envs.spaces import LeafSpace, Tree, leaf_shape, leaf_spaces, map_tree
 
 
 def environment_action(space: spaces.Space, action: Tree, alive: np.ndarray, time: int) -> Tree:
@@ -17,10 +17,10 @@ def environment_action(space: spaces.Space, action: Tree, alive: np.ndarray, tim
     non-finite action, ValueError for one of another shape or a fraction where a count is due.
     """
 
-    def convert(leaf: spaces.Space, value: Any) -> np.ndarray:
-        value = _array(value)
-        if value.shape != (len(alive), *leaf.shape):
-            raise ValueError(f"act gave {value.shape}, not (B, …) = {(len(alive), *leaf.shape)}")
+    def convert(leaf: LeafSpace, value: Any) -> np.ndarray:
+        value, shape = _array(value), (len(alive), *leaf_shape(leaf))
+        if value.shape != shape:
+            raise ValueError(f"act gave {value.shape}, not (B, …) = {shape}")
         value = value[alive]
         if not np.isfinite(value).all():
             raise UserError(

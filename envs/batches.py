@@ -98,6 +98,9 @@ class PackedBatches:
     from the i-th on, or one without valid steps where a batch has too few.
     """
 
+    position: int  # in the epoch's order of episodes
+    order: np.ndarray
+
     def __init__(
         self,
         trajectories: Trajectories,

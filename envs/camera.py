@@ -70,7 +70,7 @@ class Camera(gym.Wrapper):
 
     def _film(self) -> None:
         frame = self.env.render()
-        if frame is None:
+        if not isinstance(frame, np.ndarray):
             raise RuntimeError("the environment draws nothing with render_mode 'rgb_array'")
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import gymnasium as gym
@@ -212,7 +213,7 @@ def _spec(env_id: str) -> EnvSpec:
     """The environment's registered spec; a class in place of its name cannot be written."""
     spec = gym.spec(env_id)
     made_by = spec.entry_point
-    if not callable(made_by):
+    if not isinstance(made_by, type | FunctionType):
         return spec
     return replace(spec, entry_point=f"{made_by.__module__}:{made_by.__qualname__}")
 

@@ -4,7 +4,7 @@ import numpy as np
 from gymnasium import spaces
 
 from decision_s4.envs.errors import UserError
-from decision_s4.envs.spaces import Tree, leaf_spaces, leaves
+from decision_s4.envs.spaces import LeafSpace, Tree, leaf_spaces, leaves
 from decision_s4.envs.trajectories import DatasetInfo, Episode
 
 REPAIR = "drop this episode or record it again"
@@ -42,7 +42,7 @@ def _check_tree(space: spaces.Space, tree: Tree, rows: int, what: str, why: str)
         _check_leaf(part, values, label)
 
 
-def _check_leaf(space: spaces.Space, values: np.ndarray, what: str) -> None:
+def _check_leaf(space: LeafSpace, values: np.ndarray, what: str) -> None:
     if values.shape[1:] != space.shape or not np.can_cast(values.dtype, space.dtype, "same_kind"):
         found = f"{values.dtype} of shape {values.shape[1:]}"
         raise UserError(f"{what} is {found} at each step, but its space is {space}; {REPAIR}")

@@ -10,7 +10,7 @@ import torch
 from gymnasium import spaces
 
 from decision_s4.envs.rows import Outcome, Rows
-from decision_s4.envs.spaces import Tree, leaf_spaces, map_tree
+from decision_s4.envs.spaces import LeafSpace, Tree, leaf_shape, leaf_spaces, map_tree
 from decision_s4.envs.timestep import TimeStep
 
 
@@ -45,8 +45,8 @@ class EpisodeTable:
         count = len(target_returns)
         zeros = functools.partial(np.zeros, count)
 
-        def no_action(leaf: spaces.Space) -> np.ndarray:
-            return np.zeros((count, *leaf.shape), leaf.dtype)
+        def no_action(leaf: LeafSpace) -> np.ndarray:
+            return np.zeros((count, *leaf_shape(leaf)), leaf.dtype)
 
         return cls(
             observation=observation,

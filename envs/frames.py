@@ -4,6 +4,7 @@ FILE.frames holds one zlib stream after another, FILE.npy where each begins: los
 read is all that is ever in memory.
 """
 
+import math
 import zlib
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ SUFFIX = ".frames"
 
 def holds_frames(space: spaces.Space) -> bool:
     """Whether values of a leaf space are images worth compressing."""
-    box = isinstance(space, spaces.Box) and space.dtype == np.uint8
-    return box and len(space.shape) > 1 and np.prod(space.shape) >= SMALLEST
+    if not isinstance(space, spaces.Box) or space.dtype != np.uint8:
+        return False
+    return len(space.shape) > 1 and math.prod(space.shape) >= SMALLEST
 
 
 class Frames:
@@ -51,7 +53,7 @@ class Frames:
     def _frame(self, number: int) -> np.ndarray:
         first, last = self.offsets[number : number + 2]
         try:
-            stream = zlib.decompress(self.streams[first:last])
+            stream = zlib.decompress(self.streams[first:last].data)
             return np.frombuffer(stream, self.dtype).reshape(self.shape[1:])
         except (zlib.error, ValueError) as error:
             raise UserError(

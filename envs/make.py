@@ -32,8 +32,10 @@ PACKAGES = {
     "ALE/": ("ale_py", "pip install ale-py"),
 }
 
-REFUSALS = (TypeError, ValueError, ArithmeticError, AssertionError, LookupError, OSError)
-REFUSALS += (gym.error.Error,)
+REFUSALS = (
+    *(TypeError, ValueError, ArithmeticError, AssertionError, LookupError, OSError),
+    gym.error.Error,
+)
 """What environments raise for arguments that they do not take."""
 
 memory.register()

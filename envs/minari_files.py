@@ -57,13 +57,15 @@ def _metadata(path: Path, name: str) -> dict[str, Any]:
 
 
 def _info(metadata: dict[str, Any], path: Path, name: str) -> DatasetInfo:
-    scores = (metadata.get("ref_min_score"), metadata.get("ref_max_score"))
-    numbers = all(isinstance(score, (int, float)) for score in scores)
+    low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
+    scores = None
+    if isinstance(low, int | float) and isinstance(high, int | float):
+        scores = low, high
     return DatasetInfo(
         name=name,
         observation_space=_space(metadata, "observation", infer_space, path, name),
         action_space=_space(metadata, "action", infer_action_space, path, name),
-        reference_scores=scores if numbers else None,
+        reference_scores=scores,
         **_environment(metadata, name),
     )
 
@@ -120,7 +122,7 @@ def _storage(metadata: dict[str, Any], path: Path, info: DatasetInfo) -> MinariS
 def _episodes(
     storage: MinariStorage, metadata: dict[str, Any], info: DatasetInfo
 ) -> Iterator[Episode]:
-    number, steps, count = 0, 0, metadata.get("total_episodes")
+    number, steps, count = 0, 0, metadata["total_episodes"]
     try:
         expected = storage.get_episode_metadata(range(count))
         for raw, about in zip(_raw_episodes(storage, count), expected, strict=True):

@@ -14,7 +14,7 @@ from gymnasium import spaces
 
 from decision_s4.envs.errors import UserError
 
-KINDS = (11, 6, 4)  # objects, colours, states or directions that MiniGrid has
+KINDS = np.array([11, 6, 4])  # objects, colours, states or directions that MiniGrid has
 
 
 class Symbols(gym.ObservationWrapper, gym.utils.RecordConstructorArgs):
@@ -26,9 +26,10 @@ class Symbols(gym.ObservationWrapper, gym.utils.RecordConstructorArgs):
     def __init__(self, env: gym.Env):
         gym.utils.RecordConstructorArgs.__init__(self)
         gym.ObservationWrapper.__init__(self, env)
+        assert isinstance(env.observation_space, spaces.Dict), "MiniGrid's always is"
         parts = dict(env.observation_space.spaces)
         self.numbers = {text: i for i, text in enumerate(_missions(parts.pop("mission"), env))}
-        parts["image"] = spaces.MultiDiscrete(np.broadcast_to(KINDS, parts["image"].shape))
+        parts["image"] = spaces.MultiDiscrete(np.broadcast_to(KINDS, parts["image"].shape or ()))
         if len(self.numbers) > 1:
             parts["mission"] = spaces.Discrete(len(self.numbers))
         self.observation_space = spaces.Dict(parts)
@@ -48,12 +49,13 @@ def readable(env: gym.Env) -> gym.Env:
     return Symbols(env) if theirs and isinstance(space, spaces.Dict) else env
 
 
-def _missions(space: spaces.Space, env: gym.Env) -> list[str]:
-    """Every mission that the environment can give, in order."""
+def _missions(space: Any, env: gym.Env) -> list[str]:
+    """Every mission that the environment can give, in order; `space` is MiniGrid's own kind."""
     if type(space).__name__ != "MissionSpace":  # BabyAI's is a kind of it
         raise UserError(
-            f"environment '{env.spec.id}' tells its mission in sentences of any kind, which no "
-            "encoder reads; use one of MiniGrid's own, such as MiniGrid-MemoryS7-v0"
+            f"environment '{env.spec.id if env.spec else env}' tells its mission in sentences of "
+            "any kind, which no encoder reads; use one of MiniGrid's own, such as "
+            "MiniGrid-MemoryS7-v0"
         )
     words = space.ordered_placeholders or []
     return sorted({space.mission_func(*chosen) for chosen in product(*words)})

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -72,7 +73,7 @@ def draw_plainly(env: gym.Env) -> None:
 
     Concerns pictures alone, and only before the first of them.
     """
-    model = env.unwrapped.model
+    model = _simulation(env).model
     model.vis.quality.shadowsize = 0
     model.vis.quality.offsamples = 0
     model.mat_reflectance[:] = 0
@@ -85,7 +86,7 @@ def extend_floor(env: gym.Env) -> None:
     """
     import mujoco
 
-    model = env.unwrapped.model
+    model = _simulation(env).model
     for plane in np.flatnonzero(model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE):
         size, material = model.geom_size[plane, :2], model.geom_matid[plane]
         if material != -1 and not model.mat_texuniform[material] and size.all():
@@ -101,7 +102,12 @@ def follow(env: gym.Env) -> None:
     """
     import mujoco
 
-    renderer = env.unwrapped.mujoco_renderer
-    track = mujoco.mj_name2id(env.unwrapped.model, mujoco.mjtObj.mjOBJ_CAMERA, "track")
+    renderer, model = _simulation(env).mujoco_renderer, _simulation(env).model
+    track = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, "track")
     if renderer.camera_id == -1 and track != -1:
         renderer.camera_id = track
+
+
+def _simulation(env: gym.Env) -> Any:
+    """MuJoCo's environment under the wrappers: its parts are no part of Gymnasium's types."""
+    return env.unwrapped

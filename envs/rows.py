@@ -1,12 +1,12 @@
 """Many environments of one kind, one a row, stepped here or by worker processes."""
 
 import contextlib
-import multiprocessing
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple, Protocol
 
@@ -78,8 +78,8 @@ class LocalRows:
             leaf_spaces(space)  # raises UserError for one that no array holds
 
     def reset(self, seeds: Sequence[int], rows: np.ndarray | None = None) -> Tree:
-        rows = range(len(self.envs)) if rows is None else rows
-        each = zip(rows, seeds, strict=True)
+        places = range(len(self.envs)) if rows is None else rows
+        each = zip(places, seeds, strict=True)
         resets = [self._call(row, "reset", seed=int(seed)) for row, seed in each]
         return self._batch([observation for observation, _ in resets])
 
@@ -127,7 +127,7 @@ class WorkerRows:
     def __init__(self, make_env: MakeEnv, count: int, workers: int) -> None:
         # A forked worker knows the environments registered here and asks no `__main__` guard of
         # the caller's script; it touches neither torch nor a GPU.
-        context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+        context = get_context("fork") if sys.platform == "linux" else get_context("spawn")
         self.workers, self.count = workers, count
         self.pipes: list[Connection] = []
         self.processes = []
@@ -203,8 +203,9 @@ def _work(pipe: Connection, make_env: MakeEnv, numbers: range) -> None:
     try:
         rows = LocalRows(make_env, numbers)
         pipe.send((rows.observation_space, rows.action_space))
-        parent = multiprocessing.parent_process().sentinel
-        while pipe in wait([pipe, parent]):
+        parent = parent_process()
+        assert parent is not None, "a worker has one"
+        while pipe in wait([pipe, parent.sentinel]):
             method, arguments = pipe.recv()
             pipe.send(getattr(rows, method)(*arguments))
     except Exception as error:

@@ -5,14 +5,14 @@ Dict is a dict of trees, and Tuple is a dict with the keys "0", "1", …
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from gymnasium import spaces
 
 from decision_s4.envs.errors import UserError
 
-LEAF_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+LeafSpace = spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary
 
 Tree = Any  # a leaf, or dict[str, Tree]
 
@@ -39,10 +39,15 @@ def leaf_spaces(space: spaces.Space) -> Tree:
         if not len(space):
             raise UserError(f"space {space} has no parts; use a space with at least one")
         return {key: leaf_spaces(part) for key, part in _parts(space)}
-    if not isinstance(space, LEAF_SPACES):
-        kinds = ", ".join(kind.__name__ for kind in LEAF_SPACES)
+    if not isinstance(space, LeafSpace):
+        kinds = ", ".join(kind.__name__ for kind in get_args(LeafSpace))
         raise UserError(f"space {space} is not supported; use {kinds}, or Dict and Tuple of these")
     return space
+
+
+def leaf_shape(space: LeafSpace) -> tuple[int, ...]:
+    """Of one value; Gymnasium's types let a Discrete have none."""
+    return space.shape or ()
 
 
 def space_tree(space: spaces.Space, value: Any) -> Tree:

@@ -61,8 +61,8 @@ def stratified_resamples(
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
     """Spearman's: the correlation of the ranks of two lists of values, ties ranked by place."""
-    ranks = [np.argsort(np.argsort(values, kind="stable")) for values in (first, second)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    ours, theirs = (np.argsort(np.argsort(x, kind="stable")) for x in (first, second))
+    return float(np.corrcoef(ours, theirs)[0, 1])
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from decision_s4.envs.scores import ReferenceScores, default_target_returns, ref
 from decision_s4.envs.timestep import Agent
 from decision_s4.envs.trajectories import Trajectories
 
+NO_ENVIRONMENT = "this run names no environment; give one with --env, such as Hopper-v5"
+
 
 @dataclass(frozen=True)
 class Task:
@@ -25,6 +27,13 @@ class Task:
     """Lowest and highest return of an episode learned from, to which targets are held; or None."""
     learned_steps: int | None = None
     """Steps of the longest stretch that the policy was trained on; None where nobody knows."""
+
+    @property
+    def environment(self) -> str:
+        """`env_id`. Raises UserError where there is none."""
+        if self.env_id is None:
+            raise UserError(NO_ENVIRONMENT)
+        return self.env_id
 
     @property
     def aims(self) -> tuple[float | None, ...]:
@@ -75,7 +84,7 @@ class Task:
         """One line for a person for each target that is held."""
         lines = []
         for target, aim in zip(self.target_returns, self.aims, strict=True):
-            if aim != target:
+            if target is not None and aim is not None and aim != target:
                 which = "best" if aim < target else "poorest"
                 lines.append(
                     f"asked for {target:g}, the {which} logged episode returned {aim:.5g}: "
@@ -168,7 +177,7 @@ def with_environment(
     """
     chosen = env_id or task.env_id
     if chosen in (None, "none"):
-        raise UserError("this run names no environment; give one with --env, such as Hopper-v5")
+        raise UserError(NO_ENVIRONMENT)
     kwargs = task.env_kwargs if chosen == task.env_id else {}
     reference = task.reference if chosen == task.env_id else reference_scores(chosen)
     if user_scores:

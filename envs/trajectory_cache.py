@@ -20,18 +20,18 @@ from minari.serialization import deserialize_space, serialize_space
 from decision_s4.envs.episode_checks import checked
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.frames import SUFFIX, Frames, GrowingFrames, holds_frames
-from decision_s4.envs.spaces import Tree, leaf_spaces, map_tree
+from decision_s4.envs.spaces import LeafSpace, Tree, leaf_shape, leaf_spaces, map_tree
 from decision_s4.envs.trajectories import DatasetInfo, Episode, Trajectories
 
 INDEX = "index.json"
-FLAT_ARRAYS = {"rewards": np.float64, "terminations": np.bool_, "truncations": np.bool_}
+FLAT_ARRAYS = {"rewards": "float64", "terminations": "bool", "truncations": "bool"}
 
 
 class _GrowingArray:
     """A .npy file appended to row by row; NumPy pads the header for a length filled in later."""
 
     def __init__(self, path: Path, dtype: np.dtype, row_shape: tuple[int, ...]):
-        self.dtype, self.row_shape, self.rows = np.dtype(dtype), row_shape, 0
+        self.dtype, self.row_shape, self.rows = dtype, row_shape, 0
         self.file = path.open("wb")
         self._write_header()
 
@@ -79,7 +79,9 @@ def open_trajectories(folder: Path, name: str) -> Trajectories:
         **vars(info),
         observations=_open_tree(folder, "observations", info.observation_space),
         actions=_open_tree(folder, "actions", info.action_space),
-        **{array: _open(folder / f"{array}.npy") for array in FLAT_ARRAYS},
+        rewards=_open(folder / "rewards.npy"),
+        terminations=_open(folder / "terminations.npy"),
+        truncations=_open(folder / "truncations.npy"),
         lengths=lengths,
     )
 
@@ -87,7 +89,8 @@ def open_trajectories(folder: Path, name: str) -> Trajectories:
 def _write_arrays(folder: Path, info: DatasetInfo, episodes: Iterator[Episode]) -> np.ndarray:
     trees = {"observations": info.observation_space, "actions": info.action_space}
     arrays = {name: _grow_tree(folder, name, space) for name, space in trees.items()}
-    arrays |= {n: _GrowingArray(folder / f"{n}.npy", d, ()) for n, d in FLAT_ARRAYS.items()}
+    for name, kind in FLAT_ARRAYS.items():
+        arrays[name] = _GrowingArray(folder / f"{name}.npy", np.dtype(kind), ())
     lengths = []
     try:
         for number, episode in enumerate(episodes):
@@ -116,19 +119,19 @@ def _grow_tree(folder: Path, name: str, space: spaces.Space) -> Tree:
     return map_tree(_grow, leaf_spaces(space), paths)
 
 
-def _grow(space: spaces.Space, path: Path) -> _GrowingArray | GrowingFrames:
+def _grow(space: LeafSpace, path: Path) -> _GrowingArray | GrowingFrames:
     if holds_frames(space):
         return GrowingFrames(path)
-    return _GrowingArray(path, space.dtype, space.shape)
+    return _GrowingArray(path, space.dtype, leaf_shape(space))
 
 
 def _open_tree(folder: Path, name: str, space: spaces.Space) -> Tree:
     return map_tree(_open_leaf, leaf_spaces(space), _leaf_paths(folder, name, space))
 
 
-def _open_leaf(space: spaces.Space, path: Path) -> np.ndarray | Frames:
+def _open_leaf(space: LeafSpace, path: Path) -> np.ndarray | Frames:
     compressed = path.with_suffix(SUFFIX).exists()  # not in folders written before they were
-    return Frames(path, space.shape) if compressed else _open(path)
+    return Frames(path, leaf_shape(space)) if compressed else _open(path)
 
 
 def _leaf_paths(folder: Path, name: str, space: spaces.Space) -> Tree:

@@ -26,9 +26,8 @@ class CartPole(Control):
     """Push a cart left or right to keep its pole up; it sees the two positions."""
 
     size, max_steps = 4, 500
-    observation_space = spaces.Box(
-        *(s * np.array([4.8, math.radians(24)], np.float32) for s in (-1, 1))
-    )
+    farthest = np.array([4.8, math.radians(24)], np.float32)
+    observation_space = spaces.Box(-farthest, farthest)
     action_space = spaces.Discrete(2)
     gravity, pole_mass, total_mass, half_length, force, dt = 9.8, 0.1, 1.1, 0.5, 10.0, 0.02
     edge, tilt = 2.4, math.radians(12)

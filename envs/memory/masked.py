@@ -26,6 +26,7 @@ class Masked(gym.ObservationWrapper):
         super().__init__(env)
         self.kept, self.noise = list(kept), noise
         space = env.observation_space
+        assert isinstance(space, spaces.Box), "flat"
         low, high = space.low[self.kept], space.high[self.kept]
         if noise:
             low, high = np.full_like(low, -np.inf), np.full_like(high, np.inf)
