@@ -71,7 +71,7 @@ class DecisionLearner:
     @property
     def learning_rate(self) -> float:
         """The rate of the next step, the recurrence's apart."""
-        return self.schedule.get_last_lr()[0]
+        return float(self.schedule.get_last_lr()[0])
 
     def update(self, batch: Any) -> dict[str, Tensor]:
         """One gradient step on a packed batch (see envs/batches.py); returns detached scalars."""

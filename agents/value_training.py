@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from decision_s4.agents.iql import IQLLearner, IQLOptions
+from decision_s4.agents.logged_training import LoggedTraining
 from decision_s4.agents.options import DataOptions, part
 from decision_s4.agents.policy import Policy, PolicyOptions
 from decision_s4.agents.td3_bc import TD3BCLearner, TD3BCOptions
-from decision_s4.agents.training import Training
-from decision_s4.envs.task import Task
+from decision_s4.envs.errors import UserError
 from decision_s4.envs.transitions import TransitionBatches
 
 
@@ -35,7 +35,7 @@ class IQLConfig(IQLOptions, PerceptronOptions, DataOptions):
     """Whether rewards are scaled so that the data's returns span 1000, as published for Gym."""
 
 
-class ValueTraining(Training):
+class ValueTraining(LoggedTraining):
     """A run over single transitions; `batch_steps` of them make a batch."""
 
     body = "a perceptron"
@@ -46,16 +46,11 @@ class ValueTraining(Training):
         sizes = {"d_model": self.config.d_model, "n_layers": self.config.n_layers}
         return self.new_policy(PolicyOptions(tokens="observation", **sizes))
 
-    def held(self, task: Task) -> Task:
-        """The task as it is: the policy aims at no return."""
-        return task
-
-    def new_recording(self) -> None:
-        """None: a DecisionLearner's updates alone are recorded."""
-
     def new_batches(self) -> TransitionBatches:
-        """The data order from its beginning."""
+        """The data order from its beginning. Raises UserError for batches of anything longer."""
         config, data = self.config, self.trajectories
+        if config.sampling == "windows":
+            raise UserError(f"{config.algo} learns from single steps; leave --sampling out")
         episodes = data.best_episodes(config.data_fraction)
         return TransitionBatches(data, config.batch_steps, config.seed, episodes)
 
