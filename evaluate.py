@@ -15,7 +15,7 @@ import tyro
 from rich.console import Console
 
 from decision_s4.agents import checkpoint, saved
-from decision_s4.agents.checkpoint import Checkpoint
+from decision_s4.agents.checkpoint_files import Checkpoint
 from decision_s4.agents.config import parse
 from decision_s4.agents.eval_table import checked_row, print_table, write_rows
 from decision_s4.agents.flags import hyphened

@@ -17,9 +17,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from decision_s4.agents import checkpoint
-from decision_s4.agents.checkpoint import load_weights_into
 from decision_s4.agents.model_agent import ModelAgent, restore_trainer, trainer_state
 from decision_s4.agents.models import networks_name
+from decision_s4.agents.weights import load_weights_into
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.make import make
 from decision_s4.envs.rollout import rollout

@@ -8,9 +8,10 @@ from minari.serialization import deserialize_space, serialize_space
 
 from decision_s4.agents.actor import Actor
 from decision_s4.agents.actor_critic import ActorCritic, ActorCriticOptions
-from decision_s4.agents.checkpoint import Checkpoint, load_weights_into
+from decision_s4.agents.checkpoint_files import Checkpoint
 from decision_s4.agents.policies import make_policy
 from decision_s4.agents.policy import Policy, PolicyOptions
+from decision_s4.agents.weights import load_weights_into
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.task import Task
 from decision_s4.envs.timestep import Agent

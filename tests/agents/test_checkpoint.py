@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import nn
 
-from decision_s4.agents import checkpoint
-from decision_s4.agents.checkpoint import load, load_weights_into, save
+from decision_s4.agents.checkpoint import load, save
 from decision_s4.agents.rng import rng_state, set_rng_state
+from decision_s4.agents.weights import load_weights_into
 from decision_s4.envs.errors import UserError
 
 FILES = ["weights.safetensors", "trainer.safetensors", "state.json"]
@@ -150,7 +150,7 @@ def test_a_full_disk_leaves_the_run_as_it_was(tmp_path: Path, monkeypatch) -> No
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match="cannot write checkpoint 2: No space left on device"):
         save_number(tmp_path, 2)
     assert names(tmp_path) == ["1", "last"]

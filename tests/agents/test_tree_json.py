@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from decision_s4.agents.packing import pack, unpack
+from decision_s4.agents.tree_json import pack, unpack
 
 keys = st.text() | st.integers() | st.booleans() | st.none() | st.tuples(st.integers(), st.text())
 plain = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
