@@ -6,8 +6,8 @@ import random
 import numpy as np
 import torch
 
-from decision_s4.agents.tree_json import pack, unpack
 from decision_s4.agents.rng import rng_state, set_rng_state
+from decision_s4.agents.tree_json import pack, unpack
 
 
 def draws() -> list[float]:
