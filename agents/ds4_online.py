@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from decision_s4.agents.bootstrapping import one_step_target, squared_error, target_of
 from decision_s4.agents.critics import CriticEnsemble
-from decision_s4.agents.optimisers import adam
+from decision_s4.agents.optimisers import adam, restore
 from decision_s4.agents.policy import SequencePolicy
 from decision_s4.agents.replay import Transition
 from decision_s4.agents.stored_state import (
@@ -182,7 +182,7 @@ class DS4OnlineLearner:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on exactly where `state_dict` was taken."""
         for name, part in self._parts().items():
-            part.load_state_dict(state[name])
+            restore(part, state[name])
         self.updates = state["updates"]
         self.stored = self._stored_state()
 

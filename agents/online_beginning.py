@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import tyro
 
 from decision_s4.agents import checkpoint, saved
+from decision_s4.agents.checkpoint import Checkpoint
 from decision_s4.agents.config import read_setting
 from decision_s4.agents.ds4_online import DS4OnlineOptions, check_continuous
 from decision_s4.agents.explorer import ExplorationOptions
@@ -29,6 +30,7 @@ class DS4OnlineConfig(ExplorationOptions, DS4OnlineOptions, PolicyOptions, RunOp
     fixed: ClassVar[frozenset[str]] = frozenset(
         {"from_run", "dataset", "env", "freeze", "store_states", "replay_size"}
         | {"critics", "critic_width", "critic_layers", "critic_norm", "critic_return"}
+        | {"hindsight"}
     )
 
     device: str = "cpu"
@@ -71,6 +73,13 @@ class DS4OnlineConfig(ExplorationOptions, DS4OnlineOptions, PolicyOptions, RunOp
         """Where it learns, or else what the run that it goes on from learned from."""
         return self.env or logged_dataset(self) or "none"
 
+    def inherited(self) -> dict[str, Any]:
+        """What the policy begun from is made of.
+
+        Raises UserError where --from names none that can go on.
+        """
+        return {} if self.from_run is None else vars(_begun_from(self.from_run)[1].options)
+
 
 def logged_dataset(config: DS4OnlineConfig) -> str | None:
     """The dataset that fills the replay; None where there is none."""
@@ -97,34 +106,36 @@ def beginning(config: DS4OnlineConfig) -> tuple[SequencePolicy, Task]:
     Raises UserError for a folder that is no run, a policy that is not recurrent, or an environment
     whose spaces are not the policy's.
     """
+    if len(config.target_returns) > 1:
+        asked = ",".join(f"{target:g}" for target in config.target_returns)
+        raise UserError(f"--target-returns {asked}: ds4-online asks for one return; give one")
     if config.from_run is None:
         return _untrained(config)
-    found = checkpoint.load(config.from_run, "best", with_trainer=False)
-    policy = saved.rebuild(found)
-    if type(policy) is not SequencePolicy:
-        raise UserError(
-            f"--from {config.from_run}: a policy of tokens '{policy.options.tokens}' and "
-            f"context_mode '{policy.options.context_mode}' has no recurrent state to store; give a "
-            "run of --algo decision-s4"
-        )
-    _check_sizes(config, policy)
+    found, policy = _begun_from(config.from_run)
     # It is to ask for more than was logged, and plays for as long as it lasts.
     offline = replace(saved.task(found), return_range=None, learned_steps=None)
-    task = with_environment(offline, config.env, config.target_returns[:1])
+    task = with_environment(
+        offline, config.env, config.target_returns or offline.target_returns[:1]
+    )
     spaces = policy.observation_space, policy.action_space
     check_environment(task.env_id, task.env_kwargs, *spaces, f"the policy of {config.from_run}")
     return policy, task
 
 
-def _check_sizes(config: DS4OnlineConfig, policy: SequencePolicy) -> None:
-    """Raises UserError for a size asked for that the policy begun from hasn't."""
-    asked, usual, has = part(config, PolicyOptions), PolicyOptions(), policy.options
-    for name, value in vars(asked).items():
-        if value not in (getattr(usual, name), getattr(has, name)):
-            raise UserError(
-                f"--{hyphened(name)} {value}: the policy of {config.from_run} has "
-                f"{getattr(has, name)}, which stays; leave it out"
-            )
+def _begun_from(folder: Path) -> tuple[Checkpoint, SequencePolicy]:
+    """A run's best checkpoint and its policy. Raises UserError for one that is not recurrent."""
+    try:
+        found = checkpoint.load(folder, "best", with_trainer=False)
+    except UserError as error:
+        raise UserError(f"--from {error}") from error
+    policy = saved.rebuild(found)
+    if type(policy) is not SequencePolicy:
+        raise UserError(
+            f"--from {folder}: a policy of tokens '{policy.options.tokens}' and "
+            f"context_mode '{policy.options.context_mode}' has no recurrent state to store; give a "
+            "run of --algo decision-s4"
+        )
+    return found, policy
 
 
 def _untrained(config: DS4OnlineConfig) -> tuple[SequencePolicy, Task]:
@@ -135,9 +146,14 @@ def _untrained(config: DS4OnlineConfig) -> tuple[SequencePolicy, Task]:
             f"--tokens {config.tokens} --context-mode {config.context_mode}: ds4-online goes on "
             "from a recurrent state, one token a step; leave both out"
         )
+    for name in ("dropout", "observation_noise"):
+        if value := getattr(config, name):
+            raise UserError(
+                f"--{hyphened(name)} {value:g}: ds4-online learns without; leave it out"
+            )
     env = make(config.env)
     check_continuous(env.action_space)
     policy = SequencePolicy(env.observation_space, env.action_space, part(config, PolicyOptions))
     env.close()
-    targets = config.target_returns[:1] or (0.0,)
+    targets = config.target_returns or (0.0,)
     return policy, Task(config.env, targets, {}, reference_scores(config.env))

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from decision_s4.agents.actor import Actor
-from decision_s4.agents.ds4_online import DS4OnlineLearner, DS4OnlineOptions
+from decision_s4.agents.ds4_online import DS4OnlineLearner, DS4OnlineOptions, this_step
 from decision_s4.agents.explorer import ExplorationOptions, Explorer
 from decision_s4.agents.logged_replay import remember
 from decision_s4.agents.online_beginning import (
@@ -123,9 +124,11 @@ class OnlineTraining(Resumable):
 
     def load_state_dict(self, state: dict[str, Any], step: int) -> None:
         """Go on where `state_dict` was taken, at `step`; every row begins a new episode."""
-        for name in ("learner", "replay", "explorer"):
-            if state[name] is not None:
-                getattr(self, name).load_state_dict(state[name])
+        self.learner.load_state_dict(state["learner"])
+        self.explorer.load_state_dict(state["explorer"])
+        if state["replay"] is not None and self.config.save_replay:
+            self.replay.load_state_dict(state["replay"])
+            self._check_replay()
         self.generator.set_state(state["generator"])
         self.due, self.largest_reward = float(state["due"]), float(state["largest_reward"])
         self.step = step
@@ -144,6 +147,21 @@ class OnlineTraining(Resumable):
             policy = self.learner.policy
             data, target = logged_steps(name, policy), self.explorer.target
             remember(self.replay, data, policy, self.learner.stored, target)
+
+    def _check_replay(self) -> None:
+        """Raise UserError for states of another form than those that are kept now."""
+        policy, stored = self.learner.policy, self.learner.stored
+        if not len(self.replay):
+            return
+        newest = self.replay.recent(1)
+        kept = stored.keep(policy.initial_state(1), this_step(newest))
+        if tree_map(lambda leaf: leaf.shape, kept) != tree_map(
+            lambda leaf: leaf.shape, newest.state
+        ):
+            raise UserError(
+                "its replay keeps states in another form than this version; --no-save-replay goes "
+                "on without it, from the logged steps alone"
+            )
 
     def _act(self, times: int) -> list[float]:
         ended = [self.explorer.step(self.replay, self.learner.updates) for _ in range(times)]

@@ -24,6 +24,17 @@ def take_step(optimiser: torch.optim.Optimizer, loss: Tensor) -> Tensor:
     return loss.detach()
 
 
+def restore(part: nn.Module | torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load a `state_dict`; an optimiser keeps its own rates, which a resumed run may change."""
+    if isinstance(part, nn.Module):
+        part.load_state_dict(state)
+        return
+    own = [{n: v for n, v in group.items() if n != "params"} for group in part.param_groups]
+    part.load_state_dict(state)
+    for group, settings in zip(part.param_groups, own, strict=True):
+        group.update(settings)
+
+
 def apart_from_recurrence(policy: Any) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """What of a policy is trained: all but its backbone's recurrence, and the recurrence."""
     recurrence = {id(p) for p in policy.backbone.recurrence_parameters()}

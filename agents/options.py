@@ -108,6 +108,10 @@ class RunOptions:
         """What the run learns from, after which its folder is named."""
         return self.env or "none"
 
+    def inherited(self) -> dict[str, Any]:
+        """Settings that another run has made for this one, which keeps them."""
+        return {}
+
 
 @dataclass(frozen=True)
 class DataOptions(RunOptions):

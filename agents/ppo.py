@@ -71,12 +71,13 @@ class PPOLearner:
     def __init__(self, policy: ActorCritic, options: PPOOptions):
         self.policy, self.options = policy, options
         self.optimiser = torch.optim.Adam(_groups(policy, options), eps=1e-5, fused=True)
+        self.first_rates = [group["lr"] for group in self.optimiser.param_groups]
 
     def set_progress(self, share: float) -> None:
         """`share` of the training is done, 0 to 1: the schedule's rate for what follows."""
         factor = 1 - share if self.options.schedule == "linear" else 1.0
-        for group in self.optimiser.param_groups:
-            group["lr"] = group["first_lr"] * factor
+        for group, rate in zip(self.optimiser.param_groups, self.first_rates, strict=True):
+            group["lr"] = rate * factor
 
     @property
     def learning_rate(self) -> float:
@@ -169,4 +170,4 @@ def _groups(policy: ActorCritic, options: PPOOptions) -> list[dict[str, Any]]:
     rest, recurrence = apart_from_recurrence(policy)
     slow = min(options.learning_rate, options.recurrence_learning_rate)
     pairs = [(rest, options.learning_rate), (recurrence, slow)]
-    return [{"params": params, "lr": lr, "first_lr": lr} for params, lr in pairs if params]
+    return [{"params": params, "lr": lr} for params, lr in pairs if params]

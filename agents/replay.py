@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from decision_s4.agents.stored_state import Stored
 from decision_s4.envs.errors import UserError
@@ -82,7 +82,9 @@ class Replay:
         """Go on where `state_dict` was taken, with the same capacity."""
         self.added, self.store = 0, None
         if state["store"] is not None:  # slot by slot, wherever the oldest lies
-            self.add(Transition(**state["store"]))
+            stored = Transition(**state["store"])
+            beside = {n: _side_by_side(getattr(stored, n)) for n in ("state", "next_state")}
+            self.add(stored._replace(**beside))
         self.added = state["added"]
 
     def _room(self, leaf: Tensor) -> Tensor:
@@ -92,3 +94,8 @@ class Replay:
             raise UserError(
                 f"--replay-size {self.capacity} does not fit into memory; lower it"
             ) from error
+
+
+def _side_by_side(state: Stored) -> Stored:
+    """A state's tensors in one row, as they are kept; older checkpoints hold them nested."""
+    return state if isinstance(state, Tensor) else tuple(tree_leaves(state))

@@ -1,8 +1,9 @@
 """The settings of a run of train.py: from its command line, and in its folder to go on with."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from decision_s4.agents.algorithms import algorithm_of
 from decision_s4.agents.backbones.base import BACKBONES, MEMORYLESS
@@ -31,17 +32,20 @@ FIXED = {
 
 
 def settings(argv: Sequence[str], description: str | None = None) -> RunOptions:
-    """The settings that the command line asks for; those of a resumed run lie below its flags.
+    """The settings that the command line asks for; a run's to go on from lie below its flags.
 
-    `description` is what --help says first. Raises UserError for bad flags, and for those that a
-    resumed run cannot take.
+    `description` is what --help says first. Raises UserError for bad flags, and for those that
+    would change what such a run keeps.
     """
     resume = last_value(argv, "resume")
-    if resume in (None, "None"):
-        return parse(_config_class(argv), argv, description=description, notes=_notes(argv))
-    before = saved_settings(Path(resume))
-    config = parse(type(before), argv, defaults=vars(before), description=description)
-    _check_resumable(config, before)
+    if resume not in (None, "None"):
+        return _resumed(Path(resume), argv, description)
+    config = parse(_config_class(argv), argv, description=description, notes=_notes(argv))
+    kept = config.inherited()
+    if not kept:
+        return config
+    config = parse(type(config), argv, defaults=kept, description=description)
+    _check_kept("--from", kept, config, f"{config.from_run}; leave it out")
     return config
 
 
@@ -86,12 +90,19 @@ def _notes(argv: Sequence[str]) -> dict[str, str]:
     return {"backbone_options": f"{name} takes " + ", ".join(options).replace(" ()", "") + "."}
 
 
-def _check_resumable(config: RunOptions, before: RunOptions) -> None:
-    """Raise UserError where a run of the settings `before` cannot go on with `config`."""
+def _resumed(run_dir: Path, argv: Sequence[str], description: str | None) -> RunOptions:
+    """Those of a run to resume, changed by flags."""
+    before = saved_settings(run_dir)
+    config = parse(type(before), argv, defaults=vars(before), description=description)
     if config.run_dir:
         raise UserError(f"--run-dir {config.run_dir} with --resume: give only one of the two")
-    path = config.resume / CONFIG_FILE
-    for name in sorted((FIXED | before.fixed) & vars(before).keys()):
-        old, new = getattr(before, name), getattr(config, name)
-        if old != new:
-            raise UserError(f"--resume: {name} is {old}, not {new}, in {path}; start a new run")
+    kept = {n: v for n, v in vars(before).items() if n in FIXED | before.fixed}
+    _check_kept("--resume", kept, config, f"{run_dir / CONFIG_FILE}; start a new run")
+    return config
+
+
+def _check_kept(flag: str, kept: Mapping[str, Any], config: RunOptions, where: str) -> None:
+    """Raise UserError for a setting that differs from the one kept: somebody has given it."""
+    for name, old in sorted(kept.items()):
+        if (new := getattr(config, name)) != old:
+            raise UserError(f"{flag}: {name} is {old}, not {new}, in {where}")

@@ -5,6 +5,7 @@ from typing import Any
 from decision_s4.agents.bootstrapping import target_of
 from decision_s4.agents.critics import TwinCritic, share_statistics
 from decision_s4.agents.feed_forward import FeedForwardPolicy
+from decision_s4.agents.optimisers import restore
 
 
 class ValueLearner:
@@ -45,4 +46,4 @@ class ValueLearner:
         """Go on exactly where `state_dict` was taken."""
         self.updates = state["updates"]
         for name, part in self.parts.items():
-            part.load_state_dict(state[name])
+            restore(part, state[name])

@@ -19,7 +19,7 @@ from decision_s4.agents.bootstrapping import follow, one_step_target, squared_er
 from decision_s4.agents.critics import TwinCritic, share_statistics
 from decision_s4.agents.decision import DecisionLearner, OptimiserOptions
 from decision_s4.agents.heads import BoxHead
-from decision_s4.agents.optimisers import adam, take_step
+from decision_s4.agents.optimisers import adam, restore, take_step
 from decision_s4.agents.policy import Policy
 from decision_s4.agents.td3_bc import value_term
 from decision_s4.envs.errors import UserError
@@ -96,7 +96,7 @@ class ValueRegularisedLearner(DecisionLearner):
         """Go on exactly where `state_dict` was taken."""
         super().load_state_dict(state)
         for name, part in self._added().items():
-            part.load_state_dict(state[name])
+            restore(part, state[name])
 
     def _added(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
         names = ("critic", "target_critic", "critic_optimiser")

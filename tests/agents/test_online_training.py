@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from decision_s4 import evaluate
 from decision_s4.agents import checkpoint, saved
 from decision_s4.agents.ds4_online import DS4OnlineLearner, this_step
 from decision_s4.agents.online_training import DS4OnlineConfig, OnlineTraining
+from decision_s4.agents.settings import settings as chosen
 from decision_s4.agents.stored_state import LastLayer
 from decision_s4.envs.errors import DivergedError, UserError
 from decision_s4.envs.rows import LocalRows, WorkerRows
@@ -107,6 +108,41 @@ def test_whole_states_of_any_kind_are_kept(backbone, tmp_path):
     second.update()
 
 
+def nested(first: OnlineTraining) -> dict:
+    """A run's state as it was written when states were kept as the backbone gives them."""
+    state = first.state_dict()
+    form = first.learner.stored.form
+    store = state["replay"]["store"]
+    changed = {n: tree_unflatten(store[n], form) for n in ("state", "next_state")}
+    return state | {"replay": state["replay"] | {"store": store | changed}}
+
+
+def test_a_checkpoint_of_nested_states_goes_on_too():
+    options = {"backbone": "mamba", "steps": 8, "environments": 2, "round_steps": 8}
+    first, second = (OnlineTraining.begin(settings(**options), CPU) for _ in range(2))
+    first.update()
+    assert type(nested(first)["replay"]["store"]["state"][0]) is not torch.Tensor
+    second.load_state_dict(nested(first), 8)
+    kept = first.replay.state_dict()["store"], second.replay.state_dict()["store"]
+    for a, b in zip(*map(tree_leaves, kept), strict=True):
+        assert torch.equal(a, b)
+    second.update()
+
+
+def test_states_of_another_form_are_refused_or_left_out():
+    options = {"steps": 8, "environments": 2, "round_steps": 8}
+    first, second, third = (
+        OnlineTraining.begin(settings(**options | more), CPU)
+        for more in ({"store_states": False}, {}, {"save_replay": False})
+    )
+    first.update()
+    with pytest.raises(UserError, match="states in another form than this version; --no-save-repl"):
+        second.load_state_dict(first.state_dict(), 8)
+    third.load_state_dict(first.state_dict(), 8)
+    assert len(third.replay) == 0
+    third.update()
+
+
 def test_a_run_without_stored_states_goes_on_too(tmp_path):
     first = OnlineTraining.begin(settings(store_states=False), CPU)
     first.update()
@@ -157,6 +193,7 @@ def test_an_episodes_stored_states_are_those_that_its_replay_recomputes():
         ({"env": None}, "give --env, or --from"),
         ({"env": "CartPole-v1"}, "needs a Box action space"),
         ({"from_run": Path("nowhere")}, "holds no checkpoints"),
+        ({"dropout": 0.1}, "--dropout 0.1: ds4-online learns without; leave it out"),
         ({"tokens": "three"}, "--tokens three --context-mode recurrent: ds4-online goes on from a"),
     ],
 )
@@ -170,9 +207,39 @@ def test_an_environment_of_other_spaces_is_refused(run):
         OnlineTraining.begin(settings(from_run=run, env="Hopper-v5"), CPU)
 
 
-def test_another_size_than_that_of_the_run_begun_from_is_refused(run):
-    with pytest.raises(UserError, match=r"--d-model 16: the policy of .* has 8, which stays"):
-        OnlineTraining.begin(settings(from_run=run, env=None, d_model=16), CPU)
+@pytest.mark.parametrize("size", [16, 64])  # 64 is the default, which is as good as any other
+@pytest.mark.parametrize("place", ["flag", "file"])
+def test_another_size_than_that_of_the_run_begun_from_is_refused(place, size, run, tmp_path):
+    given = ["--d-model", str(size)]
+    if place == "file":
+        (tmp_path / "mine.yaml").write_text(f"d_model: {size}\n")
+        given = ["--config", str(tmp_path / "mine.yaml")]
+    with pytest.raises(UserError, match=rf"^--from: d_model is 8, not {size}, in .*; leave it out"):
+        chosen(["--algo", "ds4-online", "--from", str(run), *given])
+
+
+def test_the_sizes_of_the_run_begun_from_are_the_runs_own(run):
+    config = chosen(["--algo", "ds4-online", "--from", str(run), "--d-model", "8"])
+    assert (config.d_model, config.d_embed, config.n_layers) == (8, 4, 1)
+
+
+def test_a_second_target_is_refused(run):
+    begun = settings(from_run=run, env=None, target_returns=(2.0, 1.0))
+    with pytest.raises(UserError, match="--target-returns 2,1: ds4-online asks for one return"):
+        OnlineTraining.begin(begun, CPU)
+
+
+def test_a_resumed_run_learns_at_the_rates_that_are_asked_for(tmp_path):
+    first = OnlineTraining.begin(settings(), CPU)
+    first.update()
+    first.save(tmp_path)
+    rates = {"actor_learning_rate": 1e-5, "critic_learning_rate": 2e-5}
+    second = OnlineTraining.begin(settings(**rates), CPU)
+    second.restore(tmp_path)
+    learner = second.learner
+    found = [o.param_groups[0]["lr"] for o in (learner.actor_optimiser, learner.critic_optimiser)]
+    assert found == [1e-5, 2e-5]
+    assert learner.critic_optimiser.state_dict()["state"].keys()
 
 
 def test_logged_steps_of_other_spaces_are_refused(run):

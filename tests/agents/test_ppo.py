@@ -211,6 +211,16 @@ def test_a_resumed_run_has_all_but_the_simulators(tmp_path):
     assert bool(again.stream.now().start.all())  # new episodes, everywhere
 
 
+def test_a_resumed_run_learns_at_the_rate_that_is_asked_for(tmp_path):
+    run = run_of()
+    run.update()
+    run.save(tmp_path)
+    again = run_of(learning_rate=1e-5, schedule="constant")
+    again.restore(tmp_path)
+    again.update()
+    assert again.learning_rate == 1e-5
+
+
 def test_two_runs_gone_on_with_from_one_checkpoint_are_the_same(tmp_path):
     run = run_of()
     run.update()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Dict, Discrete
+from torch.utils._pytree import tree_leaves
 
 from decision_s4.agents.bootstrapping import follow, one_step_target
 from decision_s4.agents.critics import TwinCritic, share_statistics
@@ -169,3 +170,17 @@ def test_a_learner_goes_on_exactly_where_its_state_was_taken(kind):
             learner.update(batch)
     pairs = zip(through.policy.parameters(), resumed.policy.parameters(), strict=True)
     assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
+
+
+def test_a_resumed_learner_keeps_the_moments_and_takes_the_rate_asked_for():
+    before, resumed = (
+        TD3BCLearner(new_policy(), TD3BCOptions(learning_rate=rate)) for rate in (1e-3, 1e-5)
+    )
+    for _ in range(2):
+        before.update(one_step(torch.randn(8, 1), torch.rand(8, 1), torch.randn(8)))
+    resumed.load_state_dict(copy.deepcopy(before.state_dict()))
+    for name in ("policy_optimiser", "critic_optimiser"):
+        ours, theirs = resumed.parts[name].state_dict(), before.parts[name].state_dict()
+        assert ours["param_groups"][0]["lr"] == 1e-5
+        kept = zip(tree_leaves(ours["state"]), tree_leaves(theirs["state"]), strict=True)
+        assert all(torch.equal(a, b) for a, b in kept)
