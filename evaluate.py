@@ -18,20 +18,17 @@ from decision_s4.agents import checkpoint, saved
 from decision_s4.agents.checkpoint_files import Checkpoint
 from decision_s4.agents.config import parse
 from decision_s4.agents.eval_table import checked_row, print_table, write_rows
-from decision_s4.agents.flags import hyphened
-from decision_s4.agents.long_context import long_context_agent
 from decision_s4.agents.options import check_ranges
 from decision_s4.agents.policy import Policy
 from decision_s4.agents.program import exit_code
-from decision_s4.envs import datasets
+from decision_s4.agents.readings import ReadingOptions, agent_of_reading, data_for, readings
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.task import Task, check_environment, with_environment
 from decision_s4.envs.timestep import Agent
-from decision_s4.envs.trajectories import Trajectories
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(ReadingOptions):
     """Play episodes with a trained policy: returns with intervals, scores, videos."""
 
     run: Annotated[Path, tyro.conf.Positional]
@@ -58,15 +55,6 @@ class EvaluateConfig:
     """Explain the policy's actions by these probes, such as occlusion,lrp; see docs/probes.md."""
     report: Path | None = None
     """HTML file of the explanation; default: RUN/report.html."""
-    chunk_steps: int = 0
-    """Read episodes in chunks of so many steps, the surest chunk speaks; 0: as one (see docs)."""
-    keep_steps: int = 0
-    """Leave all but so many steps of a mamba or mamba2 policy's context out; 0: none."""
-    polynomial: int = 0
-    """Play as a polynomial: one of this degree for each activation, norm's root and quotient, on
-    ranges of logged data; prints degree, depth, errors (also RUN/polynomial.csv). 0: as it is."""
-    polynomial_data: str | None = None
-    """The dataset for those ranges and errors; default: that of the training."""
     output: Path | None = None
     """CSV file to write; default: RUN/evaluation.csv; of another reading of the policy, such as
     --chunk-steps 100, RUN/evaluation-chunk-steps-100.csv."""
@@ -84,12 +72,17 @@ def evaluate(config: EvaluateConfig) -> None:
     policy = saved.rebuild(found)
     if config.logged:
         _check_unplayed(config)
-        _estimate(policy, _task(found, config), config)
-        return
+        _estimate(policy, config.logged, _task(found, config), config)
+    else:
+        _play(found, policy, config)
+
+
+def _play(found: Checkpoint, policy: saved.Saved, config: EvaluateConfig) -> None:
+    """Print and write the table; explain and film where that is asked for."""
     task, output = _played_task(found, policy, config), config.output or _default_output(config)
     _check_writable(output)
     plan, console = _planned_explanation(policy, config), Console()
-    actor = _agent(policy, found.metadata.get("dataset"), config)
+    actor = agent_of_reading(policy, config, found.metadata.get("dataset"), config.run)
     _introduce(console, found, task, config)
     rows = [checked_row(found.step, row) for row in play(actor, task, config, console)]
     print_table(console, rows)
@@ -111,16 +104,9 @@ def _played_task(found: Checkpoint, policy: saved.Saved, config: EvaluateConfig)
     return task
 
 
-def _readings(config: EvaluateConfig) -> dict[str, int]:
-    """What is asked for that reads the policy otherwise than it is."""
-    names = ("chunk_steps", "keep_steps", "polynomial")
-    given = {hyphened(name): getattr(config, name) for name in names}
-    return {name: value for name, value in given.items() if value}
-
-
 def _default_output(config: EvaluateConfig) -> Path:
     """Each reading has a table of its own: none overwrites another's."""
-    parts = [f"-{name}-{value}" for name, value in _readings(config).items()]
+    parts = [f"-{name}-{value}" for name, value in readings(config).items()]
     return config.run / f"evaluation{''.join(parts)}.csv"
 
 
@@ -164,29 +150,11 @@ def _task(found: Checkpoint, config: EvaluateConfig) -> Task:
     return task if config.hold_return else replace(task, return_range=None)
 
 
-def _agent(policy: saved.Saved, dataset: str | None, config: EvaluateConfig) -> Agent:
-    """What plays: the policy, or a reading of it that was asked for."""
-    if not config.polynomial:
-        return long_context_agent(policy, config.chunk_steps, config.keep_steps)
-    if config.chunk_steps or config.keep_steps:
-        raise UserError("--polynomial excludes --chunk-steps and --keep-steps; leave them out")
-    from decision_s4.agents.polynomial import PolynomialAgent, check_polynomial
-    from decision_s4.agents.polynomial_report import fit, report
-
-    check_polynomial(policy, "--polynomial")  # before data are loaded, for any kind of policy
-    name = config.polynomial_data or dataset
-    if name is None:
-        raise UserError(f"{config.run} names no dataset; give one with --polynomial-data")
-    data = _data_for(policy, name, "--polynomial-data")
-    polynomials = fit(policy, data, config.polynomial)
-    print(*report(policy, polynomials, data, config.run), sep="\n", flush=True)
-    return PolynomialAgent(policy, polynomials)
-
-
-def _estimate(policy: Policy, task: Task, config: EvaluateConfig) -> None:
+def _estimate(policy: saved.Saved, logged: str, task: Task, config: EvaluateConfig) -> None:
+    """Print what each target's episodes are worth by logged data alone."""
     from decision_s4.agents.fqe import FQEOptions, fitted_q_value
 
-    data = _data_for(policy, config.logged, "--logged")
+    data = data_for(policy, logged, "--logged")
     print(f"data    {data.summary()}")
     print(f"value   discounted by {FQEOptions.discount} a step, mean over the logged steps")
     for target in config.target_returns or task.target_returns or (0.0,):
@@ -204,19 +172,11 @@ def _check_unplayed(config: EvaluateConfig) -> None:
         )
 
 
-def _data_for(policy: Policy, name: str, flag: str) -> Trajectories:
-    """The dataset that a flag names. Raises UserError where its spaces are not the policy's."""
-    data = datasets.load(name)
-    if (reason := saved.misfit(policy, data)) is not None:
-        raise UserError(f"{flag} {name}: {reason}")
-    return data
-
-
 def _planned_explanation(policy: Policy, config: EvaluateConfig) -> Any:
     """What the probes asked for will do, checked; None where none is asked for."""
     if not (config.probe or config.report):
         return None
-    for name, value in _readings(config).items():
+    for name, value in readings(config).items():
         raise UserError(
             "--probe and --report explain the policy as it is, "
             f"not as --{name} {value} reads it; leave out one of them"

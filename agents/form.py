@@ -62,8 +62,9 @@ def _titled(owner: type, flags: Sequence[Flag]) -> Flag:
     name = re.sub(r"(Options|Config)$", "", owner.__name__)
     words = re.sub(r"(?<=[a-z\d])(?=[A-Z])", " ", name).split()
     title = " ".join(word if word.isupper() else word.lower() for word in words)
-    hint = Annotated[form, tyro.conf.arg(name=title)]
-    return owner.__name__, hint, dataclasses.field(default_factory=form)
+    required = any(setting.default is dataclasses.MISSING for *_, setting in flags)
+    default = dataclasses.field() if required else dataclasses.field(default_factory=form)
+    return owner.__name__, Annotated[form, tyro.conf.arg(name=title)], default
 
 
 def _flags(
