@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,9 @@ from decision_s4.envs.batches import PackedBatches
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.task import Task, task_of
 from decision_s4.envs.trajectories import Trajectories
+
+LARGEST_INPUT = 1e6
+"""Numbers beyond this, either way, drown all else that networks of float32 read or predict."""
 
 
 class LoggedTraining(Resumable):
@@ -46,6 +50,7 @@ class LoggedTraining(Resumable):
         world: World = ALONE,
     ):
         self.config, self.trajectories = config, trajectories
+        self.check_rewards()
         self.task = replace(self.held(task), learned_steps=self.longest_stretch())
         self.device, self.world = device, world
         seed_everything(config.seed)
@@ -74,6 +79,10 @@ class LoggedTraining(Resumable):
 
     def new_batches(self) -> Any:
         """The data order from its beginning."""
+        raise NotImplementedError
+
+    def check_rewards(self) -> None:
+        """Raise UserError for rewards of a size that nothing can be learned from."""
         raise NotImplementedError
 
     def held(self, task: Task) -> Task:
@@ -182,3 +191,13 @@ class LoggedTraining(Resumable):
         self.learner.load_state_dict(state["learner"])
         self.batches.load_state_dict(state["batches"])
         self.step = step
+
+
+def check_values(data: Trajectories, scale: float = 1.0) -> None:
+    """Raise UserError where rewards, times `scale`, are too large to learn values of."""
+    largest = float(np.abs(data.rewards).max())
+    if not largest * scale <= LARGEST_INPUT:
+        raise UserError(
+            f"dataset '{data.name}': rewards reach {largest:.3g}, too large to learn values of; "
+            f"mend them, or divide all by {largest:.0e}"
+        )

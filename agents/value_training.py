@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from decision_s4.agents.iql import IQLLearner, IQLOptions
-from decision_s4.agents.logged_training import LoggedTraining
+from decision_s4.agents.logged_training import LoggedTraining, check_values
 from decision_s4.agents.options import DataOptions, part
 from decision_s4.agents.policy import Policy, PolicyOptions
 from decision_s4.agents.td3_bc import TD3BCLearner, TD3BCOptions
@@ -58,6 +58,10 @@ class ValueTraining(LoggedTraining):
 class TD3BCTraining(ValueTraining):
     """A run of TD3+BC."""
 
+    def check_rewards(self) -> None:
+        """Raise UserError for rewards too large to learn values of."""
+        check_values(self.trajectories)
+
     def new_learner(self) -> Any:
         """The untrained learner."""
         return TD3BCLearner(self.new_policy_of_sizes(), part(self.config, TD3BCOptions))
@@ -66,10 +70,19 @@ class TD3BCTraining(ValueTraining):
 class IQLTraining(ValueTraining):
     """A run of implicit Q-learning."""
 
+    def check_rewards(self) -> None:
+        """Raise UserError for rewards too large to learn values of."""
+        check_values(self.trajectories, self.reward_scale)
+
+    @property
+    def reward_scale(self) -> float:
+        """What rewards are multiplied by."""
+        returns = self.trajectories.returns
+        span = float(returns.max() - returns.min())
+        return 1000 / span if self.config.scale_rewards and span > 0 else 1.0
+
     def new_learner(self) -> Any:
         """The untrained learner."""
-        config, returns = self.config, self.trajectories.returns
-        span = float(returns.max() - returns.min())
-        scale = 1000 / span if config.scale_rewards and span > 0 else 1.0
-        options = part(config, IQLOptions)
-        return IQLLearner(self.new_policy_of_sizes(), options, config.steps, scale)
+        options = part(self.config, IQLOptions)
+        policy = self.new_policy_of_sizes()
+        return IQLLearner(policy, options, self.config.steps, self.reward_scale)

@@ -116,6 +116,7 @@ FLAGS = {
     "--learning-rate inf": "--learning-rate is inf; use a number above 0",
     "--gradient-clip 0": "--gradient-clip is 0.0; use a number above 0",
     "--return-scale 0": "--return-scale is 0.0; use a number above 0",
+    "--return-scale 1e-30": "in units of --return-scale 1e-30; mend the rewards, or give a --ret",
     "--warmup-steps -1": "--warmup-steps is -1; use 0 or more",
     "--weight-decay nan": "--weight-decay is nan; use 0 or more",
     "--seed -1": "--seed is -1; use 0 to 4294967295",
@@ -191,6 +192,29 @@ def test_spoilt_arrays(case, data, refusal):
     error = refusal("--dataset poles --run-dir run")
     assert "dataset 'poles'" in error
     assert words in error
+
+
+def test_returns_beyond_all_measure(data, refusal):
+    spoil(data, "rewards", np.full(20, 1e30))
+    error = refusal("--dataset poles --run-dir run")
+    assert "returns reach 2e+31, which is 2e+28 in units of --return-scale 1000; mend the" in error
+
+
+VALUE_LEARNERS = {
+    "td3-bc": [],
+    "iql": ["--no-scale-rewards"],
+    "bc": ["--value-weight", "1"],
+}
+
+
+@pytest.mark.parametrize("algo", VALUE_LEARNERS)
+def test_rewards_too_large_for_values(algo, data, capsys):
+    spoil(data, "rewards", np.full(20, 1e30))
+    flags = f"--algo {algo} --dataset poles --env none --run-dir run".split()
+    assert train.main([*flags, *VALUE_LEARNERS[algo]]) == 2
+    error = capsys.readouterr().err
+    assert "rewards reach 1e+30, too large to learn values of; mend them, or divide all by" in error
+    assert not Path("run").exists()
 
 
 @pytest.mark.parametrize("size", [0, 3000])
