@@ -19,8 +19,10 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import minari
+from gymnasium import spaces
 
 import decision_s4
 from decision_s4.envs.d4rl_download import D4RL_URLS, fetch_d4rl, verify
@@ -189,19 +191,33 @@ def _convert(sources: list[Source], folder: Path, names: str) -> None:
 def _read(sources: list[Source]) -> tuple[DatasetInfo, Iterator[Episode]]:
     """Description and episodes of all sources, one after the other."""
     infos, episodes = zip(*(s.read(s.path, s.name) for s in sources), strict=True)
-    for info in infos[1:]:
-        _check_agreement(infos[0], info)
+    lead = next((info for info in infos if info.env_id is not None), infos[0])
+    for info in infos:
+        _check_agreement(lead, info)
     known = all(info.final_observation_known for info in infos)
     name = ",".join(info.name for info in infos)
-    whole = replace(infos[0], name=name, final_observation_known=known)
+    whole = replace(lead, name=name, final_observation_known=known)
     return whole, itertools.chain.from_iterable(episodes)
 
 
 def _check_agreement(first: DatasetInfo, other: DatasetInfo) -> None:
-    for field in MUST_AGREE:
+    """Raise UserError for sets of two environments; a file that names none takes the other's."""
+    fields = MUST_AGREE if other.env_id is not None else MUST_AGREE[:2]
+    for field in fields:
         ours, theirs = getattr(first, field), getattr(other, field)
-        if ours != theirs:
+        if not _agree(ours, theirs):
             raise UserError(
                 f"datasets '{first.name}' and '{other.name}' differ in {field} "
                 f"({ours} and {theirs}); combine sets of one environment"
             )
+
+
+def _agree(ours: Any, theirs: Any) -> bool:
+    """Whether two are the same; Boxes of floats may differ in bounds and precision.
+
+    Some files do not tell them: they are inferred from what was logged.
+    """
+    if isinstance(ours, spaces.Box) and isinstance(theirs, spaces.Box):
+        floats = {space.dtype.kind for space in (ours, theirs)} == {"f"}
+        return ours == theirs or (floats and ours.shape == theirs.shape)
+    return ours == theirs

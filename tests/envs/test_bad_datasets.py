@@ -235,5 +235,5 @@ def test_a_truncated_d4rl_file(tmp_path, message):
 def test_sets_that_differ_do_not_combine(folder, tmp_path, message):
     write_d4rl(tmp_path / "file.hdf5")
     found = message("bad,file.hdf5")
-    assert found.startswith("datasets 'bad' and 'file.hdf5' differ in observation_space")
+    assert found.startswith("datasets 'bad' and 'file.hdf5' differ in action_space")
     assert found.endswith("combine sets of one environment")

@@ -10,6 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from gymnasium import spaces
 
 from decision_s4.envs.d4rl_download import D4RL_URLS, download
 from decision_s4.envs.d4rl_files import environment_of, time_limits
@@ -49,6 +50,27 @@ def test_episodes_end_at_terminals_and_timeouts(tmp_path, caplog):
     assert data.truncations.tolist() == [False, False, False, False, True, False, False]
     assert "dropped 2 steps of an unfinished last episode" in caplog.text
     assert (data.env_id, data.max_episode_steps) == ("Hopper-v5", 1000)
+
+
+@pytest.mark.parametrize("order", ["own.hdf5,hopper-a.hdf5", "hopper-a.hdf5,own.hdf5"])
+def test_a_file_that_names_no_environment_takes_the_others(order, tmp_path, monkeypatch):
+    """Its action bounds, which are not logged, and its precision too."""
+    monkeypatch.chdir(tmp_path)
+    write_d4rl(Path("hopper-a.hdf5"), actions=np.zeros((9, 1), np.float32))
+    doubles = {name: np.full((9, 2), 0.1) for name in ("observations", "next_observations")}
+    write_d4rl(Path("own.hdf5"), **doubles, actions=np.full((9, 1), 2.0))
+    data = load(order, tmp_path / "cache")
+    assert (data.env_id, data.num_episodes) == ("Hopper-v5", 6)
+    assert data.action_space == spaces.Box(-1, 1, (1,))
+    assert data.observations.dtype == np.float32
+    assert sorted(data.actions[:, 0]) == [0] * 7 + [2] * 7
+
+
+def test_files_that_name_two_environments_do_not_combine(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = [str(write_d4rl(Path(f"{name}.hdf5"))) for name in ("own", "hopper-a", "ant-a")]
+    with pytest.raises(UserError, match=r"differ in env_id \(Hopper-v5 and Ant-v5\)"):
+        load(",".join(names), tmp_path / "cache")
 
 
 def test_the_final_observation_is_the_next_one(tmp_path):
