@@ -7,6 +7,7 @@ its `entry_point` names code, so it is ignored, as is an id of the form "module:
 import json
 import logging
 import re
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from typing import Any
 import h5py
 import numpy as np
 from gymnasium import spaces
-from minari.dataset._storages import get_minari_storage, get_storage_keys
 from minari.dataset.minari_storage import MinariStorage
 from minari.serialization import deserialize_space
 
@@ -24,6 +24,7 @@ from decision_s4.envs.spaces import leaf_spaces, space_tree
 from decision_s4.envs.trajectories import DatasetInfo, Episode
 
 MAIN_FILE, METADATA = "main_data.hdf5", "metadata.json"
+KINDS = ("arrow", "hdf5", "parquet")  # for a hint; Minari decides
 REPAIR = "download or record it again"
 
 log = logging.getLogger(__name__)
@@ -46,9 +47,6 @@ def _metadata(path: Path, name: str) -> dict[str, Any]:
         raise _damaged(name, METADATA, error) from error
     if not isinstance(metadata, dict):
         raise UserError(f"dataset '{name}': {METADATA} holds no JSON object; {REPAIR}")
-    if (kind := metadata.get("data_format")) not in get_storage_keys():
-        hint = nearest(str(kind), get_storage_keys())
-        raise UserError(f"dataset '{name}': {METADATA} has data_format {kind!r}{hint}")
     if not isinstance(count := metadata.get("total_episodes"), int):
         raise UserError(
             f"dataset '{name}': {METADATA} has total_episodes {count!r}, no number; {REPAIR}"
@@ -113,10 +111,24 @@ def _storage(metadata: dict[str, Any], path: Path, info: DatasetInfo) -> MinariS
     try:
         if metadata.get("observation_space") and metadata.get("action_space"):
             return MinariStorage.read(path)
-        kind = get_minari_storage(metadata["data_format"])
-        return kind(path, info.observation_space, info.action_space)
+        return _storage_with_spaces(metadata["data_format"], path, info)
+    except LookupError:
+        kind = metadata.get("data_format")
+        hint = nearest(str(kind), KINDS)
+        raise UserError(
+            f"dataset '{info.name}': {METADATA} has data_format {kind!r}{hint}"
+        ) from None
     except (ValueError, OSError) as error:
         raise _damaged(info.name, str(path), error) from error
+
+
+def _storage_with_spaces(kind: str, path: Path, info: DatasetInfo) -> MinariStorage:
+    """A storage whose metadata lack the spaces: `MinariStorage.read` would ask the environment,
+    and another empty one is the public way to its class."""
+    spaces_of = info.observation_space, info.action_space
+    with tempfile.TemporaryDirectory() as folder:
+        empty = MinariStorage.new(folder, *spaces_of, data_format=kind)
+    return type(empty)(path, *spaces_of)
 
 
 def _episodes(

@@ -84,6 +84,13 @@ def test_ours_are_imported_by_their_full_names(path):
     assert not {name for name in names if name.startswith(".")}
 
 
+def test_of_minari_nothing_private_is_imported():
+    """It may move with any release; the spaces that old sets lack are no reason."""
+    for path in python_files():
+        names = [n for n in imports(path.read_text("utf-8")) if within(n, {"minari"})]
+        assert not [name for name in names if "._" in name], path
+
+
 def test_the_programs_are_imported_by_nothing_but_tests():
     programs = {f"decision_s4.{name}" for name in PROGRAMS}
     for path in python_files():
