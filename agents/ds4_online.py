@@ -11,28 +11,26 @@ anchor w to the policy π₀ that training began with (after TD3+BC, arXiv 2106.
 1, 0 and so on turns each off. Shapes: B transitions, E critics.
 """
 
-import itertools
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from gymnasium import spaces
-from torch import Tensor, nn
+from torch import Tensor
 
 from decision_s4.agents.bootstrapping import one_step_target, squared_error, target_of
 from decision_s4.agents.critics import CriticEnsemble
-from decision_s4.agents.optimisers import adam, restore
+from decision_s4.agents.freezing import freeze
+from decision_s4.agents.optimisers import adam, restore, take_own_step
 from decision_s4.agents.policy import SequencePolicy
-from decision_s4.agents.replay import Transition
+from decision_s4.agents.replay import Transition, next_step, this_step
 from decision_s4.agents.stored_state import (
     NewState,
-    Stored,
     StoredState,
-    after_memory,
     stored_state,
 )
+from decision_s4.envs.actions import disturbed
 from decision_s4.envs.errors import UserError
-from decision_s4.envs.timestep import TimeStep
 
 
 @dataclass(frozen=True)
@@ -118,10 +116,8 @@ class DS4OnlineLearner:
             options.critic_return,
         )
         self.target_policy, self.target_critic = target_of(policy), target_of(self.critic)
-        self._followed = tuple(
-            [*a.parameters(), *b.parameters()]
-            for a, b in ((self.target_policy, self.target_critic), (policy, self.critic))
-        )
+        self._following = [*self.target_policy.parameters(), *self.target_critic.parameters()]
+        self._followed = [*policy.parameters(), *self.critic.parameters()]
         self.actor_optimiser = adam(policy, options.actor_learning_rate)
         self.critic_optimiser = adam(self.critic, options.critic_learning_rate)
 
@@ -157,7 +153,7 @@ class DS4OnlineLearner:
     @torch.no_grad()
     def target(self, batch: Transition, generator: torch.Generator | None = None) -> Tensor:
         """y (B,)."""
-        features = self._features(self.target_policy, next_step(batch), batch.next_state)
+        features = self.stored.step(self.target_policy, next_step(batch), batch.next_state)
         action = self._smoothed(self.target_policy.head.act(features), generator)
         values = self.target_critic(batch.next_observation, action, batch.next_return_to_go)
         return one_step_target(
@@ -166,12 +162,12 @@ class DS4OnlineLearner:
 
     def actor_loss(self, batch: Transition) -> tuple[Tensor, Tensor]:
         """What the actor minimises, and the mean value of its actions."""
-        features = self._features(self.policy, this_step(batch), batch.state)
+        features = self.stored.step(self.policy, this_step(batch), batch.state)
         action = self.policy.head.act(features)
         values = self.critic(batch.observation, action, batch.return_to_go, members=1)[0]
         loss = -values.mean() / values.detach().abs().mean().clamp(min=1e-6)
         if self.beginning is not None:
-            loss = loss + self.anchor * self._distance(batch, features)
+            loss = loss + self.anchor * self._distance(self.beginning, batch, features)
         return loss, values.detach().mean()
 
     def state_dict(self) -> dict[str, Any]:
@@ -208,34 +204,22 @@ class DS4OnlineLearner:
         target = self.target(batch, generator)
         values = self.critic(batch.observation, batch.action, batch.return_to_go)  # (E, B)
         loss = squared_error(values, target)
-        norm = self._step(self.critic_optimiser, loss)
+        norm = take_own_step(self.critic_optimiser, loss, self.options.gradient_clip)
         return {"loss": loss.detach(), "critic_gradient_norm": norm, "value": target.mean()}
 
     def _update_actor(self, batch: Transition) -> dict[str, Tensor]:
         loss, value = self.actor_loss(batch)
-        norm = self._step(self.actor_optimiser, loss)
+        norm = take_own_step(self.actor_optimiser, loss, self.options.gradient_clip)
         return {"actor_loss": loss.detach(), "actor_gradient_norm": norm, "actor_value": value}
-
-    def _step(self, optimiser: torch.optim.Optimizer, loss: Tensor) -> Tensor:
-        parameters = list(itertools.chain(*(group["params"] for group in optimiser.param_groups)))
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
-        norm = nn.utils.clip_grad_norm_(parameters, self.options.gradient_clip)
-        optimiser.step()
-        return norm
 
     @torch.no_grad()
     def _follow(self) -> None:
-        torch._foreach_lerp_(*self._followed, self.options.target_rate)
+        torch._foreach_lerp_(self._following, self._followed, self.options.target_rate)
 
-    def _features(self, policy: SequencePolicy, step: TimeStep, stored: Stored) -> Tensor:
-        return self.stored.step(policy, step, stored)
-
-    def _distance(self, batch: Transition, features: Tensor) -> Tensor:
+    def _distance(self, beginning: SequencePolicy, batch: Transition, features: Tensor) -> Tensor:
         with torch.no_grad():
-            old = self._features(self.beginning, this_step(batch), batch.state)
-            action = self.beginning.head.act(old)
+            old = self.stored.step(beginning, this_step(batch), batch.state)
+            action = beginning.head.act(old)
         return self.policy.head.loss(features, action).mean()
 
     def _smoothed(self, action: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -244,67 +228,6 @@ class DS4OnlineLearner:
             return action
         noise = torch.randn(action.shape, generator=generator) * sigma
         return disturbed(self.policy.action_space, action, noise.clamp(-2.5 * sigma, 2.5 * sigma))
-
-
-def this_step(batch: Transition) -> TimeStep:
-    """What the actor saw."""
-    never = torch.zeros_like(batch.start)
-    return TimeStep(
-        batch.observation,
-        batch.previous_action,
-        batch.reward,
-        batch.return_to_go,
-        batch.start,
-        never,
-        never,
-    )
-
-
-def next_step(batch: Transition) -> TimeStep:
-    """What the actor saw, or would have seen, after it."""
-    never = torch.zeros_like(batch.start)
-    return TimeStep(
-        batch.next_observation,
-        batch.action,
-        batch.reward,
-        batch.next_return_to_go,
-        never,
-        batch.terminated,
-        never,
-    )
-
-
-def disturbed(space: spaces.Box, action: Tensor, noise: Tensor) -> Tensor:
-    """Actions (B, …) plus noise in units of half the action range (1 where unbounded), clipped."""
-    low, high = torch.as_tensor(space.low), torch.as_tensor(space.high)
-    bounded = torch.isfinite(low) & torch.isfinite(high)
-    reach = torch.where(bounded, (high - low) / 2, 1.0)
-    return (action + reach * noise).clamp(low, high).to(action.dtype)
-
-
-def freeze(policy: SequencePolicy, what: str) -> SequencePolicy:
-    """Fix all that feeds a state ("states"), the recurrence ("memory"), all of it but the read-outs
-    C ("core"), or nothing."""
-    if what == "states":
-        return _freeze_what_feeds_states(policy)
-    recurrence = policy.backbone.recurrence_parameters()
-    readers = {id(c) for c in _read_out_weights(policy)}
-    for parameter in recurrence:
-        fixed = what == "memory" or (what == "core" and id(parameter) not in readers)
-        parameter.requires_grad_(not fixed)
-    return policy
-
-
-def _freeze_what_feeds_states(policy: SequencePolicy) -> SequencePolicy:
-    policy.requires_grad_(False)
-    for module in after_memory(policy):
-        module.requires_grad_(True)
-    return policy
-
-
-def _read_out_weights(policy: SequencePolicy) -> list[nn.Parameter]:
-    mixers = [block.mixer for block in policy.backbone.blocks]
-    return [mixer.c for mixer in mixers if isinstance(getattr(mixer, "c", None), nn.Parameter)]
 
 
 def check_continuous(space: spaces.Space) -> None:

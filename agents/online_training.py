@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from decision_s4.agents.actor import Actor
-from decision_s4.agents.ds4_online import DS4OnlineLearner, DS4OnlineOptions, this_step
+from decision_s4.agents.ds4_online import DS4OnlineLearner, DS4OnlineOptions
 from decision_s4.agents.explorer import ExplorationOptions, Explorer
 from decision_s4.agents.logged_replay import remember
 from decision_s4.agents.online_beginning import (
@@ -26,7 +26,7 @@ from decision_s4.agents.online_beginning import (
 )
 from decision_s4.agents.options import part
 from decision_s4.agents.policy import SequencePolicy, parameter_count
-from decision_s4.agents.replay import Replay
+from decision_s4.agents.replay import Replay, this_step
 from decision_s4.agents.resumable import Resumable
 from decision_s4.agents.rng import seed_everything
 from decision_s4.agents.run import Row

@@ -24,6 +24,20 @@ def take_step(optimiser: torch.optim.Optimizer, loss: Tensor) -> Tensor:
     return loss.detach()
 
 
+def take_own_step(optimiser: torch.optim.Optimizer, loss: Tensor, largest: float) -> Tensor:
+    """One step of what the optimiser trains, whatever else the loss depends on.
+
+    Returns the gradient's norm; beyond `largest`, the gradient is shortened to it.
+    """
+    parameters = [each for group in optimiser.param_groups for each in group["params"]]
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    norm = nn.utils.clip_grad_norm_(parameters, largest)
+    optimiser.step()
+    return norm
+
+
 def restore(part: nn.Module | torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Load a `state_dict`; an optimiser keeps its own rates, which a resumed run may change."""
     if isinstance(part, nn.Module):

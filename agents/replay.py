@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from decision_s4.agents.stored_state import Stored
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.spaces import Tree
+from decision_s4.envs.timestep import TimeStep
 
 
 class Transition(NamedTuple):
@@ -30,6 +31,34 @@ class Transition(NamedTuple):
     next_return_to_go: Tensor  # (B,) R_t − r_t
     next_state: Stored  # what is kept of the state before the next step
     born: Tensor  # (B,) int64, the number of the learner's updates when it was stored
+
+
+def this_step(batch: Transition) -> TimeStep:
+    """What the actor saw."""
+    never = torch.zeros_like(batch.start)
+    return TimeStep(
+        batch.observation,
+        batch.previous_action,
+        batch.reward,
+        batch.return_to_go,
+        batch.start,
+        never,
+        never,
+    )
+
+
+def next_step(batch: Transition) -> TimeStep:
+    """What the actor saw, or would have seen, after it."""
+    never = torch.zeros_like(batch.start)
+    return TimeStep(
+        batch.next_observation,
+        batch.action,
+        batch.reward,
+        batch.next_return_to_go,
+        never,
+        batch.terminated,
+        never,
+    )
 
 
 class Replay:
@@ -58,6 +87,8 @@ class Replay:
         After an episode of T steps R_T, the part of the target not earned, is the residual; less
         it, R_t is the sum of the rewards from t on. Overwritten positions are left alone.
         """
+        if self.store is None:
+            return
         slots = positions[positions >= self.added - self.capacity] % self.capacity
         self.store.return_to_go[slots] -= residual
         self.store.next_return_to_go[slots] -= residual

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
+from torch import Tensor
 
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.spaces import LeafSpace, Tree, leaf_shape, leaf_spaces, map_tree
@@ -34,6 +35,14 @@ def environment_action(space: spaces.Space, action: Tree, alive: np.ndarray, tim
         return value.astype(leaf.dtype)
 
     return map_tree(convert, leaf_spaces(space), action)
+
+
+def disturbed(space: spaces.Box, action: Tensor, noise: Tensor) -> Tensor:
+    """Actions (B, …) plus noise in units of half the action range (1 where unbounded), clipped."""
+    low, high = torch.as_tensor(space.low), torch.as_tensor(space.high)
+    bounded = torch.isfinite(low) & torch.isfinite(high)
+    reach = torch.where(bounded, (high - low) / 2, 1.0)
+    return (action + reach * noise).clamp(low, high).to(action.dtype)
 
 
 def _array(value: Any) -> np.ndarray:

@@ -6,10 +6,9 @@ from gymnasium import spaces
 from torch.testing import assert_close
 from torch.utils._pytree import tree_map
 
-from decision_s4.agents.ds4_online import this_step
 from decision_s4.agents.logged_replay import remember
 from decision_s4.agents.policy import PolicyOptions, SequencePolicy
-from decision_s4.agents.replay import Replay
+from decision_s4.agents.replay import Replay, this_step
 from decision_s4.agents.stored_state import WholeState
 from decision_s4.envs.trajectories import Trajectories
 

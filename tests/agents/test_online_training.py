@@ -11,8 +11,9 @@ from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from decision_s4 import evaluate
 from decision_s4.agents import checkpoint, saved
-from decision_s4.agents.ds4_online import DS4OnlineLearner, this_step
+from decision_s4.agents.ds4_online import DS4OnlineLearner
 from decision_s4.agents.online_training import DS4OnlineConfig, OnlineTraining
+from decision_s4.agents.replay import this_step
 from decision_s4.agents.settings import settings as chosen
 from decision_s4.agents.stored_state import LastLayer
 from decision_s4.envs.errors import DivergedError, UserError
