@@ -117,32 +117,27 @@ class PPOLearner:
             yield from torch.randperm(count).split(share)
 
     def _step(self, rollout: Rollout, targets: Targets) -> dict[str, Tensor]:
+        loss, told = self._loss(rollout, targets)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.options.gradient_clip)
+        self.optimiser.step()
+        return {"loss": loss.detach()} | told | {"gradient_norm": norm.detach()}
+
+    def _loss(self, rollout: Rollout, targets: Targets) -> tuple[Tensor, dict[str, Tensor]]:
+        """What is minimised, and detached scalars of its parts."""
         options, head = self.options, self.policy.head
         features, _ = self.policy(rollout, rollout.state)
         log_ratio = head.log_prob(features, rollout.action) - targets.log_prob
-        advantage = targets.advantage
-        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-        ratio = log_ratio.exp()
-        clipped = ratio.clamp(1 - options.clip, 1 + options.clip)
-        gain = torch.minimum(ratio * advantage, clipped * advantage).mean()
-        value = self.policy.value_of(features)
-        error = F.mse_loss(value, targets.returns)
+        gain = clipped_gain(log_ratio.exp(), targets.advantage, options.clip)
+        error = F.mse_loss(self.policy.value_of(features), targets.returns)
         entropy = head.entropy(features).mean()
         loss = options.value_coefficient * error - gain - options.entropy_coefficient * entropy
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.policy.parameters(), options.gradient_clip)
-        self.optimiser.step()
-        with torch.no_grad():
-            return {
-                "loss": loss.detach(),
-                "policy_gradient_loss": -gain.detach(),
-                "value_loss": error.detach(),
-                "entropy_loss": -entropy.detach(),
-                "approx_kl": (ratio - 1 - log_ratio).mean(),
-                "clip_fraction": ((ratio - 1).abs() > options.clip).float().mean(),
-                "gradient_norm": norm.detach(),
-            }
+        return loss, {
+            "policy_gradient_loss": -gain.detach(),
+            "value_loss": error.detach(),
+            "entropy_loss": -entropy.detach(),
+        } | moved(log_ratio.detach(), options.clip)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything of the learner that the next update depends on."""
@@ -152,6 +147,22 @@ class PPOLearner:
         """Go on exactly where `state_dict` was taken."""
         self.policy.load_state_dict(state["policy"])
         self.optimiser.load_state_dict(state["optimiser"])
+
+
+def clipped_gain(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
+    """E[ min(ρ A, clip(ρ, 1 − ε, 1 + ε) A) ] of ratios and advantages (N, T), A standardised."""
+    advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+    clipped = ratio.clamp(1 - clip, 1 + clip)
+    return torch.minimum(ratio * advantage, clipped * advantage).mean()
+
+
+def moved(log_ratio: Tensor, clip: float) -> dict[str, Tensor]:
+    """How far probabilities have moved: an estimate of the divergence, and how many are clipped."""
+    ratio = log_ratio.exp()
+    return {
+        "approx_kl": (ratio - 1 - log_ratio).mean(),
+        "clip_fraction": ((ratio - 1).abs() > clip).float().mean(),
+    }
 
 
 def _rows(rollout: Rollout, rows: Tensor) -> Rollout:
