@@ -49,6 +49,8 @@ class ActorCriticOptions:
 class ActorCritic(nn.Module):
     """A policy and its value over any Gymnasium observations, on any backbone."""
 
+    reward_scale: Tensor
+
     def __init__(
         self,
         observation_space: spaces.Space,

@@ -9,7 +9,8 @@ from gymnasium import spaces
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from decision_s4.agents.encoders import make_features
+from decision_s4.agents.backbones.module_list import ModuleList
+from decision_s4.agents.encoders import Features, make_features
 from decision_s4.agents.feed_forward import Perceptron
 from decision_s4.agents.policy import Policy
 from decision_s4.envs.spaces import Tree
@@ -36,7 +37,7 @@ class TwinCritic(ActionValues):
         self, observation_space: spaces.Space, action_space: spaces.Space, width: int, layers: int
     ):
         super().__init__(observation_space, action_space)
-        self.members = nn.ModuleList(_scalar(self.inputs, width, layers) for _ in range(2))
+        self.members = ModuleList(_scalar(self.inputs, width, layers) for _ in range(2))
 
     def forward(self, observation: Tree, action: Tree) -> Tensor:
         """(2, …) values of observations (…) and actions (…) in the space's own units."""
@@ -70,7 +71,7 @@ class CriticEnsemble(ActionValues):
         self.members, self.normalised = members, normalised
         self.return_scale = policy.options.return_scale if sees_return else None
         sizes = [self.inputs + sees_return] + [width] * layers
-        self.hidden = nn.ModuleList(MemberLinear(members, *pair) for pair in pairwise(sizes))
+        self.hidden = ModuleList(MemberLinear(members, *pair) for pair in pairwise(sizes))
         self.out = MemberLinear(members, sizes[-1], 1)
 
     def forward(
@@ -120,7 +121,7 @@ class ValueFunction(nn.Module):
 class Standardising(Protocol):
     """What has a module `observation_features`."""
 
-    observation_features: nn.Module
+    observation_features: Features
 
 
 def share_statistics(policy: Policy, *others: Standardising) -> None:

@@ -4,19 +4,24 @@ Shapes: … any leading dimensions, F features of a space, E embedding width.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from decision_s4.agents.backbones.module_list import ModuleList
 from decision_s4.agents.vision import make_eyes
 from decision_s4.envs.errors import UserError
+from decision_s4.envs.spaces import leaf_shape
 
 
 class Standardised(nn.Module):
     """A Box as a flat vector, standardised by statistics that are saved with the weights."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, space: spaces.Box):
         super().__init__()
@@ -41,9 +46,12 @@ class OneHot(nn.Module):
     A number outside the space, as the 0 of padding is where the space starts at 1, is all zeros.
     """
 
+    part: Tensor
+    value: Tensor
+
     def __init__(self, space: spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
         super().__init__()
-        self.dims = len(space.shape)
+        self.dims = len(leaf_shape(space))
         parts = _choices(space)
         self.width = sum(map(len, parts))
         part = np.repeat(np.arange(len(parts)), [len(values) for values in parts])
@@ -60,7 +68,7 @@ def _choices(space: spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary)
     """The values that have a feature, of each number of the flattened space."""
     if isinstance(space, spaces.MultiBinary):
         return [np.array([1])] * int(np.prod(space.shape))
-    counts = space.nvec if space.shape else space.n
+    counts = space.nvec if isinstance(space, spaces.MultiDiscrete) else space.n
     pairs = zip(np.ravel(counts), np.ravel(space.start), strict=True)
     return [start + np.arange(count) for count, start in pairs]
 
@@ -90,13 +98,13 @@ class Composite(nn.Module):
     def __init__(self, parts: dict[str, spaces.Space], eyes: str):
         super().__init__()
         self.names = sorted(parts)
-        self.parts = nn.ModuleList(make_features(parts[name], eyes) for name in self.names)
-        self.width = sum(part.width for part in self.parts)
+        self.parts = ModuleList(make_features(parts[name], eyes) for name in self.names)
+        self.width: int = sum(part.width for part in self.parts)
 
     def forward(self, x: dict[str, Any]) -> Tensor:
         return torch.cat([part(x[name]) for name, part in self._named()], dim=-1)
 
-    def _named(self) -> Iterator[tuple[str, nn.Module]]:
+    def _named(self) -> "Iterator[tuple[str, Features]]":
         return zip(self.names, self.parts, strict=True)
 
     def set_statistics(self, mean: dict[str, Any], std: dict[str, Any]) -> None:
@@ -105,12 +113,16 @@ class Composite(nn.Module):
             set_statistics(part, mean[name], std[name])
 
 
-def is_image(space: spaces.Space) -> bool:
+Features = Standardised | OneHot | Image | Composite
+"""What turns values of a space into (…, width) features."""
+
+
+def is_image(space: spaces.Space) -> TypeGuard[spaces.Box]:
     """A three-dimensional Box of bytes."""
     return isinstance(space, spaces.Box) and len(space.shape) == 3 and space.dtype == np.uint8
 
 
-def make_features(space: spaces.Space, eyes: str = "cnn") -> nn.Module:
+def make_features(space: spaces.Space, eyes: str = "cnn") -> Features:
     """The module that turns values of `space` into (…, width) features, images through `eyes`.
 
     Raises:

@@ -32,6 +32,8 @@ class Perceptron(nn.Sequential):
 class FeedForwardPolicy(Policy):
     """a = head(perceptron(s)): `n_layers` hidden layers of width `d_model`; its state is empty."""
 
+    backbone: Perceptron
+
     def __init__(
         self,
         observation_space: spaces.Space,

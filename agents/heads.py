@@ -3,6 +3,8 @@
 Every head has `loss(features, action) -> (…)`, per step, and `act(features, deterministic)`.
 """
 
+import functools
+
 import numpy as np
 import torch
 from gymnasium import spaces
@@ -11,10 +13,14 @@ from torch.nn import functional as F
 
 from decision_s4.agents.backbones import ops
 from decision_s4.envs.errors import UserError
+from decision_s4.envs.spaces import leaf_shape
 
 
 class BoxHead(nn.Module):
     """A deterministic continuous action; tanh squashes it into a bounded Box."""
+
+    centre: Tensor
+    reach: Tensor
 
     def __init__(self, d_model: int, space: spaces.Box):
         super().__init__()
@@ -49,8 +55,8 @@ class DiscreteHead(nn.Module):
 
     def __init__(self, d_model: int, space: spaces.Discrete | spaces.MultiDiscrete):
         super().__init__()
-        self.shape = space.shape
-        counts = np.atleast_1d(space.nvec if space.shape else space.n).reshape(-1)
+        self.shape = leaf_shape(space)
+        counts = np.ravel(space.nvec if isinstance(space, spaces.MultiDiscrete) else space.n)
         self.counts = [int(n) for n in counts]
         self.lowest = torch.as_tensor(np.atleast_1d(space.start).reshape(-1))
         self.linear = nn.Linear(d_model, sum(self.counts))
@@ -61,10 +67,11 @@ class DiscreteHead(nn.Module):
         parts = zip(
             self.linear(features).split(self.counts, -1), index.long().unbind(-1), strict=True
         )
-        return sum(
+        losses = [
             F.cross_entropy(logits.flatten(0, -2), i.flatten(), reduction="none").view(i.shape)
             for logits, i in parts
-        )
+        ]
+        return functools.reduce(torch.add, losses)
 
     def act(self, features: Tensor, deterministic: bool = True) -> Tensor:
         """(…, D) -> (…, *space.shape) int64: the likeliest action, or a sample."""
@@ -78,7 +85,7 @@ class DiscreteHead(nn.Module):
         return (index + self.lowest.to(index.device)).view(*features.shape[:-1], *self.shape)
 
 
-def make_head(d_model: int, space: spaces.Space) -> nn.Module:
+def make_head(d_model: int, space: spaces.Space) -> BoxHead | DiscreteHead:
     """The head for an action space.
 
     Raises:

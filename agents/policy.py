@@ -16,16 +16,17 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from decision_s4.agents.backbones import State, make_backbone, ops
+from decision_s4.agents.backbones import Backbone, State, make_backbone, ops
 from decision_s4.agents.backbones.base import parse_options
 from decision_s4.agents.encoders import make_features, set_statistics
-from decision_s4.agents.heads import make_head
+from decision_s4.agents.heads import BoxHead, DiscreteHead, make_head
 from decision_s4.agents.vision import Eyes
 from decision_s4.envs.spaces import Tree
 from decision_s4.envs.timestep import TimeStep
 from decision_s4.kernels.packing import Packing
 
 if TYPE_CHECKING:
+    from decision_s4.agents.feed_forward import Perceptron
     from decision_s4.agents.probes.base import Probe
 
 
@@ -95,6 +96,8 @@ class Policy(nn.Module):
 
     token_order: ClassVar[dict[str, int]] = dict.fromkeys(MODALITIES, 0)
     """Which of a step's tokens holds each modality."""
+    backbone: "Backbone | Perceptron"
+    head: BoxHead | DiscreteHead
 
     def __init__(
         self,
@@ -152,6 +155,14 @@ class Policy(nn.Module):
         """(…) as the features (…, 1)."""
         return return_to_go[..., None] / self.options.return_scale
 
+    def initial_state(self, batch_size: int) -> State:
+        """The state before an episode's first step."""
+        raise NotImplementedError
+
+    def step(self, step: TimeStep, state: State, constants: Any = None) -> tuple[Tensor, State]:
+        """Features (B, D) of one step, and the new state. Differentiable."""
+        raise NotImplementedError
+
     def token_map(self, steps: int) -> list[InputPart]:
         """Every part of the input of `steps` steps, step by step."""
         widths = (1, self.observation_features.width, self.action_features.width)
@@ -177,6 +188,8 @@ class Policy(nn.Module):
 
 class SequencePolicy(Policy):
     """A policy over any Gymnasium spaces and any backbone, one token a step."""
+
+    backbone: Backbone
 
     def __init__(
         self,

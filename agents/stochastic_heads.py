@@ -4,6 +4,7 @@ Each head has `act(features, deterministic)`, `log_prob(features, action) -> (�
 `entropy(features) -> (…)`, summed over an action's parts.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -72,7 +73,7 @@ class CategoricalHead(DiscreteHead):
     def entropy(self, features: Tensor) -> Tensor:
         """(…)."""
         parts = [part.log_softmax(-1) for part in self.linear(features).split(self.counts, -1)]
-        return -sum((part.exp() * part).sum(-1) for part in parts)
+        return -functools.reduce(torch.add, [(part.exp() * part).sum(-1) for part in parts])
 
 
 HALF_LOG_TAU = 0.5 * math.log(2 * math.pi)

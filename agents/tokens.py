@@ -13,7 +13,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from decision_s4.agents.backbones import ops
+from decision_s4.agents.backbones import Backbone, ops
 from decision_s4.agents.backbones.base import State, reset
 from decision_s4.agents.policy import Policy, PolicyOptions, freeze_at_zero
 from decision_s4.envs.errors import UserError
@@ -36,6 +36,7 @@ class TokenPolicy(Policy):
     """A policy over any Gymnasium spaces and any backbone, three tokens a step."""
 
     token_order: ClassVar = {"previous_action": 0, "return_to_go": 1, "observation": 2}
+    backbone: Backbone
 
     def __init__(
         self,

@@ -10,6 +10,7 @@ Shapes: N images, D width of a token, I × J grid of patches.
 """
 
 import math
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
@@ -76,7 +77,7 @@ class PatchBlock(nn.Module):
 
     def __init__(self, kind: str, grid: tuple[int, int]):
         super().__init__()
-        mixers = {
+        mixers: dict[str, Callable[[], list[nn.Module]]] = {
             "vit": lambda: [PatchAttention()],
             "vit-ssm": lambda: [StateSpace2d(grid), PatchAttention()],
             "vit-hyena": lambda: [Hyena2d(grid)],
@@ -97,7 +98,7 @@ class PatchBlock(nn.Module):
 class PatchAttention(nn.Module):
     """Every patch sees every other."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.queries_keys_values = nn.Linear(WIDTH, 3 * WIDTH)
         self.out = nn.Linear(WIDTH, WIDTH)
@@ -169,6 +170,9 @@ class Hyena2d(nn.Module):
 
     hᵢ(Δ) = e^(−δ |Δ|₁) MLP(waves of Δ) at each offset Δ, in all directions.
     """
+
+    distance: Tensor
+    waves: Tensor
 
     def __init__(self, grid: tuple[int, int]):
         super().__init__()

@@ -79,10 +79,10 @@ class AlmostLinearRNN(Mixer):
         return -self.log_rate.exp()
 
     def step(self, x: Tensor, state: State, constants: Any) -> tuple[Tensor, State]:
-        linear = len(self.log_rate) - self.n_relu
+        linear, (decay, weight) = len(self.log_rate) - self.n_relu, constants
         with torch.autocast(x.device.type, enabled=False):
             u = self.read_in(x.to(state.dtype))
-            state = almost_linear_step(u, state, *constants, linear, _marked_relu)
+            state = almost_linear_step(u, state, decay, weight, linear, _marked_relu)
         return self.read_out(state), state
 
 

@@ -76,7 +76,7 @@ class Family:
     @classmethod
     def layers(cls, d_model: int, options: Any, n_layers: int) -> "list[Mixer]":
         """The mixers of a stack, first layer first."""
-        return [cls(d_model, options) for _ in range(n_layers)]
+        raise NotImplementedError
 
 
 class Mixer(nn.Module, Family, ABC):
@@ -85,7 +85,7 @@ class Mixer(nn.Module, Family, ABC):
     A subclass is made as `Mixer(d_model, options)`, `options` an instance of its `Options`.
     """
 
-    recurrence_parameters: ClassVar[tuple[str, ...]] = ()
+    recurrence_parameters: tuple[str, ...] = ()
     """Names of the parameters (poles, time steps, …) that want a smaller rate and no decay."""
     context: int | None = None
     """None: a recurrent state of fixed size. W: exactly the last W steps."""
@@ -97,6 +97,10 @@ class Mixer(nn.Module, Family, ABC):
     read at PART.mixed. "layer" is the widest, "scan" the recurrence alone. channels: no channel
     sees another; heads (B, T, H, V): one weight for all of a head; dense: all see all. Without
     "layer", that part is the whole layer, dense."""
+
+    @classmethod
+    def layers(cls, d_model: int, options: Any, n_layers: int) -> "list[Mixer]":
+        return [cls(d_model, options) for _ in range(n_layers)]
 
     @abstractmethod
     def initial_state(self, batch_size: int, device: torch.device | None = None) -> State:

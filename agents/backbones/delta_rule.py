@@ -118,7 +118,8 @@ class DeltaNet(Mixer):
         qkv, *more = self._project(x)
         with torch.autocast(x.device.type, enabled=False):
             qkv, conv = short_conv_step(qkv, self.conv_weight, None, state[0])
-            o, S = delta_rule_step(*self._inputs(qkv, *more), state[1])
+            q, k, w, v, log_gate = self._inputs(qkv, *more)
+            o, S = delta_rule_step(q, k, w, v, log_gate, state[1])
             y = self._read_out(o, *more[1:])
         return self.out_proj(y), (conv, S)
 
@@ -126,7 +127,9 @@ class DeltaNet(Mixer):
         """The parts of the projected input, in the state's type."""
         return self.in_proj(x).to(self.conv_weight.dtype).split(self.widths, dim=-1)
 
-    def _inputs(self, qkv: Tensor, beta: Tensor, *more: Tensor) -> tuple[Tensor, ...]:
+    def _inputs(
+        self, qkv: Tensor, beta: Tensor, *more: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """q, k, β k, v and log α, each (…, H, …), the coefficients marked."""
         q, k, v = (
             each.unflatten(-1, (self.shape[0], -1))
@@ -150,7 +153,7 @@ class GatedDelta(DeltaNet):
         self.dt_bias = time_step_bias(shape, options.dt_min, options.dt_max)
 
     def log_decays(self, coefficients: ops.Coefficients) -> Tensor:
-        return coefficients.get("log gate")
+        return coefficients["log gate"]
 
 
 @register("gated-deltanet")
@@ -166,10 +169,12 @@ class GatedDeltaNet(GatedDelta):
     def _more_widths(self, d_model: int, options: GatedDeltaRuleOptions) -> tuple[int, ...]:
         return self.shape[0], self.convolved[2]
 
-    def _log_gate(self, beta: Tensor, decay: Tensor, out_gate: Tensor) -> Tensor:
+    def _log_gate(self, beta: Tensor, *more: Tensor) -> Tensor:
+        decay, _ = more
         return (-self.A_log.exp() * F.softplus(decay + self.dt_bias))[..., None]
 
-    def _read_out(self, o: Tensor, decay: Tensor, out_gate: Tensor) -> Tensor:
+    def _read_out(self, o: Tensor, *more: Tensor) -> Tensor:
+        _, out_gate = more
         return ops.gate(super()._read_out(o), ops.act(out_gate, "silu"), "gate")
 
 
@@ -193,11 +198,13 @@ class KimiDeltaAttention(GatedDelta):
             raise UserError(f"gate_rank {options.gate_rank} must be at least 1")
         return options.gate_rank, options.gate_rank
 
-    def _log_gate(self, beta: Tensor, decay: Tensor, out_gate: Tensor) -> Tensor:
-        decay = self.decay_up(decay).unflatten(-1, self.shape[:2])
+    def _log_gate(self, beta: Tensor, *more: Tensor) -> Tensor:
+        low_rank, _ = more
+        decay = self.decay_up(low_rank).unflatten(-1, self.shape[:2])
         return -self.A_log.exp()[:, None] * F.softplus(decay + self.dt_bias)
 
-    def _read_out(self, o: Tensor, decay: Tensor, out_gate: Tensor) -> Tensor:
+    def _read_out(self, o: Tensor, *more: Tensor) -> Tensor:
+        _, out_gate = more
         by = ops.coefficient("gate", torch.sigmoid(self.gate_up(out_gate)))
         return super()._read_out(o) * by
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from decision_s4.agents.backbones import ops, rows
 from decision_s4.agents.backbones.base import Mixer, State, register
 from decision_s4.agents.backbones.mamba import Mamba, MambaOptions
+from decision_s4.agents.backbones.module_list import ModuleList
 from decision_s4.kernels.packing import Packing
 
 
@@ -35,7 +36,7 @@ class DiffMamba(Mixer):
 
     def __init__(self, d_model: int, options: DiffMambaOptions, depth: int = 0):
         super().__init__()
-        self.mixers = nn.ModuleList(Mamba(d_model, options) for _ in range(2))
+        self.mixers = ModuleList(Mamba(d_model, options) for _ in range(2))
         self.lambda_init = 0.8 - 0.6 * math.exp(-0.3 * depth)
         self.lambda_vectors = nn.Parameter(0.1 * torch.randn(2, 2, options.d_state))
         self.norm = ops.RMSNorm(d_model, eps=1e-5)
@@ -57,7 +58,8 @@ class DiffMamba(Mixer):
                 y, new = mixer(x, before, packing)
             outputs.append(y)
             after.append(new)
-        return self._difference(*outputs, self._lambda()), tuple(after)
+        one, two = outputs
+        return self._difference(one, two, self._lambda()), tuple(after)
 
     @torch.no_grad()
     def closed_rows(
@@ -68,13 +70,13 @@ class DiffMamba(Mixer):
             _projected(mixer, coefficients.within(f"mixers.{i}."), packing, steps)
             for i, mixer in enumerate(self.mixers)
         )
-        scale = (1 - self.lambda_init) * coefficients.get("scale") * self.norm.weight
+        scale = (1 - self.lambda_init) * coefficients["scale"] * self.norm.weight
         found = (one - self._lambda() * two).flatten(1, 2)
         return rows.scale(found, scale.repeat_interleave(scale.shape[-1], -1), steps)
 
     def log_decays(self, coefficients: ops.Coefficients) -> Tensor:
         rates = (
-            coefficients.get(f"mixers.{i}.step")[..., None] * mixer.constants()
+            coefficients[f"mixers.{i}.step"][..., None] * mixer.constants()
             for i, mixer in enumerate(self.mixers)
         )
         return torch.cat(list(rates), 2)
@@ -82,7 +84,8 @@ class DiffMamba(Mixer):
     def step(self, x: Tensor, state: State, constants: Any) -> tuple[Tensor, State]:
         parts = zip(self.mixers, state, constants[0], strict=True)
         outputs, after = zip(*(mixer.step(x, *rest) for mixer, *rest in parts), strict=True)
-        return self._difference(*outputs, constants[1]), after
+        one, two = outputs
+        return self._difference(one, two, constants[1]), after
 
     def _lambda(self) -> Tensor:
         one, two = (self.lambda_vectors[:, 0] * self.lambda_vectors[:, 1]).sum(-1).exp()

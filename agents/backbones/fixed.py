@@ -15,7 +15,8 @@ class Fixed:
     """
 
     def __init__(self) -> None:
-        self.key, self.value = None, None
+        self.key: tuple | None = None
+        self.value: Any = None
 
     def __deepcopy__(self, memo: Any) -> "Fixed":
         return Fixed()

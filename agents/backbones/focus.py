@@ -46,8 +46,8 @@ class FocusState(NamedTuple):
     """(B, D) sum of the inputs of the chunk before the current one."""
     total: Tensor
     """(B, D) sum of the inputs of the current chunk."""
-    count: Tensor
-    """(B, 1) steps of the current chunk."""
+    steps: Tensor
+    """(B, 1) how many the current chunk has."""
     ring: Ring
     """The current chunk's last C − 1 keys and values."""
 
@@ -105,7 +105,8 @@ class Focus(Mixer):
         zeros = (
             torch.zeros(batch_size, *each, dtype=self.d.dtype, device=device) for each in shapes
         )
-        return FocusState(*zeros, self.unit.initial_state(batch_size, device))
+        z, before, total, steps = zeros
+        return FocusState(z, before, total, steps, self.unit.initial_state(batch_size, device))
 
     def constants(self) -> Any:
         return self.unit.constants()
@@ -115,8 +116,8 @@ class Focus(Mixer):
             x = x.where(packing.valid[..., None], 0)
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(self.d.dtype)
-            state = state._replace(count=ops.coefficient("count", state.count))
-            cut = segments(packing, state.count, self.length)
+            state = state._replace(steps=ops.coefficient("count", state.steps))
+            cut = segments(packing, state.steps, self.length)
             before, total, count = _sums(x, state, cut, self.length)
             pole, gain = self._filters(_of_steps(before[0], cut, self.length))
             y, z = _scan(gain * x, pole, torch.view_as_complex(state.z), packing)
@@ -127,7 +128,7 @@ class Focus(Mixer):
 
     def step(self, x: Tensor, state: FocusState, constants: Any) -> tuple[Tensor, FocusState]:
         z, before, *chunk = state
-        full = state.count.round() >= self.length  # (B, 1)
+        full = state.steps.round() >= self.length  # (B, 1)
         before = torch.where(full, state.total, before)
         total, count, ring = tree_map(lambda leaf: _emptied(leaf, full), tuple(chunk))
         with torch.autocast(x.device.type, enabled=False):
@@ -139,7 +140,7 @@ class Focus(Mixer):
         return y, FocusState(torch.view_as_real(z), before, total + x, count + 1, ring)
 
     def log_decays(self, coefficients: ops.Coefficients) -> Tensor:
-        return -coefficients.get("rate")
+        return -coefficients["rate"]
 
     def _filters(self, before: Tensor) -> tuple[Tensor, Tensor]:
         """λ and √(1 − |λ|²), each (…, D), from the sum over the chunk before."""
@@ -160,9 +161,9 @@ def _sums(
     earlier = torch.cat([x.new_zeros(1, x.shape[2]), total])[:-1]
     before = torch.where(cut.opens_row, carried, earlier).where(~cut.opens_episode, zero)
     rows, last = layout.final_rows, layout.final_chunks
-    count = layout.final_lengths[:, None] + state.count[rows].where(cut.continues[last], zero)
+    count = layout.final_lengths[:, None] + state.steps[rows].where(cut.continues[last], zero)
     finals = (before[last], total[last], count)
-    pairs = zip((state.before, state.total, state.count), finals, strict=True)
+    pairs = zip((state.before, state.total, state.steps), finals, strict=True)
     final_before, final_total, count = (old.index_copy(0, rows, new) for old, new in pairs)
     return (before, final_before), final_total, count
 
@@ -188,11 +189,13 @@ def _scan(u: Tensor, pole: Tensor, z: Tensor, packing: Packing) -> tuple[Tensor,
     if not layout.counts:
         return torch.zeros_like(pole), z
     inputs, before = pack(torch.cat([_complex(u), pole], 2), z[:, None], layout)
-    now, states, ended = before[:, 0], [], []
+    now = before[:, 0]
+    found: list[Tensor] = []
+    ended: list[Tensor] = []
     for both in inputs.split(layout.counts):
         u_t, pole_t = both.chunk(2, 1)
         now = torch.addcmul(u_t, pole_t, shrink(now, len(both), ended))
-        states.append(now)
+        found.append(now)
     after = torch.cat([now, *reversed(ended)])[:, None]
-    states, final = unpack(torch.cat(states), after, z[:, None], layout, u.shape[1])
+    states, final = unpack(torch.cat(found), after, z[:, None], layout, u.shape[1])
     return states, final[:, 0]

@@ -39,11 +39,12 @@ class GatedNetwork(Mixer):
             raise UserError(f"d_state {options.d_state} must be at least 1")
         self.rnn = self.network(d_model, options.d_state)
         self.out = nn.Linear(options.d_state, d_model)
-        nn.init.xavier_uniform_(self.rnn.weight_ih_l0)
-        for gate in self.rnn.weight_hh_l0.split(options.d_state):
+        of_input, of_state, *biases = self.rnn.all_weights[0]
+        nn.init.xavier_uniform_(of_input)
+        for gate in of_state.split(options.d_state):
             nn.init.orthogonal_(gate)
-        nn.init.zeros_(self.rnn.bias_ih_l0)
-        nn.init.zeros_(self.rnn.bias_hh_l0)
+        for bias in biases:
+            nn.init.zeros_(bias)
 
     def train(self, mode: bool = True) -> "GatedNetwork":
         """As ever, but cuDNN has gradients in training mode only, which changes nothing else."""
@@ -76,7 +77,7 @@ class GatedNetwork(Mixer):
 
 def held(coefficients: ops.Coefficients, *names: str) -> list[Tensor]:
     """(B, T, H) each."""
-    return [coefficients.get(name) for name in names]
+    return [coefficients[name] for name in names]
 
 
 @register("gru")
@@ -95,7 +96,7 @@ class GRU(GatedNetwork):
         """J = diag(z) + diag((1 − z) ρ r) U, G = diag((1 − z) ρ) W; ρ the ratio of the tanh."""
         names = ("reset gate", "update gate", "candidate")
         r, z, ratio = held(coefficients, *names)
-        W, U = self.rnn.weight_ih_l0.chunk(3)[2], self.rnn.weight_hh_l0.chunk(3)[2]
+        W, U = (weight.chunk(3)[2] for weight in self.rnn.all_weights[0][:2])
         gain = (1 - z) * ratio
 
         def transition(t: int) -> Tensor:
@@ -127,7 +128,7 @@ class LSTM(GatedNetwork):
         """
         names = ("input gate", "forget gate", "output gate", "candidate", "cell")
         i, f, o, ratio, cell = held(coefficients, *names)
-        W, U = self.rnn.weight_ih_l0.chunk(4)[2], self.rnn.weight_hh_l0.chunk(4)[2]
+        W, U = (weight.chunk(4)[2] for weight in self.rnn.all_weights[0][:2])
         gain, out = i * ratio, o * cell
 
         def transition(t: int) -> Tensor:
@@ -141,4 +142,5 @@ class LSTM(GatedNetwork):
 
     def __init__(self, d_model: int, options: GatedOptions):
         super().__init__(d_model, options)
-        nn.init.ones_(self.rnn.bias_ih_l0.data.split(options.d_state)[1])  # gates: i, f, g, o
+        bias = self.rnn.all_weights[0][2]
+        nn.init.ones_(bias.data.split(options.d_state)[1])  # gates: i, f, g, o

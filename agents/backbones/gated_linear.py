@@ -8,7 +8,7 @@ Shapes: H heads, K key and V value width of a head.
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from decision_s4.kernels.gated_linear import gated_linear, gated_linear_step
 from decision_s4.kernels.packing import Packing
 
 GAIN = 2**-2.5  # of the initial projections, after Xavier: as published for these layers
+Gate = TypeVar("Gate", Tensor, None)  # of the outputs, or a layer has none
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,13 @@ class GLAOptions(GatedLinearOptions):
     """Gates are sigmoids to the power 1 / temperature: the higher, the slower they forget."""
 
 
-class GatedLinearAttention(Mixer):
+class GatedLinearAttention(Mixer, Generic[Gate]):
     """What they share: a projection in, the recurrence, a projection out. State (B, H, K, V)."""
 
     Options = GatedLinearOptions
     mixing: ClassVar = {"layer": "channels", "scan": "heads"}
-    _scan = staticmethod(gated_linear)
-    _scan_step = staticmethod(gated_linear_step)
+    norm: nn.RMSNorm
+    """Of the outputs, where a subclass has one."""
 
     def __init__(self, d_model: int, options: GatedLinearOptions):
         super().__init__()
@@ -81,8 +82,9 @@ class GatedLinearAttention(Mixer):
     def forward(self, x: Tensor, state: State, packing: Packing) -> tuple[Tensor, State]:
         parts = self._parts(x)
         with torch.autocast(x.device.type, enabled=False):
-            *inputs, out_gate = self._inputs(*parts)
-            o, state = self._scan(*_mark(*inputs), state, packing)
+            q, k, v, log_gate, out_gate = self._inputs(*parts)
+            q, k, v, log_gate = _mark(q, k, v, log_gate)
+            o, state = self._scan(q, k, v, log_gate, state, packing)
             y = ops.tap("layer.mixed", self._read_out(ops.tap("scan.mixed", o), out_gate))
         return self.out_proj(y), state
 
@@ -91,12 +93,12 @@ class GatedLinearAttention(Mixer):
         self, part: str, coefficients: ops.Coefficients, packing: Packing, steps: Tensor
     ) -> Tensor:
         """gate · norm · α, α the scan's."""
-        q, k, log_gate = map(coefficients.get, ("query", "key", "log gate"))
+        q, k, log_gate = (coefficients[name] for name in ("query", "key", "log gate"))
         q, k = self._in_one_frame(q, k, packing)
         found = rows.each(steps, lambda t: rows.gated(q, k, log_gate, packing, t))
         if part == "scan":
             return found
-        outputs = coefficients.get("norm") * self.norm.weight
+        outputs = coefficients["norm"] * self.norm.weight
         outputs = outputs.expand(*q.shape[:2], *outputs.shape[2:]).flatten(2)
         by = coefficients.get("gate")
         found = found.repeat_interleave(self.shape[2], 1)
@@ -106,14 +108,14 @@ class GatedLinearAttention(Mixer):
         """Queries and keys as the recurrence weighs them."""
         return q, k
 
-    def log_decays(self, coefficients: ops.Coefficients) -> Tensor:
-        return coefficients.get("log gate")
+    def log_decays(self, coefficients: ops.Coefficients) -> Tensor | None:
+        return coefficients["log gate"]
 
     def step(self, x: Tensor, state: State, constants: Any) -> tuple[Tensor, State]:
         parts = self._parts(x)
         with torch.autocast(x.device.type, enabled=False):
-            *inputs, out_gate = self._inputs(*parts)
-            o, state = self._scan_step(*inputs, state)
+            q, k, v, log_gate, out_gate = self._inputs(*parts)
+            o, state = self._scan_step(q, k, v, log_gate, state)
             y = self._read_out(o, out_gate)
         return self.out_proj(y), state
 
@@ -125,17 +127,29 @@ class GatedLinearAttention(Mixer):
         """Each (…, H · F) as (…, H, F)."""
         return tuple(part.unflatten(-1, (self.shape[0], -1)) for part in parts)
 
-    def _inputs(self, *parts: Tensor) -> tuple[Tensor, ...]:
+    def _inputs(self, *parts: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Gate]:
         """q, k, v, log gates, each (…, H, K or V), and what `_read_out` wants besides."""
         raise NotImplementedError
 
-    def _read_out(self, o: Tensor, out_gate: Tensor | None) -> Tensor:
+    def _scan(
+        self, q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor, state: Tensor, packing: Packing
+    ) -> tuple[Tensor, Tensor]:
+        """The recurrence over all steps: outputs and the state after the last."""
+        return gated_linear(q, k, v, log_gate, state, packing)
+
+    def _scan_step(
+        self, q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor, state: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """One step of it."""
+        return gated_linear_step(q, k, v, log_gate, state)
+
+    def _read_out(self, o: Tensor, out_gate: Gate) -> Tensor:
         """o (…, H, V) -> (…, H · V)."""
         raise NotImplementedError
 
 
 @register("gla")
-class GLA(GatedLinearAttention):
+class GLA(GatedLinearAttention[Tensor]):
     """α = σ(W₂ W₁ x + b)^(1/τ);  out = W_o (RMSNorm(o) ⊙ silu(W_r x)) (section 4.4)."""
 
     Options = GLAOptions
@@ -156,20 +170,20 @@ class GLA(GatedLinearAttention):
         self.temperature = options.gate_temperature
         self.norm = ops.RMSNorm(value, eps=1e-5)
 
-    def _inputs(self, *parts: Tensor) -> tuple[Tensor, ...]:
+    def _inputs(self, *parts: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         q, k, v, gate, out_gate = parts
         gate = F.logsigmoid(F.linear(gate, self.gate_up, self.gate_bias)) / self.temperature
         q, k, v, gate = self._heads(q, k, v, gate)
         return q * self.shape[1] ** -0.5, k, v, gate, out_gate
 
-    def _read_out(self, o: Tensor, out_gate: Tensor | None) -> Tensor:
+    def _read_out(self, o: Tensor, out_gate: Tensor) -> Tensor:
         return ops.gate(
             ops.norm(o, self.norm, "norm").flatten(-2), ops.act(out_gate, "silu"), "gate"
         )
 
 
 @register("hgrn2")
-class HGRN2(GatedLinearAttention):
+class HGRN2(GatedLinearAttention[None]):
     """α = l + (1 − l) σ(W_f x), k = 1 − α, q = silu(W_q x);  out = W_o RMSNorm(o) (section 3.2).
 
     The lower bound l of a layer's gates rises with its depth, so that deeper layers remember
@@ -194,20 +208,23 @@ class HGRN2(GatedLinearAttention):
     def layers(cls, d_model: int, options: Any, n_layers: int) -> list[Mixer]:
         return [cls(d_model, options, depth / n_layers) for depth in range(n_layers)]
 
-    def _inputs(self, *parts: Tensor) -> tuple[Tensor, ...]:
+    def _inputs(self, *parts: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
         q, forget, v = parts
         log_gate, k = F.logsigmoid(forget), torch.sigmoid(-forget)
         if self.lower_bound_logit is not None:
             log_rest = F.logsigmoid(-self.lower_bound_logit)
             log_gate = torch.logaddexp(F.logsigmoid(self.lower_bound_logit), log_rest + log_gate)
             k = log_rest.exp() * k
-        return *self._heads(ops.act(q, "silu"), k, v, log_gate), None
+        q, k, v, log_gate = self._heads(ops.act(q, "silu"), k, v, log_gate)
+        return q, k, v, log_gate, None
 
-    def _read_out(self, o: Tensor, out_gate: Tensor | None) -> Tensor:
+    def _read_out(self, o: Tensor, out_gate: None) -> Tensor:
         return ops.norm(o.flatten(-2), self.norm, "norm")
 
 
-def _mark(q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor) -> tuple[Tensor, ...]:
+def _mark(
+    q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What weighs, and the values that are weighed."""
     q, k = ops.coefficient("query", q, factors=3), ops.coefficient("key", k, factors=3)
     v = ops.tap("scan.values", ops.tap("layer.values", v))

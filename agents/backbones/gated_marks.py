@@ -19,7 +19,7 @@ def marked_scan(
     """`gated_scan`, for probes: its values, and the gradients that rules ask for."""
     if packing.valid is not None:
         x = x.where(packing.valid[..., None], 0)
-    f, weights = _marked_update(network), (network.weight_hh_l0, network.bias_hh_l0)
+    f, weights = _marked_update(network), _of_state(network)
     from_input = _from_input(x, network)
     if ops.is_held():
         nothing = state.new_zeros(*x.shape[:2], *state.shape[1:])
@@ -48,11 +48,11 @@ def _states(
     before, after = _around(hidden, state[:, 0], packing)
     if not isinstance(network, nn.LSTM):
         return before[:, :, None], after[:, :, None]
-    from_state = F.linear(before, network.weight_hh_l0, network.bias_hh_l0)
+    from_state = F.linear(before, *_of_state(network))
     i, f, g, _ = (from_input + from_state).chunk(4, -1)
     keep = torch.sigmoid(f).where(~packing.begins[..., None], 0)
-    cells = _sums(keep, i.sigmoid() * g.tanh(), state[:, 1], packing.valid)
-    cells = _around(cells, state[:, 1], packing)
+    c = _sums(keep, i.sigmoid() * g.tanh(), state[:, 1], packing.valid)
+    cells = _around(c, state[:, 1], packing)
     before, after = (torch.stack(pair, 2) for pair in zip((before, after), cells, strict=True))
     return before, after
 
@@ -80,13 +80,20 @@ def _around(x: Tensor, first: Tensor, packing: Packing) -> tuple[Tensor, Tensor]
 
 def marked_step(x: Tensor, network: nn.GRU | nn.LSTM, state: Tensor) -> Tensor:
     """`gated_step`, for probes."""
-    from_state = F.linear(state[:, 0], network.weight_hh_l0, network.bias_hh_l0)
+    from_state = F.linear(state[:, 0], *_of_state(network))
     return _marked_update(network)(_from_input(x, network), from_state, state)
 
 
 def _from_input(x: Tensor, network: nn.GRU | nn.LSTM) -> Tensor:
     """What all gates take from the input, of all steps at once."""
-    return F.linear(x, network.weight_ih_l0, network.bias_ih_l0)
+    weight, _, bias, _ = network.all_weights[0]
+    return F.linear(x, weight, bias)
+
+
+def _of_state(network: nn.GRU | nn.LSTM) -> tuple[Tensor, Tensor]:
+    """The weight and bias of what all gates take from the state."""
+    _, weight, _, bias = network.all_weights[0]
+    return weight, bias
 
 
 def _marked_update(network: nn.GRU | nn.LSTM) -> chain.Update:

@@ -42,7 +42,8 @@ class Hybrid(Family):
 
     @classmethod
     def read_options(cls, name: str, given: dict[str, Any]) -> ReadHybridOptions:
-        own, theirs = {}, {part: {} for part in PARTS}
+        own: dict[str, Any] = {}
+        theirs: dict[str, dict[str, Any]] = {part: {} for part in PARTS}
         for key, value in given.items():
             part, _, option = key.partition("_")
             if part in PARTS and option:

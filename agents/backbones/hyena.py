@@ -13,7 +13,7 @@ Shapes: N convolutions (order), S states a channel, W taps of the short convolut
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -25,6 +25,7 @@ from decision_s4.agents.backbones import ops
 from decision_s4.agents.backbones.base import Mixer, State, register
 from decision_s4.agents.backbones.initial import depthwise
 from decision_s4.agents.backbones.modal import ModalFilter, log_rates
+from decision_s4.agents.backbones.module_list import ModuleList
 from decision_s4.envs.errors import UserError, nearest
 from decision_s4.kernels.packing import Packing
 from decision_s4.kernels.short_conv import short_conv, short_conv_step
@@ -67,7 +68,7 @@ class Hyena(Mixer):
         self.in_proj = nn.Linear(d_model, (options.order + 1) * d_model)
         inner = self.in_proj.out_features
         self.conv_weight = depthwise((inner, options.d_conv), options.d_conv)
-        self.filters = nn.ModuleList(_filter(d_model, options) for _ in range(options.order))
+        self.filters = ModuleList(_filter(d_model, options) for _ in range(options.order))
         self.recurrence_parameters = tuple(
             f"filters.{i}.{name}" for i, each in enumerate(self.filters) for name in each.recurrence
         )
@@ -105,7 +106,7 @@ class Hyena(Mixer):
         return self.out_proj(v), (short, long)
 
     def _mix(
-        self, x: Tensor, state: State, convolutions: list[Convolution]
+        self, x: Tensor, state: State, convolutions: Sequence[Convolution]
     ) -> tuple[Tensor, State]:
         """v from what the short convolution gave, and the state of each long one."""
         (v, *gates), after = x.chunk(self.order + 1, dim=-1), []
@@ -148,7 +149,7 @@ class ImplicitFilter(nn.Module):
         return short_conv_step(v, constants, None, state)
 
 
-def _filter(d_model: int, options: HyenaOptions) -> nn.Module:
+def _filter(d_model: int, options: HyenaOptions) -> ModalFilter | ImplicitFilter:
     return (ModalFilter if options.filters == "modal" else ImplicitFilter)(d_model, options)
 
 

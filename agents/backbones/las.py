@@ -9,7 +9,7 @@ A faded score is 0, not −∞: far steps keep an even share. α, one a head, be
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from decision_s4.kernels.short_conv import short_conv, short_conv_step
 class LocalSmoothOptions(TransformerOptions):
     """Options of `las`."""
 
-    positions: str = "none"
+    positions: Literal["rotary", "none"] = "none"
     """"rotary" adds rotary positions to what distance tells already."""
     smoothing: int = 4
     """Steps P that a value is averaged over."""
@@ -38,6 +38,7 @@ class LocalSmoothAttention(Transformer):
     """The state is (ring of the last W − 1 keys and averaged values, last P − 1 values)."""
 
     Options = LocalSmoothOptions
+    options: LocalSmoothOptions
     recurrence_parameters = ("log_slope",)
 
     def __init__(self, d_model: int, options: LocalSmoothOptions):

@@ -27,7 +27,7 @@ FLOOR = 1e-12
 
 
 @register("linear-attention")
-class LinearAttention(GatedLinearAttention):
+class LinearAttention(GatedLinearAttention[None]):
     """φ = elu + 1. State (B, H, F, V + 1): the last column sums the features alone."""
 
     def __init__(self, d_model: int, options: GatedLinearOptions):
@@ -42,14 +42,15 @@ class LinearAttention(GatedLinearAttention):
 
     def features(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """φ of queries and keys, (…, H, K) -> (…, H, F)."""
-        return tuple((F.elu(x) + 1).clamp(min=FLOOR) for x in (q, k))
+        q, k = ((F.elu(x) + 1).clamp(min=FLOOR) for x in (q, k))
+        return q, k
 
     def initial_state(self, batch_size: int, device: torch.device | None = None) -> State:
         heads, _, value = self.shape
         shape = (batch_size, heads, self.feature_width(), value + 1)
         return torch.zeros(shape, dtype=self.in_proj.weight.dtype, device=device)
 
-    def _inputs(self, *parts: Tensor) -> tuple[Tensor, ...]:
+    def _inputs(self, *parts: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
         q, k, v = self._heads(*parts)
         q, k = self.features(q, k)
         return q, k, v, q.new_zeros(*q.shape[:-1], 1), None
@@ -68,7 +69,7 @@ class LinearAttention(GatedLinearAttention):
         o, state = gated_linear_step(q, k, _and_one(v), log_gate, state)
         return _divide(o), state
 
-    def _read_out(self, o: Tensor, out_gate: Tensor | None) -> Tensor:
+    def _read_out(self, o: Tensor, out_gate: None) -> Tensor:
         return o.flatten(-2)
 
     def log_decays(self, coefficients: ops.Coefficients) -> None:
@@ -79,7 +80,7 @@ class LinearAttention(GatedLinearAttention):
         self, part: str, coefficients: ops.Coefficients, packing: Packing, steps: Tensor
     ) -> Tensor:
         """φ(q_t)·φ(k_s) over their sum."""
-        q, k, gate, total = map(coefficients.get, ("query", "key", "log gate", "sum"))
+        q, k, gate, total = (coefficients[n] for n in ("query", "key", "log gate", "sum"))
         found = rows.each(steps, lambda t: rows.gated(q / total, k, gate, packing, t))
         return found if part == "scan" else found.repeat_interleave(self.shape[2], 1)
 
@@ -119,17 +120,18 @@ class Hedgehog(LinearAttention):
         return 2 * self.shape[1]
 
     def features(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        return tuple(
+        q, k = (
             torch.cat([torch.softmax(y, -1), torch.softmax(-y, -1)], -1).clamp(min=FLOOR)
             for y in (
                 torch.einsum("...hk,hjk->...hj", x, by)
                 for x, by in zip((q, k), self.feature_maps, strict=True)
             )
         )
+        return q, k
 
 
 @register("lightning")
-class Lightning(GatedLinearAttention):
+class Lightning(GatedLinearAttention[Tensor]):
     """S_t = λ S_{t−1} + k vᵀ, o = Sᵀ q;  q, k, v = silu(W x);  out = W_o (RMSNorm(o) ⊙ σ(W_g x)).
 
     λ = exp(−2^(−8 h / H) (1 − l / L)) in head h = 1 … H of layer l = 0 … L − 1, so that deeper
@@ -150,7 +152,7 @@ class Lightning(GatedLinearAttention):
     def layers(cls, d_model: int, options: Any, n_layers: int) -> list[Mixer]:
         return [cls(d_model, options, layer / n_layers) for layer in range(n_layers)]
 
-    def _inputs(self, *parts: Tensor) -> tuple[Tensor, ...]:
+    def _inputs(self, *parts: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         *qkv, out_gate = parts
         q, k, v = self._heads(*(ops.act(each, "silu") for each in qkv))
         heads = self.shape[0]

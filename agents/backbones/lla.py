@@ -34,6 +34,7 @@ class LocalLinearAttention(Transformer):
     """Sliding-window attention; its state is the ring of the last W − 1 keys and values."""
 
     Options = LocalLinearOptions
+    options: LocalLinearOptions
 
     def __init__(self, d_model: int, options: LocalLinearOptions):
         super().__init__(d_model, options)

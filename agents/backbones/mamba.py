@@ -95,7 +95,15 @@ class Mamba(Mixer):
         return self.out_proj(ops.tap("layer.mixed", y)), (conv, ssm)
 
     def _marked_scan(
-        self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, **of
+        self,
+        u: Tensor,
+        delta: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor,
+        z: Tensor,
+        **of: Any,
     ) -> tuple[Tensor, Tensor]:
         """`selective_scan`, for probes: what it fuses stands apart."""
         delta = ops.coefficient("step", delta)
@@ -110,18 +118,18 @@ class Mamba(Mixer):
         self, part: str, coefficients: ops.Coefficients, packing: Packing, steps: Tensor
     ) -> Tensor:
         """gate · (α + D) · activation · convolution, α the hidden attention."""
-        delta, B, C = map(coefficients.get, ("step", "B", "C"))
+        delta, B, C = (coefficients[name] for name in ("step", "B", "C"))
         A = self.constants()
         found = rows.each(steps, lambda t: rows.selective(delta, A, B, C, packing, t))
         if part == "scan":
             return found
-        ratio = coefficients.get("activation").transpose(1, 2)[:, :, None]
+        ratio = coefficients["activation"].transpose(1, 2)[:, :, None]
         found = rows.add_skip(found, self.D, packing, steps) * ratio
         found = rows.through_conv(found, self.conv_weight, packing)
-        return rows.scale(found, coefficients.get("gate"), steps)
+        return rows.scale(found, coefficients["gate"], steps)
 
     def log_decays(self, coefficients: ops.Coefficients) -> Tensor:
-        return coefficients.get("step")[..., None] * self.constants()
+        return coefficients["step"][..., None] * self.constants()
 
     def step(self, x: Tensor, state: State, constants: Any) -> tuple[Tensor, State]:
         x, z = self._project(x)

@@ -98,21 +98,21 @@ class Mamba2(Mixer):
         self, part: str, coefficients: ops.Coefficients, packing: Packing, steps: Tensor
     ) -> Tensor:
         """norm · gate · (α + D) · activation · convolution."""
-        delta, B, C = (coefficients.get(name).unsqueeze(-1) for name in ("step", "B", "C"))
+        delta, B, C = (coefficients[name].unsqueeze(-1) for name in ("step", "B", "C"))
         B, C = (each.transpose(2, 3) for each in (B, C))  # (B, T, 1, N): one for all heads
         decay = delta * self.constants()[:, None]
         found = rows.each(steps, lambda t: rows.gated(C, delta * B, decay, packing, t))
         if part == "scan":
             return found
         inner, width = self.widths[0], self.shape[1]
-        ratio = coefficients.get("activation")[..., :inner].transpose(1, 2)[:, :, None]
+        ratio = coefficients["activation"][..., :inner].transpose(1, 2)[:, :, None]
         found = rows.add_skip(found, self.D, packing, steps).repeat_interleave(width, 1) * ratio
         found = rows.through_conv(found, self.conv_weight[:inner], packing)
-        outputs = coefficients.get("gate") * coefficients.get("norm") * self.norm.weight
+        outputs = coefficients["gate"] * coefficients["norm"] * self.norm.weight
         return rows.scale(found, outputs, steps)
 
     def log_decays(self, coefficients: ops.Coefficients) -> Tensor:
-        return coefficients.get("step") * self.constants()
+        return coefficients["step"] * self.constants()
 
     def step(self, x: Tensor, state: State, constants: Any) -> tuple[Tensor, State]:
         z, xBC, dt = self._project(x)

@@ -172,8 +172,11 @@ class MixerOp:
     def _mixed(self, v: Tensor, state: Any) -> Tensor:
         if self.part not in self.mixer.mixing:
             return self._run(v, state, {})
-        found = []
-        handlers = {f"{self.part}.values": lambda _: v, f"{self.part}.mixed": found.append}
+        found: list[Tensor] = []
+        handlers: dict[str, ops.Handler] = {
+            f"{self.part}.values": lambda _: v,
+            f"{self.part}.mixed": found.append,
+        }
         self._run(self.x, state, handlers)
         return found[0]
 

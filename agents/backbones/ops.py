@@ -89,7 +89,11 @@ class Coefficients:
 
     def get(self, name: str) -> Tensor | None:
         """(B, T, …) what was marked by that name; None if nothing was."""
-        found = self._named.get(name, [None])
+        return self[name] if name in self._named else None
+
+    def __getitem__(self, name: str) -> Tensor:
+        """(B, T, …) what was marked by that name. Raises KeyError if nothing was."""
+        found = self._named[name]
         return found[0] if len(found) == 1 else torch.stack(found, 1)
 
     def within(self, scope: str) -> "Coefficients":
@@ -278,10 +282,9 @@ def norm(x: Tensor, module: nn.LayerNorm | nn.RMSNorm, name: str | None = None) 
 
 
 def _norm(x: Tensor, module: nn.LayerNorm | nn.RMSNorm) -> Tensor:
-    shape, weight, eps = module.normalized_shape, module.weight, module.eps
     if isinstance(module, nn.LayerNorm):
-        return F.layer_norm(x, shape, weight, module.bias, eps)
-    return F.rms_norm(x, shape, weight, eps)
+        return F.layer_norm(x, module.normalized_shape, module.weight, module.bias, module.eps)
+    return F.rms_norm(x, module.normalized_shape, module.weight, module.eps)
 
 
 def gate(signal: Tensor, by: Tensor, name: str | None = None) -> Tensor:

@@ -33,6 +33,7 @@ class PowerSoftmax(Transformer):
     """Sliding-window attention; its state is the ring of the last W − 1 keys and values."""
 
     Options = PowerSoftmaxOptions
+    options: PowerSoftmaxOptions
     marked = True
 
     def __init__(self, d_model: int, options: PowerSoftmaxOptions):

@@ -33,7 +33,7 @@ class RetNetOptions(GatedLinearOptions):
 
 
 @register("retnet")
-class RetNet(GatedLinearAttention):
+class RetNet(GatedLinearAttention[Tensor]):
     """The state (B, H, K, V) is in the frame of the last step."""
 
     Options = RetNetOptions
@@ -47,7 +47,7 @@ class RetNet(GatedLinearAttention):
         self._make_projections(d_model, keys, keys, values, values)
         self.norm = ops.RMSNorm(value, eps=1e-5)
 
-    def _inputs(self, *parts: Tensor) -> tuple[Tensor, ...]:
+    def _inputs(self, *parts: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         q, k, v, out_gate = parts
         q, k, v = self._heads(q, k, v)
         head = torch.arange(self.shape[0], dtype=torch.float64, device=q.device)
@@ -55,7 +55,7 @@ class RetNet(GatedLinearAttention):
         log_gate = log_decay[:, None].expand(*q.shape[:-1], 1)
         return q * self.shape[1] ** -0.5, k, v, log_gate, out_gate
 
-    def _read_out(self, o: Tensor, out_gate: Tensor | None) -> Tensor:
+    def _read_out(self, o: Tensor, out_gate: Tensor) -> Tensor:
         return ops.gate(
             ops.norm(o, self.norm, "norm").flatten(-2), ops.act(out_gate, "silu"), "gate"
         )

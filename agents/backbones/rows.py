@@ -93,11 +93,11 @@ def erasing(
     Returns:
         (B, H, T).
     """
-    w, erased, by = (x.unbind(1) for x in (w, erased, by))
+    each = [x.unbind(1) for x in (w, erased, by)]
     found = [q[:, step]]  # of step, step − 1, …
-    for s in range(step, 0, -1):
+    for w_s, erased_s, by_s in list(zip(*each, strict=True))[step:0:-1]:
         p = found[-1]
-        found.append(w[s] * p - (by[s] * p).sum(-1, keepdim=True) * erased[s])
+        found.append(w_s * p - (by_s * p).sum(-1, keepdim=True) * erased_s)
     row = (torch.stack(found[::-1], 1) * k[:, : step + 1]).sum(-1).transpose(1, 2)
     row = torch.nn.functional.pad(row, (0, packing.steps - 1 - step))
     return row.where(visible(packing, step)[:, None], 0)

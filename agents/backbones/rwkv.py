@@ -21,12 +21,14 @@ from torch import Tensor, nn
 from decision_s4.agents.backbones import ops, rows
 from decision_s4.agents.backbones.base import Mixer, State, register
 from decision_s4.agents.backbones.delta_rule import unit
+from decision_s4.agents.backbones.module_list import ModuleList
 from decision_s4.envs.errors import UserError
 from decision_s4.kernels.delta_rule import delta_rule, delta_rule_step
 from decision_s4.kernels.packing import Packing
 from decision_s4.kernels.short_conv import short_conv, short_conv_step
 
 PARTS = ("receptance", "key", "value", "decay", "rate", "gate")
+Arguments = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # the first five of `delta_rule`
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,9 @@ class RWKV(Mixer):
         self.shape = (heads, d_model // heads)
         ramp = torch.arange(d_model) / d_model
         self.shift = nn.Parameter((1 - ramp**0.5).repeat(len(PARTS), 1))
-        self.maps = nn.ModuleList(nn.Linear(d_model, d_model, bias=False) for _ in range(3))
-        self.down = nn.ModuleList(nn.Linear(d_model, rank, bias=False) for _ in range(3))
-        self.up = nn.ModuleList(nn.Linear(rank, d_model, bias=False) for _ in range(3))
+        self.maps = ModuleList(nn.Linear(d_model, d_model, bias=False) for _ in range(3))
+        self.down = ModuleList(nn.Linear(d_model, rank, bias=False) for _ in range(3))
+        self.up = ModuleList(nn.Linear(rank, d_model, bias=False) for _ in range(3))
         self.decay_bias = nn.Parameter(torch.linspace(-6.5, -1.5, d_model))  # w from .999 to .9
         self.rate_bias = nn.Parameter(torch.zeros(d_model))
         self.erased = nn.Parameter(torch.ones(d_model))  # ξ
@@ -86,28 +88,32 @@ class RWKV(Mixer):
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(self.bonus.dtype)
             before, last = short_conv(x, self.constants(), None, state[0], packing, ops.impl())
-        r, k, v, *rest = self._inputs(x, before)
+        r, k, v, log_w, kappa, by, gate = self._inputs(x, before)
         with torch.autocast(x.device.type, enabled=False):
             v = ops.tap("scan.values", v)
-            halves = self._halves(r, k, ops.value(v, 3), *rest[:3])
-            steps = (torch.stack(pair, 2).flatten(1, 2) for pair in zip(*halves, strict=True))
-            o, S = delta_rule(*steps, state[1], packing.twice, ops.impl())
-            y = self._read_out(ops.tap("scan.mixed", o[:, 1::2]), r, k, v, rest[3])
+            halves = self._halves(r, k, ops.value(v, 3), log_w, kappa, by)
+            each = (torch.stack(pair, 2).flatten(1, 2) for pair in zip(*halves, strict=True))
+            query, key, write, value, decay = each
+            of = state[1], packing.twice, ops.impl()
+            o, S = delta_rule(query, key, write, value, decay, *of)
+            y = self._read_out(ops.tap("scan.mixed", o[:, 1::2]), r, k, v, gate)
         return self.out(y), (last, S)
 
     def step(self, x: Tensor, state: State, constants: Any) -> tuple[Tensor, State]:
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(self.bonus.dtype)
             before, last = short_conv_step(x, constants, None, state[0])
-        r, k, v, *rest = self._inputs(x, before)
+        r, k, v, log_w, kappa, by, gate = self._inputs(x, before)
         with torch.autocast(x.device.type, enabled=False):
-            erase, write = self._halves(r, k, v, *rest[:3])
+            erase, write = self._halves(r, k, v, log_w, kappa, by)
             _, S = delta_rule_step(*erase, state[1])
             o, S = delta_rule_step(*write, S)
-            y = self._read_out(o, r, k, v, rest[3])
+            y = self._read_out(o, r, k, v, gate)
         return self.out(y), (last, S)
 
-    def _inputs(self, x: Tensor, before: Tensor) -> tuple[Tensor, ...]:
+    def _inputs(
+        self, x: Tensor, before: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """r, k̃, v, log w, κ, a ⊙ κ (…, H, K) and g (…, D), the coefficients marked."""
         shifted = [torch.lerp(x, before, by) for by in self.shift]
         r, k, v = (layer(part) for layer, part in zip(self.maps, shifted[:3], strict=True))
@@ -136,7 +142,7 @@ class RWKV(Mixer):
 
     def _halves(
         self, r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, kappa: Tensor, by: Tensor
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    ) -> tuple[Arguments, Arguments]:
         """Arguments of `delta_rule`: erase along a ⊙ κ what stood at κ, then write v at k̃.
 
         It decays before it looks up, RWKV after: κ / w undoes the decay, at most a factor 1.83.
@@ -155,8 +161,8 @@ class RWKV(Mixer):
         self, part: str, coefficients: ops.Coefficients, packing: Packing, steps: Tensor
     ) -> Tensor:
         """α of the scan; of the layer W_o diag(g) (norm α + bonus) W_v shift, all pairs of D."""
-        r, k, kappa = (coefficients.get(name) for name in ("query", "key", "erased"))
-        w, by = coefficients.get("log gate").exp(), coefficients.get("rate") * kappa
+        r, k, kappa = (coefficients[name] for name in ("query", "key", "erased"))
+        w, by = coefficients["log gate"].exp(), coefficients["rate"] * kappa
 
         def scan(t: int) -> Tensor:
             return rows.erasing(r, k, w, kappa, by, packing, t)
@@ -169,9 +175,7 @@ class RWKV(Mixer):
         self, row: Tensor, coefficients: ops.Coefficients, packing: Packing, t: int
     ) -> Tensor:
         """(B, D · D, T), pairs of an output and an input, from the scan's (B, H, T)."""
-        r, k, gate, scale = (
-            coefficients.get(name)[:, t] for name in ("query", "key", "gate", "scale")
-        )
+        r, k, gate, scale = (coefficients[name][:, t] for name in ("query", "key", "gate", "scale"))
         read = gate[:, None] * self.out.weight  # (B, D, D)
         read = read.unflatten(2, self.shape)  # (B, D, H, K)
         value = self.maps[2].weight.unflatten(0, self.shape)  # (H, K, D)
@@ -187,4 +191,4 @@ class RWKV(Mixer):
         return row.where(rows.visible(packing, t)[:, None], 0)
 
     def log_decays(self, coefficients: ops.Coefficients) -> Tensor:
-        return coefficients.get("log gate")
+        return coefficients["log gate"]

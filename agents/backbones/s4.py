@@ -58,7 +58,7 @@ class S4DOptions(S4Options):
 class LinearStateSpace(Mixer):
     """What S4 and S4D share: (D, N/2) poles, B, C, D, the output's GELU and mixing of channels."""
 
-    recurrence_parameters = ("log_dt", "log_decay", "frequency", "b", "c")
+    recurrence_parameters: tuple[str, ...] = ("log_dt", "log_decay", "frequency", "b", "c")
     mixing: ClassVar = {"layer": "channels"}
     marked = True
 

@@ -89,7 +89,7 @@ class SeqBoat(Mixer):
     ) -> Tensor:
         """W (1 + p g α O V) r (filter + d): the step itself and each head are sources that the
         filter, run backwards, takes to what they read."""
-        p, ratio, gate = (coefficients.get(name) for name in ("activity", "activation", "gate"))
+        p, ratio, gate = (coefficients[name] for name in ("activity", "activation", "gate"))
         active = self._active(p, packing)
         among, inner = among_active(active[..., 0], packing)[0], coefficients.within("unit.0.")
         sources = self.unit.closed_rows("layer", inner, among, steps)  # (B, N, I, T)

@@ -17,6 +17,7 @@ from decision_s4.agents.backbones.base import (
     make_options,
     reset,
 )
+from decision_s4.agents.backbones.module_list import ModuleList
 from decision_s4.agents.backbones.operator import MixerOp, operator_of
 from decision_s4.envs.errors import UserError, nearest
 from decision_s4.kernels.packing import Packing
@@ -26,6 +27,9 @@ ACTIVATIONS = ("gelu", "relu")
 
 class Block(nn.Module):
     """One layer: pre-norm, mixer, residual, and optionally the same around an MLP."""
+
+    mixer: Mixer
+    mlp: nn.Module | None
 
     def __init__(self, mixer: Mixer, d_model: int, mlp: nn.Module | None, dropout: float):
         super().__init__()
@@ -43,14 +47,6 @@ class Block(nn.Module):
         x = ops.tap("input", x)
         y, state = self.mixer.step(self.norm(x), state, constants)
         return self.add(x, y), state
-
-    def respond(self, x: Tensor, read_out: Tensor, constants: Any) -> Tensor:
-        """`step`'s output, from what the mixer's memory adds to it (see backbones/s4.py)."""
-        return self.add(x, self.mixer.respond(self.norm(x), read_out, constants))
-
-    def finish(self, x: Tensor, y: Tensor) -> Tensor:
-        """`step`'s output, from its input and what the mixer's channels gave (`remember`)."""
-        return self.add(x, self.mixer.mix_channels(y))
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         """What the block makes of its input and of its mixer's output: residual, then MLP."""
@@ -88,7 +84,7 @@ class Backbone(nn.Module):
     ):
         super().__init__()
         self.d_model = d_model
-        self.blocks = nn.ModuleList(
+        self.blocks = ModuleList(
             Block(mixer, d_model, _mlp(d_model, mlp_ratio, dropout, mlp_activation), dropout)
             for mixer in mixers
         )
@@ -99,7 +95,8 @@ class Backbone(nn.Module):
     def context(self) -> int | None:
         """None where the state is recurrent; otherwise the largest window of a layer."""
         windows = [block.mixer.context for block in self.blocks]
-        return None if None in windows else max(windows)
+        known = [window for window in windows if window is not None]
+        return max(known) if len(known) == len(windows) else None
 
     def initial_state(self, batch_size: int, device: torch.device | None = None) -> State:
         """One state a layer, for `batch_size` rows."""
@@ -224,7 +221,7 @@ class Backbone(nn.Module):
         return x.shape[0], x.shape[1]
 
     def _check_state(self, state: State, batch: int) -> None:
-        wanted = [(batch, *shape[1:]) for shape in self._state_shapes]
+        wanted = [shape and (batch, *shape[1:]) for shape in self._state_shapes]
         given = _shapes(state)
         if given != wanted:
             raise ValueError(

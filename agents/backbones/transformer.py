@@ -50,6 +50,7 @@ class Transformer(Mixer):
 
     Options = TransformerOptions
     mixing: ClassVar = {"layer": "heads"}
+    context: int
     weigh: Weigh | None = None
     """How queries and keys make weights, for `attend`; None is softmax."""
 
@@ -92,14 +93,15 @@ class Transformer(Mixer):
         self, part: str, coefficients: ops.Coefficients, packing: Packing, steps: Tensor
     ) -> Tensor:
         """The attention weights themselves."""
-        weights, length = coefficients.get("attention"), min(self.context, packing.steps)
+        weights, length = coefficients["attention"], min(self.context, packing.steps)
         return rows.each(steps, lambda t: rows.windowed(weights, packing, length, t))
 
     def constants(self) -> tuple[Tensor, Tensor] | None:
         return self._turns(self.context, self.out.weight)
 
     def step(self, x: Tensor, state: Ring, constants: Any) -> tuple[Tensor, Ring]:
-        y, state = self._over_ring(*self._project(x[:, None]), state, constants)
+        q, k, v = self._project(x[:, None])
+        y, state = self._over_ring(q, k, v, state, constants)
         return self.out(y[:, 0]), state
 
     def _over_ring(

@@ -15,7 +15,7 @@ from torch import Tensor
 from decision_s4.agents.backbones import State, ops
 from decision_s4.agents.backbones.operator import MAX_ELEMENTS, MixerOp
 from decision_s4.agents.policy import Policy
-from decision_s4.agents.probes.reading import Answer
+from decision_s4.agents.probes.reading import Answer, layered
 from decision_s4.agents.tokens import TokenState
 from decision_s4.envs.errors import UserError
 
@@ -28,9 +28,10 @@ def operators(
     policy: Policy, batch: Any, part: str = "layer", state: State | None = None
 ) -> list[MixerOp]:
     """Each layer of a policy, in evaluation mode, as an operator on its tokens."""
-    x, start, valid = policy.backbone_inputs(batch)
+    layers = layered(policy)
+    x, start, valid = layers.backbone_inputs(batch)
     memory = state.memory if isinstance(state, TokenState) else state
-    return policy.backbone.operator(x, memory, start, valid, part)
+    return layers.backbone.operator(x, memory, start, valid, part)
 
 
 def mean_map(op: MixerOp, max_elements: int = MAX_ELEMENTS) -> Tensor:
@@ -84,7 +85,8 @@ def gradient_weighted(
     upstream = _upstream(policy, batch, answer, operations, state)
     maps = []
     for op, gradient in zip(operations, upstream, strict=True):
-        _check_size(*op.values.shape[:2], max_elements)
+        rows, steps = op.values.shape[:2]
+        _check_size(rows, steps, max_elements)
         maps.append(torch.cat([_weighted_rows(op, gradient, block) for block in _blocks(op)], 1))
     return maps
 

@@ -8,7 +8,7 @@ import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
@@ -43,6 +43,7 @@ class Target:
             return head.act(features).flatten(features.ndim - 1)[..., self.dimension]
         logits = head.linear(features)
         if self.kind == "log-probability":
+            assert isinstance(head, DiscreteHead), "see `check`"
             logits = torch.cat([x.log_softmax(-1) for x in logits.split(head.counts, -1)], -1)
         return logits[..., self.dimension]
 
@@ -103,13 +104,16 @@ class Attribution:
         return self.values.expand(-1, width) / width
 
 
+Row: TypeAlias = Sequence[str | float]
+
+
 @dataclass(frozen=True)
 class Table:
     """Rows for a person."""
 
     title: str
     columns: Sequence[str]
-    rows: Sequence[Sequence[str | float]]
+    rows: Sequence[Row]
 
 
 @dataclass(frozen=True)

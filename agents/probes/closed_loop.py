@@ -134,7 +134,8 @@ def worth_of_inputs(
     agent = MaskedAgent(policy, masked.repeat_interleave(episodes, 0), fill)
     seeds = [seed + i for _ in masked for i in range(episodes)]
     targets = [task.aims[0]] * len(seeds)
-    played = rollout(agent, task.env_id, targets, seeds, task.env_kwargs, max_steps, **options)
+    env_id, kwargs = task.environment, task.env_kwargs
+    played = rollout(agent, env_id, targets, seeds, kwargs, max_steps, **options)
     return Worth(["nothing", *names], played.returns.reshape(1 + width, episodes))
 
 
@@ -144,10 +145,10 @@ def tapped_returns(
     """Returns with each of `taps` (by name, handlers by place) open in all steps of the loop."""
     seeds = [TAPPED_SEED + i for i in range(TAPPED_EPISODES)]
     targets = [task.aims[0]] * TAPPED_EPISODES
-    rows, actor = [], Actor(policy)
+    rows, actor, env_id = [], Actor(policy), task.environment
     for name, handlers in taps.items():
         with ops.taps(handlers):
-            played = rollout(actor, task.env_id, targets, seeds, task.env_kwargs, max_steps)
+            played = rollout(actor, env_id, targets, seeds, task.env_kwargs, max_steps)
         values, lengths = played.returns, played.lengths
         cell = interval((values.mean(), *bootstrap_interval(values)), digits=0)
         rows.append([name, cell, f"{lengths.mean():.0f}"])

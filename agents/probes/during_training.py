@@ -79,7 +79,7 @@ def log_probes(
         if isinstance(probe, PolicyProbe):
             values = probe.examine(contexts).scalars
             logger.log(step, {f"probe/{name}": value for name, value in values.items()})
-        else:
+        elif isinstance(probe, AttributionProbe):
             _log_maps(probe, contexts, env_id, logger, step)
 
 

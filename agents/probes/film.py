@@ -8,6 +8,7 @@ The film is that of `record`; the map of each frame is of one method over the sa
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import imageio.v2 as imageio
@@ -35,20 +36,18 @@ def film_explained(
     recordings = play(policy, task, 1, seed)
     for target, aim, recording in zip(task.target_returns, task.aims, recordings, strict=True):
         plain, path = folder / f"plain-{target:g}.mp4", folder / f"explained-{target:g}.mp4"
-        kwargs = task.env_kwargs
-        if record(Actor(policy), task.env_id, plain, aim, seed, env_kwargs=kwargs) is None:
+        env_id, kwargs = task.environment, task.env_kwargs
+        if record(Actor(policy), env_id, plain, aim, seed, env_kwargs=kwargs) is None:
             return
-        _annotate(policy, task.env_id, recording, recordings, _chosen(probes), plain, path)
+        _annotate(policy, env_id, recording, recordings, _chosen(probes), plain, path)
         plain.unlink()
         yield path
 
 
 def _chosen(probes: Sequence[Probe]) -> AttributionProbe:
-    for probe in probes:
-        tells = isinstance(probe, AttributionProbe) and not isinstance(probe, LayerAttribution)
-        if tells and probe.cheap:
-            return probe
-    return GradientTimesInput()
+    quick = [probe for probe in probes if isinstance(probe, AttributionProbe) and probe.cheap]
+    telling = (probe for probe in quick if not isinstance(probe, LayerAttribution))
+    return next(telling, GradientTimesInput())
 
 
 def _annotate(
@@ -61,14 +60,18 @@ def _annotate(
     path: Path,
 ) -> None:
     """Add the strip to each frame of `source`."""
-    with imageio.get_reader(source) as reader:
-        fps, frames = reader.get_meta_data()["fps"], [np.asarray(frame) for frame in reader]
+    with closing(imageio.get_reader(source)) as reader:
+        fps = reader.get_meta_data()["fps"]
+        frames = [np.asarray(frame) for frame in reader.iter_data()]
     steps = np.linspace(0, recording.steps - 1, len(frames)).round().astype(int).tolist()
     found = [_map(policy, recording, others, probe, step) for step in steps]
     maps, answers = np.stack([values for values, _ in found]), [answer for _, answer in found]
     story = _story(policy, env_id, recording, probe, maps)
-    writer = {"codec": "libx264", "pixelformat": "yuv420p", "macro_block_size": 2}
-    with imageio.get_writer(path, fps=fps, **writer) as file:
+    with closing(
+        imageio.get_writer(
+            path, fps=fps, codec="libx264", pixelformat="yuv420p", macro_block_size=2
+        )
+    ) as file:
         for frame, step, values, answer in zip(frames, steps, maps, answers, strict=True):
             file.append_data(drawn(frame, values, answer, story, step))
 

@@ -91,7 +91,7 @@ class IntegratedGradients(AttributionProbe):
             decided = bias - own.answer(base).mean().item()
         return context.attribution(
             self.name,
-            sum(panel.values for panel in panels),
+            torch.stack([panel.values for panel in panels]).sum(0),
             bias=bias,
             baseline=BASELINES[self.baseline][0],
             notes=(

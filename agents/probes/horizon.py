@@ -88,7 +88,8 @@ def gradient_field(
     As Luo et al. (arXiv 1701.04128) measured that of convolutions, over time here.
     """
     gradients = read(policy, batch, answer, state).gradients()
-    return sum(gradients[name].abs().sum(-1) for name in MODALITIES if name in gradients)
+    fields = [gradients[name].abs().sum(-1) for name in MODALITIES if name in gradients]
+    return torch.stack(fields).sum(0)
 
 
 @torch.no_grad()

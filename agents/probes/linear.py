@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from decision_s4.agents.policy import Policy
-from decision_s4.agents.probes.base import Findings, PolicyProbe, Table
+from decision_s4.agents.probes.base import Findings, PolicyProbe, Row, Table
 from decision_s4.agents.probes.context import Context
 from decision_s4.agents.probes.recordings import Recording
 from decision_s4.envs.task import Task
@@ -42,7 +42,8 @@ class LinearProbe(PolicyProbe):
         present = [recording.features.double().numpy() for recording in recordings]
         time = [_clock(recording.steps) for recording in recordings]
         both = [np.concatenate(pair, 1) for pair in zip(hidden, present, strict=True)]
-        rows, scalars = [], {}
+        rows: list[Row] = []
+        scalars: dict[str, float] = {}
         for name, labels in labels_of(recordings).items():
             scores = [r_squared(x, labels) for x in (hidden, both, present, time)]
             chance = r_squared(hidden, _shuffled(labels))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from decision_s4.agents.backbones import ops
 from decision_s4.agents.policy import Policy
-from decision_s4.agents.probes.base import Curves, Findings, PolicyProbe, Table
+from decision_s4.agents.probes.base import Curves, Findings, PolicyProbe, Row, Table
 from decision_s4.agents.probes.context import Context
 from decision_s4.agents.probes.gradients import time_blocks
 from decision_s4.agents.probes.layer_probes import check_layers
@@ -60,7 +60,7 @@ class Patching(PolicyProbe):
         shares = pooled_shares(found, len(lags))
         title = f"Share of another episode's answer that passes, {len(found)} queries"
         columns = ["place", "present step", *_spans(lags), "estimate correlates"]
-        rows = [
+        rows: list[Row] = [
             [place, *_by_span(row, lags), _correlation(found, i)]
             for i, (place, row) in enumerate(zip(places, shares, strict=True))
         ]

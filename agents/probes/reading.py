@@ -13,7 +13,8 @@ from torch import Tensor
 
 from decision_s4.agents.backbones import State, ops
 from decision_s4.agents.heads import BoxHead
-from decision_s4.agents.policy import MODALITIES, Policy
+from decision_s4.agents.policy import MODALITIES, Policy, SequencePolicy
+from decision_s4.agents.tokens import TokenPolicy
 from decision_s4.envs.errors import UserError
 
 POSITION = "position"
@@ -96,4 +97,12 @@ def values_at(run: Callable[[], object], places: Sequence[str]) -> dict[str, Ten
 
 def residual_places(policy: Policy) -> list[str]:
     """The taps of what enters each layer, and of what the head reads."""
-    return [*(f"blocks.{i}.input" for i in range(len(policy.backbone.blocks))), "features"]
+    count = len(layered(policy).backbone.blocks)
+    return [*(f"blocks.{i}.input" for i in range(count)), "features"]
+
+
+def layered(policy: Policy) -> SequencePolicy | TokenPolicy:
+    """The policy, of which a probe reads the layers. Raises UserError for one that has none."""
+    if isinstance(policy, SequencePolicy | TokenPolicy):
+        return policy
+    raise UserError(f"a policy of --tokens {policy.options.tokens} has no layers over time")

@@ -69,7 +69,7 @@ def play(
     policy: Policy, task: Task, episodes: int, seed: int, max_steps: int = 1000
 ) -> list[Recording]:
     """`episodes` episodes for each target return of the task, target by target."""
-    targets = [aim for aim in task.aims for _ in range(episodes)]
+    targets = [aim or 0.0 for aim in task.aims for _ in range(episodes)]
     seeds = [seed + i for _ in task.aims for i in range(episodes)]
     seen: list[list[tuple[Tree, Tree, float]]] = [[] for _ in targets]
 
@@ -80,7 +80,8 @@ def play(
             action = map_tree(pick, transition.action)
             seen[row].append((observation, action, float(transition.reward[i])))
 
-    rollout(Actor(policy), task.env_id, targets, seeds, task.env_kwargs, max_steps, recorder=keep)
+    actor, env_id = Actor(policy), task.environment
+    rollout(actor, env_id, targets, seeds, task.env_kwargs, max_steps, recorder=keep)
     return [
         _recording(policy, _label(policy, target, number), target, steps)
         for target, number, steps in zip(targets, seeds, seen, strict=True)

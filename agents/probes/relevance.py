@@ -45,7 +45,7 @@ class Relevance:
     @property
     def conservation_gap(self) -> Tensor:
         """(B,) |absorbed| as a share of all relevance that was moved, in [0, 1]."""
-        moved = sum(part.flatten(1).abs().sum(1) for part in self.inputs.values())
+        moved = torch.stack([x.flatten(1).abs().sum(1) for x in self.inputs.values()]).sum(0)
         if self.position is not None:
             moved = moved + self.position.abs().sum(1)
         absorbed = self.absorbed.abs()

@@ -205,7 +205,7 @@ def _map(found: Attribution, width: int) -> dict[str, Any]:
 def _evidence(evidence: Faithfulness | None) -> dict[str, Any] | None:
     if evidence is None:
         return None
-    gains = [
+    gains: list[dict[str, Any]] = [
         {"name": n, "random": evidence.beats(n, RANDOM), "gradient": evidence.beats(n, GRADIENT)}
         for n in evidence.methods
     ]

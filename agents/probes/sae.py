@@ -5,13 +5,14 @@ what they remember, are made of it. Beside it the mean activation, which tells n
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from decision_s4.agents.backbones import ops
 from decision_s4.agents.policy import Policy
-from decision_s4.agents.probes.base import Findings, PolicyProbe, Table
+from decision_s4.agents.probes.base import Findings, PolicyProbe, Row, Table
 from decision_s4.agents.probes.closed_loop import tapped_returns
 from decision_s4.agents.probes.context import Context
 from decision_s4.agents.probes.layer_probes import check_layers
@@ -52,7 +53,9 @@ class SparseAutoencoderProbe(PolicyProbe):
         if len(recordings) < LEAST_EPISODES:
             note = f"{len(recordings)} episode does not suffice; {LEAST_EPISODES} do"
             return Findings(self.name, notes=[note])
-        rows, scalars, splices = [], {}, {"nothing": {}}
+        rows: list[Row] = []
+        scalars: dict[str, float] = {}
+        splices: dict[str, dict[str, ops.Handler]] = {"nothing": {}}
         for place in residual_places(policy)[1:]:
             parts = [_activations(policy, recordings[first::2], place) for first in (0, 1)]
             model = fit(parts[0])
@@ -70,9 +73,8 @@ class SparseAutoencoderProbe(PolicyProbe):
 
 def _activations(policy: Policy, recordings: Sequence[Recording], place: str) -> Tensor:
     """(S, D), tokens of all episodes."""
-    runs = [
-        values_at(lambda r=r: policy(r.batch(0, r.steps)), [place])[place][0] for r in recordings
-    ]
+    batches = (recording.batch(0, recording.steps) for recording in recordings)
+    runs = [values_at(partial(policy, batch), [place])[place][0] for batch in batches]
     return torch.cat(runs).float()
 
 

@@ -19,6 +19,9 @@ UPDATES, BATCH, RATE = 1500, 256, 3e-3
 class SparseAutoencoder(nn.Module):
     """Fitted by `fit`; `forward` gives the reconstruction."""
 
+    mean: Tensor
+    scale: Tensor
+
     def __init__(self, features: int, atoms: int, active: int, generator: torch.Generator):
         super().__init__()
         self.active = min(active, atoms)

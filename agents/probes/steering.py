@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from decision_s4.agents.backbones import State, ops
 from decision_s4.agents.policy import Policy
-from decision_s4.agents.probes.base import Findings, PolicyProbe, Table
+from decision_s4.agents.probes.base import Findings, PolicyProbe, Row, Table
 from decision_s4.agents.probes.closed_loop import tapped_returns
 from decision_s4.agents.probes.context import Context
 from decision_s4.agents.probes.layer_probes import check_layers
@@ -80,9 +80,10 @@ def _rows(
     inputs: Sequence[np.ndarray],
     times: Sequence[np.ndarray],
     pushed: Pushed,
-) -> list[list[str | float]]:
+) -> list[Row]:
     """A row a label, of read-outs of `inputs` (S, D) taken at `times` of each episode."""
-    labels, rows = labels_of(recordings_of(contexts)), []
+    labels = labels_of(recordings_of(contexts))
+    rows: list[Row] = []
     for name in PROGRESS_LABELS:
         chosen = [label[time] for label, time in zip(labels[name], times, strict=True)]
         readout = Readout.fit(np.concatenate(inputs), np.concatenate(chosen))

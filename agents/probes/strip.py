@@ -73,7 +73,8 @@ def drawn(
     )
     _draw_inputs(draw, values.sum(0), story, (14, height + 36, middle - 16))
     _draw_steps(draw, values, story, (middle, height + 36, width - 14, height + 172))
-    lines = [(story.actions[: len(LINES)], story.action[:, : len(LINES)], LINES)]
+    actions = story.actions[: len(LINES)], story.action[:, : len(LINES)]
+    lines: list[tuple[Sequence[str], np.ndarray, tuple[str, ...]]] = [(*actions, LINES)]
     if story.to_go is not None:
         lines.insert(0, (["return-to-go"], story.to_go[:, None], (COLOURS["return_to_go"],)))
     for i, (shown, series, colours) in enumerate(lines):

@@ -10,6 +10,7 @@ Here W is the head's matrix and x what it reads. Shapes: Q queries, D features.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -91,5 +92,5 @@ def subspace_table(contexts: Sequence[Context]) -> Table:
 def _features(context: Context) -> tuple[Tensor, Tensor]:
     """(1, D) what the head reads at the query's step: clean, and of another episode."""
     runs = context.features[None], context.others[:1]
-    found = [values_at(lambda x=x: context.answer(x), ["features"])["features"] for x in runs]
+    found = [values_at(partial(context.answer, x), ["features"])["features"] for x in runs]
     return found[0][:, -1], found[1][:, -1]
