@@ -6,12 +6,13 @@ order. Shapes: E embedding width, D model width, F features.
 """
 
 from collections.abc import Callable
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from decision_s4.agents.backbones.s4 import LinearStateSpace
+from decision_s4.agents.backbones.s4 import LinearStateSpace, linear_of
 from decision_s4.agents.backbones.stack import Block
 from decision_s4.agents.encoders import Standardised
 from decision_s4.agents.heads import BoxHead
@@ -21,12 +22,11 @@ from decision_s4.envs.timestep import TimeStep
 from decision_s4.kernels.policy_step import Affine, Head, Layer, Mlp, Norm, Plan
 
 
-def can_plan(policy: nn.Module) -> bool:
+def can_plan(policy: nn.Module) -> TypeGuard[SequencePolicy]:
     """Whether a plan is the same function as the policy's own step."""
-    options = policy.options
-    if type(policy) is not SequencePolicy or options.mlp_activation != "gelu":
+    if type(policy) is not SequencePolicy or policy.options.mlp_activation != "gelu":
         return False
-    drops = policy.training and options.dropout > 0
+    drops = policy.training and policy.options.dropout > 0
     linear = all(isinstance(block.mixer, LinearStateSpace) for block in policy.backbone.blocks)
     return linear and not drops and policy.head.linear.weight.device.type in ("cpu", "cuda")
 
@@ -45,7 +45,7 @@ def plan_of(policy: SequencePolicy) -> Plan:
     )
 
 
-def can_fold(policy: nn.Module) -> bool:
+def can_fold(policy: nn.Module) -> TypeGuard[SequencePolicy]:
     """Whether `folded_token` is the same function as the policy's own embedding."""
     return type(policy) is SequencePolicy and not policy.training
 
@@ -86,6 +86,7 @@ def _zeros(policy: SequencePolicy, width: int) -> Tensor:
 
 def _embedding(policy: SequencePolicy) -> Affine:
     first, dtype = policy.project[0], policy.embed_return.weight.dtype
+    assert isinstance(first, nn.Linear)
     to_return, to_observation, to_action = first.weight.double().chunk(3, dim=1)  # each (D, E)
     embed_return, embed_observation = policy.embed_return, policy.embed_observation
     columns = [
@@ -105,18 +106,21 @@ def _unscaled(embed: nn.Linear, features: nn.Module) -> Tensor:
 
 
 def _layer(block: Block) -> Layer:
-    system, d = block.mixer.constants()
-    mlp = block.mlp and Mlp(_norm(block.mlp[0]), _affine(block.mlp[1]), _affine(block.mlp[3]))
-    return Layer(_norm(block.norm), system, d, _affine(block.mixer.out), mlp)
+    mixer, parts = linear_of(block.mixer), block.mlp
+    system, d = mixer.constants()
+    mlp = None if parts is None else Mlp(_norm(parts[0]), _affine(parts[1]), _affine(parts[3]))
+    return Layer(_norm(block.norm), system, d, _affine(mixer.out), mlp)
 
 
 def _box_head(head: BoxHead) -> Head:
     return Head(_affine(head.linear), head.centre, head.reach, head.bounded)
 
 
-def _affine(linear: nn.Linear) -> Affine:
+def _affine(linear: nn.Module) -> Affine:
+    assert isinstance(linear, nn.Linear)
     return Affine(linear.weight.T, linear.bias)
 
 
-def _norm(norm: nn.LayerNorm) -> Norm:
+def _norm(norm: nn.Module) -> Norm:
+    assert isinstance(norm, nn.LayerNorm)
     return Norm(norm.weight, norm.bias, norm.eps)

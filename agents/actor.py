@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from typing import Literal, get_args
+from typing import Generic, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -20,9 +20,10 @@ from decision_s4.kernels.recorded_rows import RecordedRows
 
 LOG = logging.getLogger(__name__)
 Impl = policy_step.Impl | Literal["compiled"]
+P = TypeVar("P", bound=Acting)
 
 
-class Actor:
+class Actor(Generic[P]):
     """A copy of a policy as it is now: what depends on its parameters alone is computed once.
 
     Acts as the policy's own step does, up to rounding, and on the same state, in less time where
@@ -40,7 +41,7 @@ class Actor:
         ValueError: for an `impl` that is unknown or cannot act for this policy.
     """
 
-    def __init__(self, policy: Acting, impl: Impl | None = None):
+    def __init__(self, policy: P, impl: Impl | None = None):
         with torch.inference_mode():
             self.policy = copy.deepcopy(policy)
             self._act_marked = own_step(self.policy)
@@ -86,7 +87,7 @@ def _refusal(policy: Acting, impl: str, device: str) -> str:
 
 def _planned(policy: SequencePolicy, impl: policy_step.Impl | None) -> Act:
     plan, head = plan_of(policy), policy.head
-    policy_step, flat = make_policy_step(plan, impl), len(policy.action_space.shape) == 1
+    policy_step, flat = make_policy_step(plan, impl), len(policy.action_space.shape or ()) == 1
     observation = plan_features(policy.observation_features)
     action, device = plan_features(policy.action_features), plan.shift.device
 

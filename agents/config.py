@@ -138,7 +138,9 @@ def _algo_settings(
 def _converted(config_class: type, values: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """YAML values as the fields' types, by way of the command line's own parser."""
     hints = get_type_hints(config_class)  # a YAML key is the field, whatever its flag is called
-    form = dataclasses.make_dataclass("Settings", [(name, hints[name]) for name in values])
+    form: type[Any] = dataclasses.make_dataclass(
+        "Settings", [(name, hints[name]) for name in values]
+    )
     args = [f"--{hyphened(name)}={_text(value)}" for name, value in values.items()]
     try:
         answers, _ = read_flags(form, args, config=(tyro.conf.FlagConversionOff,))

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3 import DQN, SAC
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from decision_s4.agents import checkpoint
 from decision_s4.agents.model_agent import ModelAgent, restore_trainer, trainer_state
@@ -23,7 +23,7 @@ from decision_s4.agents.weights import load_weights_into
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.make import make
 from decision_s4.envs.rollout import rollout
-from decision_s4.envs.spaces import leaf_spaces, map_tree
+from decision_s4.envs.spaces import LeafSpace, leaf_shape, leaf_spaces, map_tree
 from decision_s4.envs.timestep import State, TimeStep
 from decision_s4.envs.trajectories import Episode
 
@@ -86,7 +86,7 @@ class DataMaker:
         self.env_id, self.options, self.folder, self.seed = env_id, options, folder, seed
         env = make(env_id)
         self.kind, self.policy_kind = _kinds(env_id, env.observation_space, env.action_space)
-        self.model: OffPolicyAlgorithm = self.kind(
+        self.model = self.kind(
             self.policy_kind, env, buffer_size=options.training_steps, seed=seed, device=device
         )
         self.curve = Curve()
@@ -97,6 +97,12 @@ class DataMaker:
     def steps(self) -> int:
         """Environment steps so far."""
         return self.model.num_timesteps
+
+    @property
+    def buffer(self) -> ReplayBuffer:
+        """All that was seen."""
+        assert self.model.replay_buffer is not None, "off-policy"
+        return self.model.replay_buffer
 
     def train(
         self, enough: Callable[[Curve], bool], progress: Callable[["DataMaker"], None]
@@ -131,17 +137,16 @@ class DataMaker:
 
     def replay(self, steps: int) -> Iterator[Episode]:
         """The episodes that ended within the first `steps` steps of the training."""
-        buffer = self.model.replay_buffer
-        ends = np.flatnonzero(buffer.dones[:steps, 0]) + 1
+        ends = np.flatnonzero(self.buffer.dones[:steps, 0]) + 1
         for first, last in pairwise([0, *ends]):
-            yield _episode(self.model, slice(first, last))
+            yield _episode(self.model, self.buffer, slice(first, last))
 
     def save(self) -> None:
         """Write the state to go on from."""
         trainer = {"model": trainer_state(self.model), "curve": vars(self.curve)}
         weights = self.model.policy.state_dict()
         # Within a callback the newest step is counted, but not in the buffer yet.
-        filled = self.model.replay_buffer.size()
+        filled = self.buffer.size()
         checkpoint.save(self.folder, filled, weights, trainer, {"env_id": self.env_id}, True)
 
     def _restore(self) -> None:
@@ -159,7 +164,7 @@ class DataMaker:
 
 def _kinds(
     env_id: str, observed: spaces.Space, done: spaces.Space
-) -> tuple[type[OffPolicyAlgorithm], str]:
+) -> tuple[type[SAC] | type[DQN], str]:
     """The algorithm and the policy that fit an environment's spaces."""
     if not isinstance(done, spaces.Box | spaces.Discrete):
         raise UserError(
@@ -192,12 +197,10 @@ class _Evaluations(BaseCallback):
         return not self.enough(self.maker.curve)
 
 
-def _episode(model: OffPolicyAlgorithm, steps: slice) -> Episode:
-    buffer = model.replay_buffer
-
-    def joined(space: spaces.Space, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+def _episode(model: SAC | DQN, buffer: ReplayBuffer, steps: slice) -> Episode:
+    def joined(space: LeafSpace, before: np.ndarray, after: np.ndarray) -> np.ndarray:
         both = np.concatenate([before[steps, 0], after[steps.stop - 1]])
-        return both.reshape(-1, *space.shape)  # the buffer keeps a number as an array of one
+        return both.reshape(-1, *leaf_shape(space))  # the buffer keeps a number as an array of one
 
     space = leaf_spaces(model.observation_space)
     observations = map_tree(joined, space, buffer.observations, buffer.next_observations)
@@ -205,7 +208,7 @@ def _episode(model: OffPolicyAlgorithm, steps: slice) -> Episode:
     if isinstance(model.action_space, spaces.Box):
         actions = model.policy.unscale_action(actions)
     else:
-        actions = actions.reshape(-1, *model.action_space.shape)
+        actions = actions.reshape(-1, *(model.action_space.shape or ()))
     timeouts = buffer.timeouts[steps, 0].astype(bool)
     return Episode(
         observations,

@@ -11,19 +11,21 @@ Shapes: B rows, T steps, I of them, H heads, K width of a head.
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
 
 from decision_s4.agents import checkpoint, saved
+from decision_s4.agents.backbones import Mixer
 from decision_s4.agents.backbones.linear_attention import Hedgehog
 from decision_s4.agents.backbones.transformer import Transformer
 from decision_s4.agents.decision import DecisionLearner, OptimiserOptions
 from decision_s4.agents.distributed import ALONE, World
-from decision_s4.agents.policy import Policy, PolicyOptions, SequencePolicy
+from decision_s4.agents.policy import PolicyOptions, SequencePolicy
 from decision_s4.envs.errors import UserError
 
+M = TypeVar("M", bound=Mixer)
 QUERIES = 64
 """Steps of a row, drawn anew for each update, whose attention is compared."""
 OWN = ("backbone", "backbone_options", "dropout", "observation_noise")
@@ -45,9 +47,11 @@ class DistillationOptions:
 class DistilledLearner(DecisionLearner):
     """A DecisionLearner of a hedgehog policy that begins as its teacher but for its attention."""
 
+    policy: SequencePolicy
+
     def __init__(
         self,
-        policy: Policy,
+        policy: SequencePolicy,
         teacher: SequencePolicy,
         options: OptimiserOptions,
         total_steps: int,
@@ -72,10 +76,10 @@ def load_teacher(folder: Path, options: PolicyOptions) -> SequencePolicy:
     if options.backbone != "hedgehog":
         raise UserError(f"--distill-from needs --backbone hedgehog, not {options.backbone}")
     found = saved.rebuild(checkpoint.load(folder, "best", with_trainer=False))
-    blocks = found.backbone.blocks if isinstance(found, SequencePolicy) else ()
-    if not blocks or any(type(block.mixer) is not Transformer for block in blocks):
+    kinds = {type(x.mixer) for x in found.backbone.blocks} if _one_token(found) else set()
+    if not _one_token(found) or kinds != {Transformer}:
         raise UserError(f"--distill-from {folder} is no run with --backbone transformer")
-    if any(block.mixer.options.positions != "none" for block in blocks):
+    if any(mixer.options.positions != "none" for mixer in _mixers(found, Transformer)):
         raise UserError(
             f"--distill-from {folder}: its attention knows positions, which hedgehog does not; "
             "train it with --backbone-options positions=none"
@@ -88,15 +92,25 @@ def load_teacher(folder: Path, options: PolicyOptions) -> SequencePolicy:
     return found
 
 
+def _one_token(policy: saved.Saved) -> TypeGuard[SequencePolicy]:
+    return isinstance(policy, SequencePolicy)
+
+
+def _mixers(policy: SequencePolicy, kind: type[M]) -> list[M]:
+    """Those of all layers that are of a kind."""
+    blocks = policy.backbone.blocks
+    return [block.mixer for block in blocks if isinstance(block.mixer, kind)]
+
+
 @torch.no_grad()
-def copy_weights(policy: Policy, teacher: SequencePolicy) -> None:
+def copy_weights(policy: SequencePolicy, teacher: SequencePolicy) -> None:
     """Give a policy all of its teacher's weights; its own feature maps stay.
 
     Raises:
         UserError: for another number of heads or other spaces.
     """
-    ours = {block.mixer.shape[0] for block in policy.backbone.blocks}
-    theirs = {block.mixer.heads for block in teacher.backbone.blocks}
+    ours = {mixer.shape[0] for mixer in _mixers(policy, Hedgehog)}
+    theirs = {mixer.heads for mixer in _mixers(teacher, Transformer)}
     if ours != theirs:
         raise UserError(f"n_heads is {min(ours)}, but {min(theirs)} in the transformer's run")
     if policy.observation_space != teacher.observation_space:
@@ -111,17 +125,20 @@ def _renamed(name: str) -> str:
     return ".".join([*lead, RENAMED.get(module, module), kind]) if "mixer" in lead else name
 
 
-def attention_loss(policy: Policy, teacher: SequencePolicy, batch: Any, steps: Tensor) -> Tensor:
+def attention_loss(
+    policy: SequencePolicy, teacher: SequencePolicy, batch: Any, steps: Tensor
+) -> Tensor:
     """(B, I): how far the policy's attention weights are from the teacher's at `steps` (I,), mean
     over layers and heads; 0 where they are the same."""
     losses, mask = [], _seen(batch, steps)
     read = _mixer_inputs(teacher, batch)
-    for ours, theirs, x in zip(policy.backbone.blocks, teacher.backbone.blocks, read, strict=True):
+    pairs = zip(_mixers(policy, Hedgehog), _mixers(teacher, Transformer), read, strict=True)
+    for ours, theirs, x in pairs:
         with torch.no_grad():
-            q, k = theirs.mixer.queries_and_keys(x)
+            q, k = theirs.queries_and_keys(x)
             q = q[:, steps]
-            p = _softmax(q, k, mask & _within(mask, steps, theirs.mixer.context))
-        log_w = _log_weights(ours.mixer, q, k, mask)
+            p = _softmax(q, k, mask & _within(mask, steps, theirs.context))
+        log_w = _log_weights(ours, q, k, mask)
         losses.append((torch.xlogy(p, p) - p * log_w).sum(-1).mean(1))
     return torch.stack(losses).mean(0)
 

@@ -41,10 +41,16 @@ def read_rows(path: Path, last_step: int) -> list[Row]:
             raise UserError(f"{path}: its columns are not {','.join(COLUMNS)}; move it away")
         try:
             rows = [{name: _number(row[name]) for name in COLUMNS} for row in reader]
-            return [row for row in rows if row["step"] <= last_step]
+            return [row for row in rows if _step(row) <= last_step]
         except (ValueError, TypeError, AttributeError):
             where = f"{path}: line {reader.line_num}"
             raise UserError(f"{where} is no row of numbers; mend it") from None
+
+
+def _step(row: Row) -> float:
+    if row["step"] is None:
+        raise ValueError("a row of no step")
+    return row["step"]
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from torch import Tensor
 
 from decision_s4.agents.actor import Actor
+from decision_s4.agents.backbones import State
 from decision_s4.agents.backbones.base import reset
 from decision_s4.agents.policy import SequencePolicy
 from decision_s4.agents.replay import Replay, Transition
@@ -52,6 +54,8 @@ class Explorer:
         seed: of the first episode and of the noise; later episodes count on from it.
     """
 
+    state: State
+
     def __init__(
         self, rows: Rows, count: int, options: ExplorationOptions, target: float, seed: int
     ):
@@ -83,19 +87,21 @@ class Explorer:
 
     def step(self, replay: Replay, updates: int) -> list[float]:
         """One step of all environments into the replay; the returns of episodes that ended."""
-        seen = self.table.time_step(self.everyone)
+        table = self.table
+        assert table is not None, "act_as comes first"
+        seen = table.time_step(self.everyone)
         before = self._kept_before(seen)
         action, self.state = self.actor.act(seen, self.state)
         taken = self._explore(action)
         outcome = self.rows.step(self.everyone, taken)
         check_finite(outcome, self.steps)
-        self.table.update(self.everyone, taken, outcome)
-        self.kept = self.stored.keep(self.state, self.table.time_step(self.everyone))
+        table.update(self.everyone, taken, outcome)
+        self.kept = self.stored.keep(self.state, table.time_step(self.everyone))
         positions = replay.add(transition(seen, before, taken, outcome, self.kept, updates))
         for positions_of_row, position in zip(self.positions, positions, strict=True):
             positions_of_row.append(position)
         self.steps += len(self.everyone)
-        return self._end(np.flatnonzero(~self.table.running), replay)
+        return self._end(table, np.flatnonzero(~table.running), replay)
 
     def state_dict(self) -> dict[str, Any]:
         """What goes on after a checkpoint; episodes under way do not."""
@@ -135,14 +141,15 @@ class Explorer:
             )
         noise = self.noise * torch.randn(action.shape, generator=self.generator)
         space = self.rows.action_space
+        assert isinstance(space, spaces.Box), "see check_continuous"
         noisy = disturbed(space, action, noise)
         alive = np.ones(len(self.everyone), bool)
         return environment_action(space, noisy, alive, self.steps)
 
-    def _end(self, ended: np.ndarray, replay: Replay) -> list[float]:
+    def _end(self, table: EpisodeTable, ended: np.ndarray, replay: Replay) -> list[float]:
         if not len(ended):
             return []
-        table, returns = self.table, [float(r) for r in self.table.returns[ended]]
+        returns = [float(r) for r in table.returns[ended]]
         for row in ended:
             if self.options.hindsight:
                 residual = float(table.target[row] - table.returns[row])

@@ -8,7 +8,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 import docstring_parser
 import tyro
 
-Flag = tuple[str, Any, dataclasses.Field]
+Flag = tuple[str, Any, Any]  # name, type, default or dataclasses.field
 
 
 def form_of(
@@ -16,7 +16,7 @@ def form_of(
     values: Mapping[str, Any],
     extra: Sequence[Flag] = (),
     notes: Mapping[str, str] | None = None,
-) -> type:
+) -> type[Any]:
     """A dataclass for tyro: `config_class` with `values` for defaults, and the flags `extra`.
 
     `notes` are added to the help of the settings that they name. It is made anew and checks
@@ -63,7 +63,7 @@ def _titled(owner: type, flags: Sequence[Flag]) -> Flag:
     words = re.sub(r"(?<=[a-z\d])(?=[A-Z])", " ", name).split()
     title = " ".join(word if word.isupper() else word.lower() for word in words)
     required = any(setting.default is dataclasses.MISSING for *_, setting in flags)
-    default = dataclasses.field() if required else dataclasses.field(default_factory=form)
+    default: Any = dataclasses.field() if required else dataclasses.field(default_factory=form)
     return owner.__name__, Annotated[form, tyro.conf.arg(name=title)], default
 
 

@@ -4,6 +4,8 @@ The policy reads each logged episode step by step, asked for `target` as when it
 states fit the logged actions, not its own. Shapes: B episodes side by side.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from torch.utils._pytree import tree_map
 
@@ -33,7 +35,7 @@ class LoggedRows:
         self.lengths = np.array([len(episode.rewards) for episode in self.episodes])
         self.time = 0
 
-    def reset(self, seeds: list[int], rows: np.ndarray | None = None) -> Tree:
+    def reset(self, seeds: Sequence[int], rows: np.ndarray | None = None) -> Tree:
         """The first observations (B, …); `seeds` are ignored."""
         return self._stacked("observations", np.arange(len(self.episodes)), 0)
 
@@ -51,6 +53,9 @@ class LoggedRows:
             terminated,
             (self.lengths[rows] == t + 1) & ~terminated,
         )
+
+    def close(self) -> None:
+        """There is nothing to free."""
 
     def _stacked(self, name: str, rows: np.ndarray, t: int) -> Tree:
         parts = [map_tree(lambda leaf: leaf[t], getattr(self.episodes[i], name)) for i in rows]

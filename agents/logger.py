@@ -44,6 +44,7 @@ class Logger:
         # purge_step is the first step to drop; values at `step` itself are not logged again.
         purge_step = step + 1 if step else None
         self.writer = SummaryWriter(str(run_dir), purge_step=purge_step, flush_secs=10)
+        self.events: Any = self.writer.file_writer  # to torch's types, None
         self._log_hparams(config)
         self.report = ProgressReport(total_steps, step, self.console)
 
@@ -53,10 +54,11 @@ class Logger:
         (SummaryWriter.add_hparams would make a second run of them; a list of metrics, which
         summary.hparams also returns, would hide those of other algorithms.)
         """
-        values = dataclasses.asdict(config) if dataclasses.is_dataclass(config) else dict(config)
+        settings = dataclasses.is_dataclass(config) and not isinstance(config, type)
+        values = dataclasses.asdict(config) if settings else dict(config)
         plain = {name: v if type(v) in (int, float) else str(v) for name, v in values.items()}
         _, start, _ = hparams(plain, {})
-        self.writer.file_writer.add_summary(start)
+        self.events.add_summary(start)
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
         """Scalars by their TensorBoard tags, such as `train/loss`."""
@@ -109,9 +111,7 @@ class Logger:
         image = Summary.Image(
             height=height, width=width, colorspace=3, encoded_image_string=encoded
         )
-        self.writer.file_writer.add_summary(
-            Summary(value=[Summary.Value(tag=tag, image=image)]), step
-        )
+        self.events.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
 
     def flush(self) -> None:
         """Bring all events to the disk; before a checkpoint, or resumed curves have a gap."""

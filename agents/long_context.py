@@ -132,7 +132,8 @@ class ChunkedAgent:
 def entropy(head: DiscreteHead, features: Tensor) -> Tensor:
     """(…) of the actions' distribution, in nats, parts of a MultiDiscrete added."""
     parts = head.linear(features).split(head.counts, -1)
-    return sum(torch.distributions.Categorical(logits=logits).entropy() for logits in parts)
+    each = [torch.distributions.Categorical(logits=logits).entropy() for logits in parts]
+    return torch.stack(each).sum(0)
 
 
 class Tokens(NamedTuple):
@@ -151,8 +152,7 @@ class DecimatedAgent:
 
     def __init__(self, policy: Policy | ActorCritic, keep: int):
         _check_recurrent("--keep-steps", policy)
-        one_token = isinstance(policy, SequencePolicy | ActorCritic)
-        if not (one_token and selects(policy.backbone)):
+        if not isinstance(policy, SequencePolicy | ActorCritic) or not selects(policy.backbone):
             raise UserError(
                 f"--keep-steps keeps what selective layers open for, and backbone "
                 f"'{policy.options.backbone}' selects no time steps of one token each; "
@@ -160,8 +160,8 @@ class DecimatedAgent:
             )
         self.actor, self.keep = Actor(policy), keep
         self.policy = self.actor.policy
-        critic = isinstance(policy, ActorCritic)
-        self._token = self.policy.embed if critic else self.policy.token
+        mine = self.policy
+        self._token = mine.embed if isinstance(mine, ActorCritic) else mine.token
 
     def initial_state(self, batch_size: int) -> Tokens:
         """Nothing read."""
@@ -193,7 +193,7 @@ class DecimatedAgent:
 def _check_recurrent(flag: str, policy: Saved) -> None:
     if not isinstance(policy, Policy | ActorCritic):
         raise UserError(f"{flag} is for policies of this project, not those of its baselines")
-    if getattr(policy.options, "context_mode", None) == "recompute":
+    if isinstance(policy, Policy) and policy.options.context_mode == "recompute":
         raise UserError(
             f"{flag} is for policies that go on from a state; this one reads its last "
             f"{policy.options.context_steps} steps anew, so its context is never longer"

@@ -57,8 +57,9 @@ def trainer_state(model: BaseAlgorithm) -> dict[str, Any]:
     state = {"parameters": model.get_parameters(), "updates": model._n_updates}
     if isinstance(model, OffPolicyAlgorithm):
         state["buffer"] = _buffer_state(model.replay_buffer)
-    if getattr(model, "log_ent_coef", None) is not None:  # SAC's temperature is no module's
-        state["log_ent_coef"] = model.log_ent_coef.detach()
+    temperature = getattr(model, "log_ent_coef", None)  # SAC's, which is no module's
+    if temperature is not None:
+        state["log_ent_coef"] = temperature.detach()
     return state
 
 
@@ -69,10 +70,10 @@ def restore_trainer(model: BaseAlgorithm, state: dict[str, Any], steps: int) -> 
     """
     model.set_parameters(state["parameters"])
     model._n_updates, model.num_timesteps = state["updates"], steps
-    if "buffer" in state:
+    if isinstance(model, OffPolicyAlgorithm):
         _refill_buffer(model.replay_buffer, state["buffer"])
     if "log_ent_coef" in state:
-        model.log_ent_coef.data.copy_(state["log_ent_coef"])
+        vars(model)["log_ent_coef"].data.copy_(state["log_ent_coef"])
 
 
 def _buffer_state(buffer: Any) -> dict[str, Any]:

@@ -34,8 +34,9 @@ class ModelOptions:
 
 def model_kind(algo: str) -> type[BaseAlgorithm]:
     """The library's class. Raises UserError where its package is not installed."""
-    if algo != "recurrent-ppo":
-        return {"sac": SAC, "td3": TD3, "sb3-ppo": PPO}[algo]
+    kinds: dict[str, type[BaseAlgorithm]] = {"sac": SAC, "td3": TD3, "sb3-ppo": PPO}
+    if algo in kinds:
+        return kinds[algo]
     try:
         from sb3_contrib import RecurrentPPO
     except ImportError:

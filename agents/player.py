@@ -21,7 +21,7 @@ from decision_s4.envs.episode_table import EpisodeTable
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.rows import Outcome
 from decision_s4.envs.spaces import Tree, leaf_spaces, map_tree, space_tree
-from decision_s4.envs.timestep import Agent
+from decision_s4.envs.timestep import Agent, State
 
 ROW, ALIVE, GOES_ON = np.zeros(1, np.int64), np.ones(1, bool), np.zeros(1, bool)
 
@@ -34,6 +34,9 @@ class Player:
         observation_space, action_space: what it acts on and how, as it was trained.
         target_return: the return to ask for; None for a policy that aims at none.
     """
+
+    state: State
+    taken: Tree  # the last action, in a batch of one
 
     def __init__(
         self,

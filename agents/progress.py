@@ -18,7 +18,7 @@ class ProgressReport:
     """Shows step, named values such as loss and score, steps a second and the time left."""
 
     def __init__(self, total_steps: int, step: int, console: Console) -> None:
-        self.console = console
+        self.console, self.total = console, total_steps
         columns = (
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
             BarColumn(BAR_WIDTH),
@@ -39,7 +39,7 @@ class ProgressReport:
             self.console.print(line, soft_wrap=True, markup=False, highlight=False)
 
     def _due(self, step: int) -> bool:
-        total = self.bar.tasks[0].total
+        total = self.total
         waited, part = time.monotonic() - self.printed_at, (step - self.printed_step) / total
         last = step >= total > self.printed_step
         return last or waited >= LONGEST or (waited >= SHORTEST and part >= SHARE)

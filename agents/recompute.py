@@ -14,10 +14,12 @@ from gymnasium import spaces
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from decision_s4.agents.policy import SequencePolicy
-from decision_s4.agents.tokens import TokenPolicy
-from decision_s4.envs.spaces import Tree, leaf_spaces, map_tree
+from decision_s4.agents.backbones import State
+from decision_s4.agents.policy import Policy, SequencePolicy
+from decision_s4.agents.tokens import TokenPolicy, TokenState
+from decision_s4.envs.spaces import LeafSpace, Tree, leaf_shape, leaf_spaces, map_tree
 from decision_s4.envs.timestep import TimeStep
+from decision_s4.kernels.packing import Packing
 
 
 class Window(NamedTuple):
@@ -33,17 +35,14 @@ class Window(NamedTuple):
     """(B, K, …)"""
 
 
-class Recompute:
-    """A policy's `initial_state` and `step` over a Window; put before the policy's class."""
+class Recompute(Policy):
+    """A policy's `initial_state` and `step` over a Window; put before the policy's class.
 
-    def forward(self, batch: Any, state: None = None) -> tuple[Tensor, Any]:
-        """The policy's own, which reads whole windows and takes no state; `step` acts."""
-        if state is not None:
-            raise ValueError("forward of a policy that recomputes takes no state; use step")
-        return super().forward(batch)
+    `forward` is the policy's own, which reads whole windows and takes no state.
+    """
 
-    def initial_state(self, batch_size: int) -> Window:
-        """A window of nothing."""
+    def initial_state(self, batch_size: int) -> State:
+        """A Window of nothing."""
         lead = (batch_size, self.options.context_steps)
         device = self.head.linear.weight.device
         return Window(
@@ -53,7 +52,7 @@ class Recompute:
             _zeros(self.action_space, lead, device),
         )
 
-    def step(self, step: TimeStep, state: Window, constants: Any = None) -> tuple[Tensor, Window]:
+    def step(self, step: TimeStep, state: State, constants: Any = None) -> tuple[Tensor, State]:
         """Features (B, D) of the newest step, and the window moved on by one."""
         state = _push(step, state)
         return self.forward(_batch(state))[0][:, -1], state
@@ -62,14 +61,31 @@ class Recompute:
 class RecomputedSequencePolicy(Recompute, SequencePolicy):
     """One token a step; acts by recomputing."""
 
+    def forward(
+        self, batch: Any, state: State | None = None, packing: Packing | None = None
+    ) -> tuple[Tensor, State]:
+        """Features (B, T, D) of whole windows. Raises ValueError for a state; `step` acts."""
+        _check_none(state)
+        return super().forward(batch, None, packing)
+
 
 class RecomputedTokenPolicy(Recompute, TokenPolicy):
     """Three tokens a step; acts by recomputing: the published Decision Transformer."""
 
+    def forward(self, batch: Any, state: State | None = None) -> tuple[Tensor, TokenState]:
+        """Features (B, T, D) of whole windows. Raises ValueError for a state; `step` acts."""
+        _check_none(state)
+        return super().forward(batch)
+
+
+def _check_none(state: State | None) -> None:
+    if state is not None:
+        raise ValueError("forward of a policy that recomputes takes no state; use step")
+
 
 def _zeros(space: spaces.Space, lead: tuple[int, ...], device: torch.device) -> Tree:
-    def zeros(leaf: spaces.Space) -> Tensor:
-        return torch.zeros(*lead, *leaf.shape, dtype=_type(leaf.dtype), device=device)
+    def zeros(leaf: LeafSpace) -> Tensor:
+        return torch.zeros(*lead, *leaf_shape(leaf), dtype=_type(leaf.dtype), device=device)
 
     return map_tree(zeros, leaf_spaces(space))
 

@@ -17,7 +17,9 @@ def seed_everything(seed: int) -> None:
 def rng_state() -> dict[str, Any]:
     """States of Python's, numpy's global, torch's CPU and torch's CUDA generators."""
     version, words, gauss = random.getstate()
-    numpy_name, numpy_words, *numpy_rest = np.random.get_state()  # noqa: NPY002 (others draw from it)
+    numpy_state = np.random.get_state()  # noqa: NPY002 (others draw from it)
+    assert isinstance(numpy_state, tuple), "a dict where it is asked for"
+    numpy_name, numpy_words, *numpy_rest = numpy_state
     return {
         "python": {"version": version, "words": torch.tensor(words), "gauss": gauss},
         "numpy": {

@@ -40,7 +40,7 @@ KINDS = {"policy": _sequence_policy, "actor-critic": _actor_critic, "model": _mo
 
 def agent_of(policy: Saved) -> Agent:
     """The policy, ready to act."""
-    return policy if _kind(policy) == "model" else Actor(policy)
+    return Actor(policy) if isinstance(policy, Policy | ActorCritic) else policy
 
 
 def describe(policy: Saved) -> dict[str, Any]:

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map, tree_structure, tree_unflatten
 
 from decision_s4.agents.backbones import State
-from decision_s4.agents.backbones.s4 import LinearStateSpace
-from decision_s4.agents.backbones.stack import Block
+from decision_s4.agents.backbones.s4 import LinearStateSpace, linear_of
 from decision_s4.agents.policy import SequencePolicy
 from decision_s4.envs.timestep import TimeStep
 
@@ -68,7 +67,7 @@ class ReadOuts:
 
     def __init__(self, policy: SequencePolicy):
         self.constants = fixed_constants(policy)
-        self.mixers = [_linear(block) for block in policy.backbone.blocks]
+        self.mixers = [linear_of(block.mixer) for block in policy.backbone.blocks]
 
     @staticmethod
     def fits(policy: SequencePolicy) -> bool:
@@ -88,7 +87,7 @@ class ReadOuts:
         x = policy.token(step)
         layers = zip(policy.backbone.blocks, stored.unbind(1), self.constants, strict=True)
         for block, read_out, (system, _) in layers:
-            mixer = _linear(block)
+            mixer = linear_of(block.mixer)
             x = block.add(x, mixer.respond(block.norm(x), read_out, (system, mixer.d)))
         return policy.backbone.norm(x)
 
@@ -116,19 +115,13 @@ class LastLayer:
         x, (*below, last) = self.policy.token(step), self.policy.backbone.blocks
         for block, memory, constants in zip(below, state[:-1], self.constants[:-1], strict=True):
             x, _ = block.step(x, memory, constants)
-        y, _ = _linear(last).remember(last.norm(x), state[-1], self.constants[-1])
+        y, _ = linear_of(last.mixer).remember(last.norm(x), state[-1], self.constants[-1])
         return torch.stack([x, y], 1)
 
     def step(self, policy: SequencePolicy, step: TimeStep, stored: Stored) -> Tensor:
         """The policy's own step."""
         last, (x, y) = policy.backbone.blocks[-1], stored.unbind(1)
-        return policy.backbone.norm(last.add(x, _linear(last).mix_channels(y)))
-
-
-def _linear(block: Block) -> LinearStateSpace:
-    """Its mixer, which is one of these where `ReadOuts.fits`."""
-    assert isinstance(block.mixer, LinearStateSpace)
-    return block.mixer
+        return policy.backbone.norm(last.add(x, linear_of(last.mixer).mix_channels(y)))
 
 
 def stored_state(policy: SequencePolicy, returns_change: bool) -> StoredState:

@@ -168,6 +168,12 @@ class LinearStateSpace(Mixer):
         return ops.act(self.out(ops.act(y, "gelu")), "gelu")
 
 
+def linear_of(mixer: Mixer) -> LinearStateSpace:
+    """A mixer that is known to be one of them."""
+    assert isinstance(mixer, LinearStateSpace)
+    return mixer
+
+
 @register("s4")
 class S4(LinearStateSpace):
     """Diagonal plus low rank, HiPPO-LegS, bilinear."""

@@ -29,9 +29,9 @@ class Block(nn.Module):
     """One layer: pre-norm, mixer, residual, and optionally the same around an MLP."""
 
     mixer: Mixer
-    mlp: nn.Module | None
+    mlp: nn.Sequential | None
 
-    def __init__(self, mixer: Mixer, d_model: int, mlp: nn.Module | None, dropout: float):
+    def __init__(self, mixer: Mixer, d_model: int, mlp: nn.Sequential | None, dropout: float):
         super().__init__()
         self.norm = ops.LayerNorm(d_model)
         self.mixer = mixer
