@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from decision_s4.agents.backbones.base import Mixer
+from decision_s4.agents.backbones.delta_rule import DeltaNet
 from decision_s4.agents.backbones.diff_mamba import DiffMamba
 from decision_s4.agents.backbones.fixed import versions
 from decision_s4.agents.backbones.gated_linear import GatedLinearAttention
@@ -23,6 +24,7 @@ from decision_s4.agents.backbones.mamba import Mamba
 from decision_s4.agents.backbones.mamba2 import Mamba2
 from decision_s4.agents.backbones.mimo import MimoStateSpace
 from decision_s4.agents.backbones.mlp import Mlp
+from decision_s4.agents.backbones.rwkv import RWKV
 from decision_s4.agents.backbones.s4 import LinearStateSpace
 from decision_s4.agents.backbones.transformer import Transformer
 from decision_s4.agents.bootstrapping import follow
@@ -33,6 +35,7 @@ from decision_s4.agents.policy import SequencePolicy
 from decision_s4.agents.spare_room import SpareRoom
 from decision_s4.envs.batches import Batch
 from decision_s4.kernels.cuda_graph import INSTEAD, Recorded
+from decision_s4.kernels.delta_rule import fused
 
 LOG = logging.getLogger(__name__)
 KINDS = (
@@ -40,6 +43,8 @@ KINDS = (
     *(Mlp, Transformer),
 )
 """Layers that a recording may hold: what they read of where episodes lie has a fixed shape."""
+DELTA_RULES = (DeltaNet, RWKV)
+"""These too, where the scan is fused."""
 
 Found = tuple[Tensor, Tensor]
 """An update's loss, and the norm of its gradient."""
@@ -131,9 +136,15 @@ def _obstacle(learner: Any, device: torch.device) -> str | None:
     policy = learner.policy
     if type(policy) is not SequencePolicy or not isinstance(policy.head, BoxHead):
         return "only policies of one token a step with Box actions can be"
-    if not all(isinstance(mixer, KINDS) for mixer in _mixers(learner)):
+    if not all(_has_fixed_shapes(mixer, device) for mixer in _mixers(learner)):
         return f"not all layers of {_name(policy)} can be"
     return None
+
+
+def _has_fixed_shapes(mixer: Mixer, device: torch.device) -> bool:
+    if isinstance(mixer, DELTA_RULES):
+        return fused(mixer.shape[1], next(mixer.parameters()).dtype, device)
+    return isinstance(mixer, KINDS)
 
 
 def _mixers(learner: DecisionLearner) -> list[Mixer]:

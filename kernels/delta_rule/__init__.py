@@ -9,17 +9,17 @@ with one a head, Kimi Delta Attention (arXiv 2510.26692) with one a key channel.
 
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor
 
 from decision_s4.kernels import choice, fla
 from decision_s4.kernels.delta_rule import by_fla, chunked, naive
+from decision_s4.kernels.delta_rule.misfit import unasked
 from decision_s4.kernels.packing import Packing
 
-__all__ = ["delta_rule", "delta_rule_step"]
+__all__ = ["delta_rule", "delta_rule_step", "fused"]
 
-Impl = Literal["naive", "torch", "cpu", "fla"]
-
-NO_TRITON = "there are no fused kernels of its own"
+Impl = Literal["naive", "torch", "cpu", "triton", "fla"]
 
 delta_rule_step = naive.step
 
@@ -46,7 +46,8 @@ def delta_rule(
         state: (B, H, K, V) carried in.
         packing: where episodes start; the state is zero before each start.
         impl: "naive" is the equation as a loop, "torch" runs anywhere, "cpu" is the loop in C++
-            (compiled at its first use; once differentiable), "fla" flash-linear-attention for CUDA
+            (compiled at its first use; once differentiable), "triton" is fused for CUDA (bfloat16
+            and float32, K up to 128; once differentiable), "fla" flash-linear-attention for CUDA
             (the extra `cuda`; bfloat16, and float32 in TF32). None takes the fastest that can.
 
     Returns:
@@ -64,11 +65,21 @@ def delta_rule(
         from decision_s4.kernels.delta_rule import cpu  # compiles
 
         return cpu.scan(*inputs)
+    if chosen == "triton":
+        from decision_s4.kernels.delta_rule import triton  # needs Triton
+
+        return triton.scan(*inputs)
     run = {"naive": naive.scan, "torch": chunked.scan, "fla": by_fla.scan}[chosen]
     return run(*inputs)
+
+
+def fused(keys: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether it runs in fused kernels, of fixed shapes, where none is named."""
+    x = torch.empty(0, keys, dtype=dtype, device="meta")
+    return choice.fastest("delta_rule", device, unasked(x, x, x, x)) == "triton"
 
 
 def _fastest(q: Tensor, k: Tensor, w: Tensor, v: Tensor, state: Tensor) -> str:
     if not state.is_cuda:
         return choice.fastest_on_cpu("delta_rule", state.device.type, state.dtype)
-    return choice.fastest("delta_rule", v.device, NO_TRITON, fla.unasked(q, k, w, v))
+    return choice.fastest("delta_rule", v.device, unasked(q, k, w, v), fla.unasked(q, k, w, v))

@@ -18,58 +18,21 @@ Shapes: q, k (B, T, H or 1, K), v (B, T, H, V), gate (B, T, H, K or 1), states (
 import triton
 import triton.language as tl
 
+from decision_s4.kernels.triton_chunks import (
+    RUNTIME,
+    count_wild,
+    dot,
+    gates_of,
+    head_of,
+    load,
+    meet,
+    scalar_decay,
+    sums,
+    tile,
+    wild,
+)
+
 CUT = tl.constexpr(-10_000.0)
-TAME = tl.constexpr(1e9)
-RUNTIME = ["steps"]  # sizes of the model are known: loads are wide, offsets fold
-
-
-@triton.jit
-def _dot(a, b, PRECISION: tl.constexpr):
-    """a b, summed in float32; operands in bfloat16, or float32 in parts of TF32."""
-    if PRECISION == "bf16":
-        return tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16))
-    else:
-        return tl.dot(a, b, input_precision=PRECISION)
-
-
-@triton.jit
-def _sums(which, gate, EXACT: tl.constexpr, PER_KEY: tl.constexpr):
-    """Row l: the sum of gates (L, K or 1) over the steps r where which[l, r].
-
-    EXACT "parts": by two bfloat16 of each gate, 16 bits of it.
-    """
-    if PER_KEY and EXACT == "parts":
-        high = gate.to(tl.bfloat16)
-        low = (gate - high.to(tl.float32)).to(tl.bfloat16)
-        ones = which.to(tl.bfloat16)
-        return tl.dot(ones, low, acc=tl.dot(ones, high))
-    elif PER_KEY:
-        return tl.dot(which.to(tl.float32), gate, input_precision=EXACT)
-    else:
-        return tl.sum(tl.where(which, tl.trans(gate), 0.0), axis=1)[:, None]
-
-
-@triton.jit
-def _load(x, at, mask):
-    return tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _head_of(x, row, t, head, steps, heads, width, SHARED: tl.constexpr):
-    """Where step t of one head begins, in x (B, T, H or 1, width): any number of elements on."""
-    if SHARED:
-        return x + (row * steps + t) * width
-    else:
-        return x + ((row * steps + t) * heads + head) * width
-
-
-@triton.jit
-def _tile(lane, n, heads, width, SHARED: tl.constexpr):
-    """Offsets of steps `lane` and places n from there."""
-    if SHARED:
-        return lane[:, None] * width + n[None, :]
-    else:
-        return lane[:, None] * (heads * width) + n[None, :]
 
 
 @triton.jit(do_not_specialize=RUNTIME)
@@ -92,8 +55,8 @@ def carry(
     table = (n < K)[:, None] & (v < V)[None, :]
     of_table = n[:, None] * V + v[None, :]
     chunks = tl.cdiv(steps, L)
-    to_keys, to_values = _tile(lane, n, HEADS, K, SHARED), _tile(lane, v, HEADS, V, False)
-    s = _load(begin + sequence * K * V, of_table, table)
+    to_keys, to_values = tile(lane, n, HEADS, K, SHARED), tile(lane, v, HEADS, V, False)
+    s = load(begin + sequence * K * V, of_table, table)
     for i in range(0, chunks):
         chunk = i
         if REVERSE:
@@ -112,40 +75,15 @@ def carry(
             member = (mark != 0) & (lane >= cut)
             which = lane[None, :] > lane[:, None]
         inside = member[:, None] & (n < K)[None, :]
-        xs = _load(_head_of(x, row, t, head, steps, HEADS, K, SHARED), to_keys, inside)
-        y_t = _head_of(y, row, t, head, steps, HEADS, V, False)
-        ys = _load(y_t, to_values, member[:, None] & (v < V)[None, :])
-        gates = _gates(gate, row, t, head, steps, HEADS, lane, n, member, K, PER_KEY)
-        decay = tl.exp(_sums(which, gates, EXACT, PER_KEY))
+        xs = load(head_of(x, row, t, head, steps, HEADS, K, SHARED), to_keys, inside)
+        y_t = head_of(y, row, t, head, steps, HEADS, V, False)
+        ys = load(y_t, to_values, member[:, None] & (v < V)[None, :])
+        gates = gates_of(gate, row, t, head, steps, HEADS, lane, n, member, K, PER_KEY)
+        decay = tl.exp(sums(which, gates, EXACT, PER_KEY))
         total = tl.exp(tl.sum(gates, axis=0))
         s = tl.where(broken, 0.0, s * total[:, None])
-        s += _dot(tl.trans(xs * decay), ys, PRECISION)
+        s += dot(tl.trans(xs * decay), ys, PRECISION)
     tl.store(end + sequence * K * V + of_table, s, mask=table)
-
-
-@triton.jit
-def _gates(
-    gate, row, t, head, steps, heads, lane, n, member, K: tl.constexpr, PER_KEY: tl.constexpr
-):
-    """(L, K), or (L, 1) for one gate a head."""
-    if PER_KEY:
-        gate_t = _head_of(gate, row, t, head, steps, heads, K, False)
-        at, inside = _tile(lane, n, heads, K, False), member[:, None] & (n < K)[None, :]
-        return _load(gate_t, at, inside)
-    else:
-        gate_t = _head_of(gate, row, t, head, steps, heads, 1, False)
-        return _load(gate_t, lane[:, None] * heads, member[:, None])
-
-
-@triton.jit
-def _wild(x, at, mask):
-    """How many values are not below TAME."""
-    return _count_wild(_load(x, at, mask))
-
-
-@triton.jit
-def _count_wild(x):
-    return tl.sum(tl.where(tl.abs(x) < TAME, 0, 1))
 
 
 @triton.jit
@@ -168,21 +106,6 @@ def _piece(marks, row, t, first, end, steps, lane, apart, K: tl.constexpr):
 
 
 @triton.jit
-def _meet(lane, level):
-    """Where blocks of 2^level steps join: the gates between a step and the joint; who meets whom.
-
-    A step in a right block sums from the joint up to itself, one in a left block from after
-    itself up to the joint.
-    """
-    i, j = lane[:, None], lane[None, :]
-    right = (i >> level) % 2 == 1
-    same = (i >> level) == (j >> level)
-    between = same & tl.where(right, j <= i, j > i)
-    pair = right & ((i >> level) - 1 == (j >> level))
-    return between, pair
-
-
-@triton.jit
 def _weights(
     q, k, gate, lane, LEVELS: tl.constexpr, PER_KEY: tl.constexpr,
     PRECISION: tl.constexpr, EXACT: tl.constexpr,
@@ -192,21 +115,13 @@ def _weights(
     if PER_KEY:
         weights = tl.where(i == j, tl.sum(q * k, axis=1)[:, None], 0.0)
         for level in range(0, LEVELS):
-            between, pair = _meet(lane, level)
-            decay = tl.exp(_sums(between, gate, EXACT, True))
-            product = _dot(q * decay, tl.trans(k * decay), PRECISION)
+            between, pair = meet(lane, level)
+            decay = tl.exp(sums(between, gate, EXACT, True))
+            product = dot(q * decay, tl.trans(k * decay), PRECISION)
             weights += tl.where(pair, product, 0.0)
         return weights
     else:
-        return _dot(q, tl.trans(k), PRECISION) * _scalar_decay(gate, lane)
-
-
-@triton.jit
-def _scalar_decay(gate, lane):
-    """exp of the gates after j up to i, (L, L), 0 for j > i; sums in float64 stay exact."""
-    total = tl.cumsum(tl.sum(gate, axis=1).to(tl.float64), axis=0)
-    exponent = (total[:, None] - total[None, :]).to(tl.float32)
-    return tl.exp(tl.where(lane[:, None] >= lane[None, :], exponent, float("-inf")))
+        return dot(q, tl.trans(k), PRECISION) * scalar_decay(gate, lane)
 
 
 @triton.jit(do_not_specialize=RUNTIME)
@@ -226,7 +141,7 @@ def outputs(
     lane = tl.arange(0, L)
     state = before + (sequence * chunks + chunk) * K * V
     t, end = chunk * L, tl.minimum(chunk * L + L, steps)
-    to_keys, to_values = _tile(lane, n, HEADS, K, SHARED), _tile(lane, w, HEADS, V, False)
+    to_keys, to_values = tile(lane, n, HEADS, K, SHARED), tile(lane, w, HEADS, V, False)
     of_values, of_table = (w < V)[None, :], n[:, None] * V + w[None, :]
     apart = 0
     while t < end:
@@ -234,14 +149,14 @@ def outputs(
             marks, row, t, chunk * L, end, steps, lane, apart, K
         )
         inside = member[:, None] & (n < K)[None, :]
-        qs = _load(_head_of(q, row, t, head, steps, HEADS, K, SHARED), to_keys, inside)
-        ks = _load(_head_of(k, row, t, head, steps, HEADS, K, SHARED), to_keys, inside)
-        v_t = _head_of(v, row, t, head, steps, HEADS, V, False)
-        vs = _load(v_t, to_values, member[:, None] & of_values)
-        gates = _gates(gate, row, t, head, steps, HEADS, lane, n, member, K, PER_KEY)
+        qs = load(head_of(q, row, t, head, steps, HEADS, K, SHARED), to_keys, inside)
+        ks = load(head_of(k, row, t, head, steps, HEADS, K, SHARED), to_keys, inside)
+        v_t = head_of(v, row, t, head, steps, HEADS, V, False)
+        vs = load(v_t, to_values, member[:, None] & of_values)
+        gates = gates_of(gate, row, t, head, steps, HEADS, lane, n, member, K, PER_KEY)
         if tl.max(cuts.to(tl.int32)) > 0:  # q stays in its row
-            apart = _count_wild(ks) + _count_wild(vs) + _count_wild(gates)
-            apart += _wild(state, of_table, (n < entering)[:, None] & of_values)
+            apart = count_wild(ks) + count_wild(vs) + count_wild(gates)
+            apart += wild(state, of_table, (n < entering)[:, None] & of_values)
             length = tl.where(apart > 0, 0, length)  # in pieces, from the next round on
         gates = tl.where(cuts[:, None], CUT, gates)
         weights = _weights(qs, ks, gates, lane, LEVELS, PER_KEY, PRECISION, EXACT)
@@ -250,11 +165,11 @@ def outputs(
             of_piece = within + (sequence * chunks + chunk) * L * L + (t - chunk * L) * (L + 1)
             at, both = lane[:, None] * L + lane[None, :], first[:, None] & first[None, :]
             tl.store(of_piece + at, weights, mask=both)
-        since = tl.exp(_sums(lane[None, :] <= lane[:, None], gates, EXACT, PER_KEY))
-        before_t = _load(state, of_table, (n < entering)[:, None] & of_values)
-        out = _dot(weights, vs, PRECISION) + _dot(qs * since, before_t, PRECISION)
+        since = tl.exp(sums(lane[None, :] <= lane[:, None], gates, EXACT, PER_KEY))
+        before_t = load(state, of_table, (n < entering)[:, None] & of_values)
+        out = dot(weights, vs, PRECISION) + dot(qs * since, before_t, PRECISION)
         out = tl.where(member[:, None], out, 0.0)
-        o_t = _head_of(o, row, t, head, steps, HEADS, V, False)
+        o_t = head_of(o, row, t, head, steps, HEADS, V, False)
         tl.store(o_t + to_values, out, mask=(lane < length)[:, None] & of_values)
         t += length
 
@@ -283,90 +198,90 @@ def gradients(
     t, end = chunk * L, tl.minimum(chunk * L + L, steps)
     mark, apart = _cuts(marks, row, t, end, steps, lane)
     if apart > 0:
-        inside, at = (mark != 0)[:, None] & (n < K)[None, :], _tile(lane, n, HEADS, K, SHARED)
-        apart = _wild(_head_of(q, row, t, head, steps, HEADS, K, SHARED), at, inside)
-        apart += _wild(_head_of(k, row, t, head, steps, HEADS, K, SHARED), at, inside)
-        gates = _gates(gate, row, t, head, steps, HEADS, lane, n, mark != 0, K, PER_KEY)
-        apart += _count_wild(gates)
-        v_t = _head_of(v, row, t, head, steps, HEADS, V, False)
-        do_t = _head_of(do, row, t, head, steps, HEADS, V, False)
+        inside, at = (mark != 0)[:, None] & (n < K)[None, :], tile(lane, n, HEADS, K, SHARED)
+        apart = wild(head_of(q, row, t, head, steps, HEADS, K, SHARED), at, inside)
+        apart += wild(head_of(k, row, t, head, steps, HEADS, K, SHARED), at, inside)
+        gates = gates_of(gate, row, t, head, steps, HEADS, lane, n, mark != 0, K, PER_KEY)
+        apart += count_wild(gates)
+        v_t = head_of(v, row, t, head, steps, HEADS, V, False)
+        do_t = head_of(do, row, t, head, steps, HEADS, V, False)
         for first in range(0, V, VALUES):
             w = first + tl.arange(0, VALUES)
-            of_values = _tile(lane, w, HEADS, V, False)
+            of_values = tile(lane, w, HEADS, V, False)
             some = (mark != 0)[:, None] & (w < V)[None, :]
-            apart += _wild(v_t, of_values, some) + _wild(do_t, of_values, some)
+            apart += wild(v_t, of_values, some) + wild(do_t, of_values, some)
             of_table, there = n[:, None] * V + w[None, :], (n < K)[:, None] & (w < V)[None, :]
-            apart += _wild(state, of_table, there) + _wild(d_state, of_table, there)
+            apart += wild(state, of_table, there) + wild(d_state, of_table, there)
     while t < end:
         length, member, cuts, entering = _piece(
             marks, row, t, chunk * L, end, steps, lane, apart, K
         )
         leaving = tl.where(t + length == end, K, 0)
         inside, written = member[:, None] & (n < K)[None, :], (lane < length)[:, None]
-        to_keys = _tile(lane, n, HEADS, K, SHARED)
-        qs = _load(_head_of(q, row, t, head, steps, HEADS, K, SHARED), to_keys, inside)
-        ks = _load(_head_of(k, row, t, head, steps, HEADS, K, SHARED), to_keys, inside)
-        gates = _gates(gate, row, t, head, steps, HEADS, lane, n, member, K, PER_KEY)
+        to_keys = tile(lane, n, HEADS, K, SHARED)
+        qs = load(head_of(q, row, t, head, steps, HEADS, K, SHARED), to_keys, inside)
+        ks = load(head_of(k, row, t, head, steps, HEADS, K, SHARED), to_keys, inside)
+        gates = gates_of(gate, row, t, head, steps, HEADS, lane, n, member, K, PER_KEY)
         gates = tl.where(cuts[:, None], CUT, gates)
         if PER_KEY:
             of_piece = within + (sequence * chunks + chunk) * L * L + (t - chunk * L) * (L + 1)
             both = (lane < length)[:, None] & (lane < length)[None, :]
-            weights = _load(of_piece, lane[:, None] * L + lane[None, :], both)
+            weights = load(of_piece, lane[:, None] * L + lane[None, :], both)
         else:
             weights = _weights(qs, ks, gates, lane, LEVELS, PER_KEY, PRECISION, EXACT)
         earlier, later = lane[None, :] <= lane[:, None], lane[None, :] > lane[:, None]
-        until = tl.exp(_sums(later, gates, EXACT, PER_KEY))
+        until = tl.exp(sums(later, gates, EXACT, PER_KEY))
         d_weights = tl.zeros([L, L], tl.float32)
         d_read = tl.zeros([L, KEYS], tl.float32)
         d_write = tl.zeros([L, KEYS], tl.float32)
         through = tl.zeros([KEYS], tl.float32)
-        v_t = _head_of(v, row, t, head, steps, HEADS, V, False)
-        do_t = _head_of(do, row, t, head, steps, HEADS, V, False)
-        dv_t = _head_of(dv, row, t, head, steps, HEADS, V, False)
+        v_t = head_of(v, row, t, head, steps, HEADS, V, False)
+        do_t = head_of(do, row, t, head, steps, HEADS, V, False)
+        dv_t = head_of(dv, row, t, head, steps, HEADS, V, False)
         for first in range(0, V, VALUES):
             w = first + tl.arange(0, VALUES)
             of_values = (w < V)[None, :]
-            to_values = _tile(lane, w, HEADS, V, False)
-            vs = _load(v_t, to_values, member[:, None] & of_values)
-            dos = _load(do_t, to_values, member[:, None] & of_values)
+            to_values = tile(lane, w, HEADS, V, False)
+            vs = load(v_t, to_values, member[:, None] & of_values)
+            dos = load(do_t, to_values, member[:, None] & of_values)
             of_table = n[:, None] * V + w[None, :]
-            s = _load(state, of_table, (n < entering)[:, None] & of_values)
-            ds = _load(d_state, of_table, (n < leaving)[:, None] & of_values)
-            d_weights += _dot(dos, tl.trans(vs), PRECISION)
-            d_read += _dot(dos, tl.trans(s), PRECISION)
-            d_write += _dot(vs, tl.trans(ds), PRECISION)
+            s = load(state, of_table, (n < entering)[:, None] & of_values)
+            ds = load(d_state, of_table, (n < leaving)[:, None] & of_values)
+            d_weights += dot(dos, tl.trans(vs), PRECISION)
+            d_read += dot(dos, tl.trans(s), PRECISION)
+            d_write += dot(vs, tl.trans(ds), PRECISION)
             through += tl.sum(s * ds, axis=1)
-            d_value = _dot(tl.trans(weights), dos, PRECISION) + _dot(ks * until, ds, PRECISION)
+            d_value = dot(tl.trans(weights), dos, PRECISION) + dot(ks * until, ds, PRECISION)
             d_value = tl.where(member[:, None], d_value, 0.0)
             tl.store(dv_t + to_values, d_value, mask=written & of_values)
-        d_query = d_read * tl.exp(_sums(earlier, gates, EXACT, PER_KEY))
+        d_query = d_read * tl.exp(sums(earlier, gates, EXACT, PER_KEY))
         d_key = d_write * until
         of_since, of_until = qs * d_query, ks * d_key
         of_total = through * tl.exp(tl.sum(gates, axis=0))
-        to_own = _tile(lane, n, HEADS, K, False)
+        to_own = tile(lane, n, HEADS, K, False)
         if PER_KEY:
-            d_gate = _sums(tl.trans(earlier), of_since, EXACT, True)
-            d_gate += _sums(tl.trans(later), of_until, EXACT, True) + of_total[None, :]
+            d_gate = sums(tl.trans(earlier), of_since, EXACT, True)
+            d_gate += sums(tl.trans(later), of_until, EXACT, True) + of_total[None, :]
             own = tl.sum(tl.where(lane[:, None] == lane[None, :], d_weights, 0.0), axis=1)[:, None]
             d_query += own * ks
             d_key += own * qs
             for level in range(0, LEVELS):
-                between, pair = _meet(lane, level)
-                decay = tl.exp(_sums(between, gates, EXACT, True))
+                between, pair = meet(lane, level)
+                decay = tl.exp(sums(between, gates, EXACT, True))
                 met = tl.where(pair, d_weights, 0.0)
-                of_query = _dot(met, ks * decay, PRECISION) * decay
-                of_key = _dot(tl.trans(met), qs * decay, PRECISION) * decay
+                of_query = dot(met, ks * decay, PRECISION) * decay
+                of_key = dot(tl.trans(met), qs * decay, PRECISION) * decay
                 d_query += of_query
                 d_key += of_key
                 of_decay = qs * of_query + ks * of_key
-                d_gate += _sums(tl.trans(between), of_decay, EXACT, True)
+                d_gate += sums(tl.trans(between), of_decay, EXACT, True)
             d_gate = tl.where(member[:, None], d_gate, 0.0)
-            dgate_t = _head_of(dgate, row, t, head, steps, HEADS, K, False)
+            dgate_t = head_of(dgate, row, t, head, steps, HEADS, K, False)
             tl.store(dgate_t + to_own, d_gate, mask=written & (n < K)[None, :])
         else:
-            met = d_weights * _scalar_decay(gates, lane)
-            d_query += _dot(met, ks, PRECISION)
-            d_key += _dot(tl.trans(met), qs, PRECISION)
+            met = d_weights * scalar_decay(gates, lane)
+            d_query += dot(met, ks, PRECISION)
+            d_key += dot(tl.trans(met), qs, PRECISION)
             crossing = tl.where(lane[:, None] > lane[None, :], d_weights * weights, 0.0)
             flow = tl.sum(of_since, axis=1) + tl.sum(crossing, axis=1) - tl.sum(crossing, axis=0)
             ending = tl.sum(of_until, axis=1)
@@ -375,12 +290,12 @@ def gradients(
             d_gate = tl.sum(tl.where(onward, flow[None, :], 0.0), axis=1)
             d_gate += tl.sum(tl.where(tl.trans(later), ending[None, :], 0.0), axis=1)
             d_gate = tl.where(member, d_gate + tl.sum(of_total, axis=0), 0.0)
-            dgate_t = _head_of(dgate, row, t, head, steps, HEADS, 1, False)
+            dgate_t = head_of(dgate, row, t, head, steps, HEADS, 1, False)
             tl.store(dgate_t + lane * HEADS, d_gate, mask=lane < length)
         d_query = tl.where(member[:, None], d_query, 0.0)
         d_key = tl.where(member[:, None], d_key, 0.0)
-        dq_t = _head_of(dq, row, t, head, steps, HEADS, K, False)
-        dk_t = _head_of(dk, row, t, head, steps, HEADS, K, False)
+        dq_t = head_of(dq, row, t, head, steps, HEADS, K, False)
+        dk_t = head_of(dk, row, t, head, steps, HEADS, K, False)
         tl.store(dq_t + to_own, d_query, mask=written & (n < K)[None, :])
         tl.store(dk_t + to_own, d_key, mask=written & (n < K)[None, :])
         t += length

@@ -92,6 +92,7 @@ KINDS = [
     *((name, ("window=16", *NARROW)) for name in ("transformer", "las", "lla", "power-softmax")),
     ("mamba2", NARROW),
     ("hedgehog", NARROW),
+    *((name, NARROW) for name in ("deltanet", "gated-deltanet", "kda", "rwkv")),
     ("hybrid", ("linear=mamba", "ratio=1", "full_window=16", "full_n_heads=2")),
     ("hybrid", ("linear=s4d", "ratio=1", "full_window=16", "full_n_heads=2")),
 ]
@@ -144,6 +145,14 @@ def test_room_changes_no_scan():
     wanted = lti_scan(u, system, state, Packing(start, valid))
     given = chunked.scan(u, system, state, wide, chunk=8)
     torch.testing.assert_close(given, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backbone", ["deltanet", "kda", "rwkv"])
+def test_delta_rules_can_be_where_their_scan_is_fused(backbone, monkeypatch):
+    learner, device = make_learner(backbone, options=NARROW), torch.device("cuda")
+    for impl in ("triton", "fla", "torch"):
+        monkeypatch.setattr(choice, "fastest", lambda *about, impl=impl: impl)
+        assert (recorded_updates(learner, device) is not None) == (impl == "triton")
 
 
 @pytest.mark.parametrize(

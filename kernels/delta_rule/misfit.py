@@ -1,0 +1,22 @@
+"""What the fused delta_rule does not take; Triton need not be installed to know."""
+
+import torch
+from torch import Tensor
+
+MAX_KEYS = 128  # a program holds a state's whole column
+PROVEN = False  # tests/kernels/test_delta_rule_cuda.py has passed on a GPU
+
+
+def misfit(q: Tensor, k: Tensor, w: Tensor, v: Tensor) -> str | None:
+    """The reason in words for q, k, w (…, K), v (…, V); None if it takes them."""
+    for x in (q, k, w, v):
+        if x.dtype not in (torch.float32, torch.bfloat16):
+            return f"needs bfloat16 or float32, not {x.dtype}"
+    if k.shape[-1] > MAX_KEYS:
+        return f"takes K up to {MAX_KEYS}, not {k.shape[-1]}"
+    return None
+
+
+def unasked(q: Tensor, k: Tensor, w: Tensor, v: Tensor) -> str | None:
+    """Why it is not taken without being named; None if it may be."""
+    return misfit(q, k, w, v) if PROVEN else "its fused kernels run only by name yet"

@@ -1,0 +1,194 @@
+"""delta_rule fused for CUDA: three launches forward, four backward, resets inside.
+
+What is kept for the backward pass beside the inputs is the state before each chunk of L steps, and
+of its steps what they write, two vectors of L and three of K.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from decision_s4.kernels.choice import check
+from decision_s4.kernels.delta_rule import triton_backward as backwards
+from decision_s4.kernels.delta_rule import triton_forward as forwards
+from decision_s4.kernels.delta_rule.misfit import misfit
+from decision_s4.kernels.packing import Packing
+
+
+class Config(NamedTuple):
+    """How the kernels are launched."""
+
+    chunk: int
+    """L."""
+    warps: int
+    values: int = 64
+    """Of a tile of the state, as it is walked with."""
+    keys: int = 64
+    """Of a block that a program takes at once."""
+
+
+SHORT, LONG = Config(32, 4), Config(64, 4)
+PER_KEY = (Config(16, 4), SHORT, Config(32, 4, keys=32), Config(64, 8))
+PER_HEAD = (*PER_KEY, LONG, Config(64, 4, values=32))
+
+
+def scan(
+    q: Tensor,
+    k: Tensor,
+    w: Tensor,
+    v: Tensor,
+    log_gate: Tensor,
+    state: Tensor,
+    packing: Packing,
+    config: Config | None = None,
+) -> tuple[Tensor, Tensor]:
+    """See `delta_rule`."""
+    check("delta_rule", q.device, misfit(q, k, w, v))
+    config = config or _config(v, log_gate)
+    inputs = q, k, w, v, log_gate, state.float()
+    keep = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+    o, final = FusedScan.apply(*inputs, packing.marks, config, keep)
+    return o, final.to(state.dtype)
+
+
+def fits(config: Config, keys: int, low: bool) -> bool:
+    """Whether the tiles of a program fit into shared memory."""
+    return config.chunk < 64 or low or keys <= 64
+
+
+def _config(v: Tensor, log_gate: Tensor) -> Config:
+    return SHORT
+
+
+class Shape(NamedTuple):
+    """Sizes, and how a scan of them is cut."""
+
+    rows: int
+    steps: int
+    heads: int
+    keys: int
+    values: int
+    per_key: bool
+    low: bool
+    chunk: int
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.rows * self.heads, triton.cdiv(self.steps, self.chunk)
+
+    def flags(self, names: str, values: int = 64, keys: int | None = None) -> dict[str, Any]:
+        """The named ones of what the kernels are specialised for, with so wide a tile."""
+        width = min(keys or self.keys, triton.next_power_of_2(self.keys))
+        known = {
+            "HEADS": self.heads,
+            "V": self.values,
+            "K": self.keys,
+            "KEYS": max(16, triton.next_power_of_2(width)),
+            "VALUES": min(values, max(16, triton.next_power_of_2(self.values))),
+            "L": self.chunk,
+            "LEVELS": self.chunk.bit_length() - 1,
+            "PER_KEY": self.per_key,
+            "PRECISION": "bf16" if self.low else "tf32x3",
+            "EXACT": "parts" if self.low else "tf32x3",
+        }
+        return {name: known[name] for name in names.split()}
+
+
+BASE = "HEADS V VALUES L PRECISION"
+TABLE = f"{BASE} K KEYS"
+WALK = f"{TABLE} PER_KEY"
+ALL = f"{WALK} LEVELS EXACT"
+
+
+class FusedScan(torch.autograd.Function):
+    """Every argument of `delta_rule`, the packing as its marks; whether there will be gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, *given: Any) -> tuple[Tensor, Tensor]:
+        *inputs, state, marks, config, keep = given
+        *inputs, state, marks = (x.contiguous() for x in (*inputs, state, marks))
+        shape = _shape(*inputs, config)
+        steps, warps = shape.steps, {"num_warps": config.warps}
+        read, inverse, reading, removed, late, written, decays = _between(inputs[3], shape, keep)
+        forwards.prepare[shape.grid](
+            *inputs, marks, read, inverse, reading, removed, late, written, decays,
+            steps, **shape.flags(ALL, keys=config.keys), **warps, KEEP=keep,
+        )  # fmt: skip
+        before, final = _states(state, shape)
+        walk = shape.flags(WALK, config.values)
+        forwards.carry[_tiles(shape, walk)](
+            removed, late, written, decays, marks, state, before, final, steps, **walk, **warps
+        )
+        o, flags = torch.empty_like(inputs[3]), shape.flags(TABLE)
+        grid = *shape.grid, triton.cdiv(shape.values, flags["VALUES"])
+        forwards.outputs[grid](read, reading, written, marks, before, o, steps, **flags, **warps)
+        *inputs, _, gate = inputs
+        ctx.save_for_backward(
+            *inputs, gate, marks, read, inverse, reading, removed, late, written, decays, before
+        )
+        ctx.shape, ctx.config = shape, config
+        return o, final
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, do: Tensor, d_final: Tensor) -> tuple[Tensor | None, ...]:
+        *inputs, marks, read, inverse, reading, removed, late, written, decays, before = (
+            ctx.saved_tensors
+        )
+        shape, config = ctx.shape, ctx.config
+        do, d_final = do.contiguous(), d_final.contiguous()
+        steps, warps = shape.steps, {"num_warps": config.warps}
+        base = shape.flags(BASE)
+        tiles = triton.cdiv(shape.values, base["VALUES"])
+        d_written = torch.empty_like(written)
+        backwards.reach[(*shape.grid, tiles)](read, marks, do, d_written, steps, **base, **warps)
+        after, d_state = _states(d_final, shape)
+        walk = shape.flags(WALK, config.values)
+        backwards.carry_back[_tiles(shape, walk)](
+            reading, removed, late, decays, marks, do, d_written, d_final, after, d_state,
+            steps, **walk, **warps,
+        )  # fmt: skip
+        dv, d_read, d_found = torch.empty_like(do), torch.empty_like(read), torch.empty_like(read)
+        backwards.value_gradients[shape.grid](
+            inverse, written, marks, do, d_written, dv, d_read, d_found, steps, **base, **warps
+        )
+        flags = shape.flags(ALL, keys=config.keys)
+        blocks = triton.cdiv(shape.keys, flags["KEYS"])
+        dq, dk, dw, d_gate = (torch.empty_like(x) for x in inputs)
+        if not shape.per_key and blocks > 1:
+            d_gate = do.new_empty(blocks, *d_gate.shape, dtype=torch.float32)
+        backwards.key_gradients[(*shape.grid, blocks)](
+            *inputs, marks, written, before, after, do, dv, d_read, d_found, dq, dk, dw, d_gate,
+            steps, shape.rows, **flags, **warps,
+        )  # fmt: skip
+        if d_gate.dim() > dq.dim():
+            d_gate = d_gate.sum(0).to(inputs[3].dtype)
+        return dq, dk, dw, dv, d_gate, d_state, None, None, None
+
+
+def _shape(q: Tensor, k: Tensor, w: Tensor, v: Tensor, gate: Tensor, config: Config) -> Shape:
+    low, steps = v.dtype == torch.bfloat16, v.shape[1]
+    chunk = min(config.chunk, max(16, triton.next_power_of_2(steps)))
+    return Shape(*k.shape, v.shape[3], gate.shape[3] > 1, low, chunk)
+
+
+def _between(v: Tensor, shape: Shape, keep: bool) -> tuple[Tensor, ...]:
+    """Room for what `prepare` hands on, in the type of the values."""
+    (sequences, chunks), side = shape.grid, shape.chunk
+    widths = side, side if keep else 0, *[shape.keys] * 3, shape.values
+    rooms = [v.new_empty(sequences, chunks, side, width) for width in widths]
+    gates = shape.keys if shape.per_key else 1
+    return *rooms, v.new_empty(sequences, chunks, gates, dtype=torch.float32)
+
+
+def _states(begin: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
+    """Room for the state before each chunk, and for the last."""
+    return begin.new_empty(*shape.grid, *begin.shape[2:]), torch.empty_like(begin)
+
+
+def _tiles(shape: Shape, flags: dict[str, Any]) -> tuple[int, int]:
+    """A program a sequence and tile of its state."""
+    return shape.grid[0], triton.cdiv(shape.values, flags["VALUES"])
