@@ -38,6 +38,7 @@ PEERS = {
     "head": ("fla.ops.gated_delta_rule", "chunk_gated_delta_rule"),
     "key": ("fla.ops.kda", "chunk_kda"),
 }
+ANY = "fla, any w"
 CALLS = 10  # in a profile
 Scan = Callable[..., tuple[Tensor, Tensor]]
 
@@ -97,7 +98,8 @@ def contenders(
             name = " ".join(str(part) for part in config)
             scans[name] = ours(fused.scan, packing=unbroken, config=config)
     else:
-        scans["fla, any w"] = ours(delta_rule, packing=resets, impl="fla")
+        if peer:
+            scans[ANY] = ours(delta_rule, packing=resets, impl="fla")
         scans["torch"] = ours(delta_rule, packing=unbroken, impl="torch")
     return scans
 
@@ -121,10 +123,10 @@ def errors(inputs: list[Tensor], scans: dict[str, Scan]) -> str:
 
 def kernel_times(scans: dict[str, Scan], inputs: list[Tensor]) -> None:
     """ms of each kernel in a call both ways, longest first."""
-    for name in ("fla", "fused"):
-        if name not in scans:
+    for name, scan in scans.items():
+        if name in ("resets", "torch", ANY):
             continue
-        train = both_ways(scans[name], inputs)["both"]
+        train = both_ways(scan, inputs)["both"]
         with profile(activities=[ProfilerActivity.CUDA]) as found:
             for _ in range(CALLS):
                 train()
