@@ -31,8 +31,8 @@ class Config(NamedTuple):
 
 
 SHORT, LONG = Config(32, 4), Config(64, 4)
-PER_KEY = (Config(16, 4), SHORT, Config(32, 4, keys=32), Config(64, 8))
-PER_HEAD = (*PER_KEY, LONG, Config(64, 4, values=32))
+PER_KEY = (Config(16, 4), SHORT, *(Config(32, warps, keys=32) for warps in (2, 4)), Config(64, 8))
+PER_HEAD = (*PER_KEY, LONG, Config(64, 4, values=32), Config(64, 4, keys=32))
 
 
 def scan(
