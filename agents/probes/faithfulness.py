@@ -188,10 +188,6 @@ class Faithfulness:
         """Mean advantage in deletion over the method's own map of shuffled weights."""
         return _mean(self.scores[order]["deletion"] - self.scores[order][SHUFFLED])
 
-    def above_floor(self, order: str) -> tuple[float, float, float]:
-        """Mean of what a map keeps under shuffled weights beyond what two of those share."""
-        return _mean(self.scores[order][KEPT] - self.scores[order][FLOOR])
-
     def table(self) -> Table:
         """A row an order, the best deletion first."""
         order = sorted(self.scores, key=lambda name: -self.mean(name)[0])
