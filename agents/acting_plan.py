@@ -16,7 +16,7 @@ from decision_s4.agents.backbones.s4 import LinearStateSpace, linear_of
 from decision_s4.agents.backbones.stack import Block
 from decision_s4.agents.encoders import Standardised
 from decision_s4.agents.heads import BoxHead
-from decision_s4.agents.policy import SequencePolicy
+from decision_s4.agents.sequence_policy import SequencePolicy
 from decision_s4.envs.spaces import Tree
 from decision_s4.envs.timestep import TimeStep
 from decision_s4.kernels.policy_step import Affine, Head, Layer, Mlp, Norm, Plan

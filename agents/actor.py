@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map
 from decision_s4.agents.acting_plan import can_fold, can_plan, plan_features, plan_of
 from decision_s4.agents.backbones import State, ops
 from decision_s4.agents.flat_step import Act, Acting, FlatAct, can_flatten, folded_step, own_step
-from decision_s4.agents.policy import SequencePolicy
+from decision_s4.agents.sequence_policy import SequencePolicy
 from decision_s4.envs.timestep import TimeStep
 from decision_s4.kernels import policy_step
 from decision_s4.kernels.compiled_rows import CompiledRows

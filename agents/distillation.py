@@ -22,7 +22,8 @@ from decision_s4.agents.backbones.linear_attention import Hedgehog
 from decision_s4.agents.backbones.transformer import Transformer
 from decision_s4.agents.decision import DecisionLearner, OptimiserOptions
 from decision_s4.agents.distributed import ALONE, World
-from decision_s4.agents.policy import PolicyOptions, SequencePolicy
+from decision_s4.agents.policy import PolicyOptions
+from decision_s4.agents.sequence_policy import SequencePolicy
 from decision_s4.envs.errors import UserError
 
 M = TypeVar("M", bound=Mixer)

@@ -22,8 +22,8 @@ from decision_s4.agents.bootstrapping import one_step_target, squared_error, tar
 from decision_s4.agents.critics import CriticEnsemble
 from decision_s4.agents.freezing import freeze
 from decision_s4.agents.optimisers import adam, restore, take_own_step
-from decision_s4.agents.policy import SequencePolicy
 from decision_s4.agents.replay import Transition, next_step, this_step
+from decision_s4.agents.sequence_policy import SequencePolicy
 from decision_s4.agents.stored_state import (
     NewState,
     StoredState,

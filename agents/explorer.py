@@ -14,8 +14,8 @@ from torch import Tensor
 from decision_s4.agents.actor import Actor
 from decision_s4.agents.backbones import State
 from decision_s4.agents.backbones.base import reset
-from decision_s4.agents.policy import SequencePolicy
 from decision_s4.agents.replay import Replay, Transition
+from decision_s4.agents.sequence_policy import SequencePolicy
 from decision_s4.agents.stored_state import Stored, StoredState
 from decision_s4.envs.actions import disturbed, environment_action
 from decision_s4.envs.episode_table import EpisodeTable, as_tensor

@@ -9,8 +9,9 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from decision_s4.agents.acting_plan import folded_token
 from decision_s4.agents.actor_critic import ActorCritic
 from decision_s4.agents.backbones import State
-from decision_s4.agents.policy import Policy, SequencePolicy
+from decision_s4.agents.policy import Policy
 from decision_s4.agents.recompute import Recompute
+from decision_s4.agents.sequence_policy import SequencePolicy
 from decision_s4.agents.tokens import TokenPolicy
 from decision_s4.envs.timestep import TimeStep
 

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from decision_s4.agents.policy import SequencePolicy
+from decision_s4.agents.sequence_policy import SequencePolicy
 from decision_s4.agents.stored_state import after_memory
 
 

@@ -11,8 +11,8 @@ from torch.utils._pytree import tree_map
 
 from decision_s4.agents.actor import Actor
 from decision_s4.agents.explorer import transition
-from decision_s4.agents.policy import SequencePolicy
 from decision_s4.agents.replay import Replay
+from decision_s4.agents.sequence_policy import SequencePolicy
 from decision_s4.agents.stored_state import StoredState
 from decision_s4.envs.episode_table import EpisodeTable
 from decision_s4.envs.rows import Outcome

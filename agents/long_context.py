@@ -17,8 +17,9 @@ from decision_s4.agents.backbones import State
 from decision_s4.agents.backbones.base import reset
 from decision_s4.agents.backbones.decimation import decimated_features, selects
 from decision_s4.agents.heads import DiscreteHead
-from decision_s4.agents.policy import Policy, SequencePolicy
+from decision_s4.agents.policy import Policy
 from decision_s4.agents.saved import Saved, agent_of
+from decision_s4.agents.sequence_policy import SequencePolicy
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.timestep import Agent, TimeStep
 

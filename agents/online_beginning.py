@@ -13,8 +13,9 @@ from decision_s4.agents.ds4_online import DS4OnlineOptions, check_continuous
 from decision_s4.agents.explorer import ExplorationOptions
 from decision_s4.agents.flags import hyphened
 from decision_s4.agents.options import RunOptions, part
-from decision_s4.agents.policy import PolicyOptions, SequencePolicy
+from decision_s4.agents.policy import PolicyOptions
 from decision_s4.agents.run_dir import CONFIG_FILE
+from decision_s4.agents.sequence_policy import SequencePolicy
 from decision_s4.envs import datasets
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.make import make

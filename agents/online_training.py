@@ -25,11 +25,12 @@ from decision_s4.agents.online_beginning import (
     logged_steps,
 )
 from decision_s4.agents.options import part
-from decision_s4.agents.policy import SequencePolicy, parameter_count
+from decision_s4.agents.policy import parameter_count
 from decision_s4.agents.replay import Replay, this_step
 from decision_s4.agents.resumable import Resumable
 from decision_s4.agents.rng import seed_everything
 from decision_s4.agents.run import Row
+from decision_s4.agents.sequence_policy import SequencePolicy
 from decision_s4.envs.errors import DivergedError, UserError
 from decision_s4.envs.rollout import open_rows
 from decision_s4.envs.task import Task

@@ -3,8 +3,9 @@
 from gymnasium import spaces
 
 from decision_s4.agents.feed_forward import FeedForwardPolicy
-from decision_s4.agents.policy import Policy, PolicyOptions, SequencePolicy
+from decision_s4.agents.policy import Policy, PolicyOptions
 from decision_s4.agents.recompute import RecomputedSequencePolicy, RecomputedTokenPolicy
+from decision_s4.agents.sequence_policy import SequencePolicy
 from decision_s4.agents.tokens import TokenPolicy
 from decision_s4.envs.errors import UserError, nearest
 

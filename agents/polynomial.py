@@ -23,7 +23,8 @@ from decision_s4.agents.actor import Actor
 from decision_s4.agents.backbones import State, ops
 from decision_s4.agents.encoders import OneHot, Standardised
 from decision_s4.agents.heads import BoxHead
-from decision_s4.agents.policy import Policy, SequencePolicy
+from decision_s4.agents.policy import Policy
+from decision_s4.agents.sequence_policy import SequencePolicy
 from decision_s4.envs.batches import Batch
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.timestep import TimeStep

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from decision_s4.agents.backbones import State
-from decision_s4.agents.policy import Policy, SequencePolicy
+from decision_s4.agents.policy import Policy
+from decision_s4.agents.sequence_policy import SequencePolicy
 from decision_s4.agents.tokens import TokenPolicy, TokenState
 from decision_s4.envs.spaces import LeafSpace, Tree, leaf_shape, leaf_spaces, map_tree
 from decision_s4.envs.timestep import TimeStep

@@ -31,7 +31,7 @@ from decision_s4.agents.bootstrapping import follow
 from decision_s4.agents.decision import DecisionLearner
 from decision_s4.agents.heads import BoxHead
 from decision_s4.agents.place import Place
-from decision_s4.agents.policy import SequencePolicy
+from decision_s4.agents.sequence_policy import SequencePolicy
 from decision_s4.agents.spare_room import SpareRoom
 from decision_s4.envs.batches import Batch
 from decision_s4.kernels.cuda_graph import INSTEAD, Recorded

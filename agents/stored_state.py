@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_structure, tree_unfl
 
 from decision_s4.agents.backbones import State
 from decision_s4.agents.backbones.s4 import LinearStateSpace, linear_of
-from decision_s4.agents.policy import SequencePolicy
+from decision_s4.agents.sequence_policy import SequencePolicy
 from decision_s4.envs.timestep import TimeStep
 
 Stored = Any  # a tree of tensors, batch first

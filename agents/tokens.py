@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from decision_s4.agents.backbones import Backbone, ops
 from decision_s4.agents.backbones.base import State, reset
-from decision_s4.agents.policy import Policy, PolicyOptions, freeze_at_zero
+from decision_s4.agents.policy import Policy, PolicyOptions, silence_unseen
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.spaces import Tree
 from decision_s4.envs.timestep import TimeStep
@@ -53,10 +53,7 @@ class TokenPolicy(Policy):
         self.norm = ops.LayerNorm(width)
         self.dropout = nn.Dropout(options.dropout)
         self.add_backbone_and_head()
-        if not options.previous_action:
-            freeze_at_zero(self.embed_action)
-        if not options.condition_on_return:
-            freeze_at_zero(self.embed_return)
+        silence_unseen(self, self.embed_return, self.embed_action)
 
     def embed(
         self, return_to_go: Tensor, observation: Tree, previous_action: Tree, time: Tensor

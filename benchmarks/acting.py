@@ -23,7 +23,8 @@ from timing import interleaved, machine
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from decision_s4.agents.actor import Actor
-from decision_s4.agents.policy import PolicyOptions, SequencePolicy, parameter_count
+from decision_s4.agents.policies import make_policy
+from decision_s4.agents.policy import Policy, PolicyOptions, parameter_count
 from decision_s4.envs.timestep import Agent, TimeStep
 
 OBSERVATION = spaces.Box(-np.inf, np.inf, (11,))  # Hopper's
@@ -34,7 +35,7 @@ PEER = "Decision Transformer"
 class OwnStep:
     """The policy's differentiable step, as an agent."""
 
-    def __init__(self, policy: SequencePolicy):
+    def __init__(self, policy: Policy):
         self.policy, self.constants = policy, policy.backbone.constants()
 
     @torch.inference_mode()
@@ -102,7 +103,7 @@ def contenders(device: str) -> dict[str, Agent]:
     agents: dict[str, Agent] = {PEER: TransformerAgent(transformer)}
     print(f"{PEER}: {parameter_count(transformer):,} parameters")
     for backbone in ("s4", "s4d"):
-        policy = SequencePolicy(OBSERVATION, ACTION, PolicyOptions(backbone=backbone)).eval()
+        policy = make_policy(OBSERVATION, ACTION, PolicyOptions(backbone=backbone)).eval()
         print(f"Decision S4, {backbone}: {parameter_count(policy):,} parameters")
         agents[f"{backbone}, own step"] = OwnStep(policy)
         agents[f"{backbone}, torch"] = Actor(policy)

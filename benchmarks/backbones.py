@@ -33,8 +33,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 from decision_s4.agents.actor import Actor
 from decision_s4.agents.backbones.base import BACKBONES, MEMORYLESS
 from decision_s4.agents.decision import DecisionLearner, OptimiserOptions
-from decision_s4.agents.policy import PolicyOptions, SequencePolicy, parameter_count
+from decision_s4.agents.policy import PolicyOptions, parameter_count
 from decision_s4.agents.recorded import recorded_updates
+from decision_s4.agents.sequence_policy import SequencePolicy
 from decision_s4.kernels.cuda_graph import WARMUP
 
 ROWS, STEPS, EPISODE = 3, 1000, 200

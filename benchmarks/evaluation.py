@@ -22,7 +22,8 @@ from rich.table import Table
 from timing import interleaved, machine
 
 from decision_s4.agents.actor import Actor
-from decision_s4.agents.policy import PolicyOptions, SequencePolicy
+from decision_s4.agents.policy import PolicyOptions
+from decision_s4.agents.sequence_policy import SequencePolicy
 from decision_s4.envs.rollout import rollout
 from decision_s4.envs.timestep import Agent
 

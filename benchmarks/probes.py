@@ -21,11 +21,12 @@ from acting import ACTION, OBSERVATION
 from timing import machine
 
 from decision_s4.agents.backbones.base import BACKBONES
-from decision_s4.agents.policy import PolicyOptions, SequencePolicy
+from decision_s4.agents.policy import PolicyOptions
 from decision_s4.agents.probes.attention import operators
 from decision_s4.agents.probes.reading import action_at
 from decision_s4.agents.probes.relevance import relevance
 from decision_s4.agents.probes.tensorlens import tensorlens
+from decision_s4.agents.sequence_policy import SequencePolicy
 
 STEPS, REPEATS = 1000, 3
 

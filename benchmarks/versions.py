@@ -89,10 +89,11 @@ def calls(backbone: str) -> dict[str, Callable[[], object]]:
     from acting import ACTION, OBSERVATION, OwnStep, stepper
 
     from decision_s4.agents.actor import Actor
-    from decision_s4.agents.policy import PolicyOptions, SequencePolicy
+    from decision_s4.agents.policies import make_policy
+    from decision_s4.agents.policy import PolicyOptions
 
     torch.manual_seed(0)
-    policy = SequencePolicy(OBSERVATION, ACTION, PolicyOptions(backbone)).requires_grad_(True)
+    policy = make_policy(OBSERVATION, ACTION, PolicyOptions(backbone)).requires_grad_(True)
     data = packed()
 
     def update() -> None:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from decision_s4.agents.backbones import State, ops
 from decision_s4.agents.heads import BoxHead
-from decision_s4.agents.policy import MODALITIES, Policy, SequencePolicy
+from decision_s4.agents.policy import MODALITIES, Policy
+from decision_s4.agents.sequence_policy import SequencePolicy
 from decision_s4.agents.tokens import TokenPolicy
 from decision_s4.envs.errors import UserError
 

@@ -13,7 +13,8 @@ from decision_s4.agents.actor import Actor
 from decision_s4.agents.backbones import BACKBONES, ops
 from decision_s4.agents.backbones.base import MEMORYLESS
 from decision_s4.agents.flat_step import FlatAct
-from decision_s4.agents.policy import PolicyOptions, SequencePolicy
+from decision_s4.agents.policy import PolicyOptions
+from decision_s4.agents.sequence_policy import SequencePolicy
 from decision_s4.envs.spaces import map_tree, space_tree
 from decision_s4.envs.timestep import TimeStep
 from decision_s4.kernels import recorded_rows

@@ -9,7 +9,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from decision_s4.agents.actor import Actor
 from decision_s4.agents.backbones.base import BACKBONES, MEMORYLESS
 from decision_s4.agents.flat_step import FlatAct
-from decision_s4.agents.policy import PolicyOptions, SequencePolicy
+from decision_s4.agents.policy import PolicyOptions
+from decision_s4.agents.sequence_policy import SequencePolicy
 from decision_s4.envs.timestep import TimeStep
 
 if not torch.cuda.is_available():

@@ -12,7 +12,8 @@ from gymnasium.spaces import Box, Discrete
 from decision_s4.agents.actor import Actor
 from decision_s4.agents.backbones import BACKBONES
 from decision_s4.agents.decision import DecisionLearner, OptimiserOptions
-from decision_s4.agents.policy import PolicyOptions, SequencePolicy
+from decision_s4.agents.policy import PolicyOptions
+from decision_s4.agents.sequence_policy import SequencePolicy
 from decision_s4.envs.batches import PackedBatches
 from decision_s4.envs.rollout import rollout
 from decision_s4.envs.trajectories import Trajectories

@@ -12,7 +12,8 @@ from decision_s4 import train
 from decision_s4.agents import checkpoint, saved
 from decision_s4.agents.decision import OptimiserOptions
 from decision_s4.agents.distillation import DistilledLearner, attention_loss, copy_weights
-from decision_s4.agents.policy import PolicyOptions, SequencePolicy
+from decision_s4.agents.policy import PolicyOptions
+from decision_s4.agents.sequence_policy import SequencePolicy
 
 SIZES = PolicyOptions(d_model=16, d_embed=8, n_layers=2, backbone="transformer")
 TEACHER = replace(SIZES, backbone_options=("positions=none", "n_heads=2", "window=50"))

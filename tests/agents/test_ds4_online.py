@@ -9,8 +9,9 @@ from gymnasium import spaces
 from torch.testing import assert_close
 
 from decision_s4.agents.ds4_online import DS4OnlineLearner, DS4OnlineOptions
-from decision_s4.agents.policy import PolicyOptions, SequencePolicy
+from decision_s4.agents.policy import PolicyOptions
 from decision_s4.agents.replay import Replay, Transition, next_step, this_step
+from decision_s4.agents.sequence_policy import SequencePolicy
 from decision_s4.agents.stored_state import LastLayer, ReadOuts, WholeState, stored_state
 from decision_s4.envs.actions import disturbed
 from decision_s4.envs.errors import UserError

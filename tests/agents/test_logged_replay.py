@@ -7,8 +7,9 @@ from torch.testing import assert_close
 from torch.utils._pytree import tree_map
 
 from decision_s4.agents.logged_replay import remember
-from decision_s4.agents.policy import PolicyOptions, SequencePolicy
+from decision_s4.agents.policy import PolicyOptions
 from decision_s4.agents.replay import Replay, this_step
+from decision_s4.agents.sequence_policy import SequencePolicy
 from decision_s4.agents.stored_state import WholeState
 from decision_s4.envs.trajectories import Trajectories
 

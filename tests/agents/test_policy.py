@@ -12,7 +12,8 @@ from torch.utils._pytree import tree_leaves
 from decision_s4.agents.actor import Actor
 from decision_s4.agents.backbones import BACKBONES
 from decision_s4.agents.decision import DecisionLearner, OptimiserOptions
-from decision_s4.agents.policy import PolicyOptions, SequencePolicy, parameter_count
+from decision_s4.agents.policy import PolicyOptions, parameter_count
+from decision_s4.agents.sequence_policy import SequencePolicy
 from decision_s4.envs.batches import PackedBatches
 from decision_s4.envs.datasets import load
 from decision_s4.envs.errors import UserError

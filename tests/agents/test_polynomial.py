@@ -12,8 +12,9 @@ from numpy.polynomial.chebyshev import Chebyshev
 from decision_s4.agents import polynomial
 from decision_s4.agents.backbones import ops
 from decision_s4.agents.decision import OptimiserOptions
-from decision_s4.agents.policy import PolicyOptions, SequencePolicy
+from decision_s4.agents.policy import PolicyOptions
 from decision_s4.agents.range_aware import RangeAwareLearner, RangeOptions, excess
+from decision_s4.agents.sequence_policy import SequencePolicy
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.timestep import TimeStep
 

@@ -8,8 +8,9 @@ import torch
 from gymnasium.spaces import Box, Discrete
 
 from decision_s4.agents.decision import DecisionLearner, OptimiserOptions
-from decision_s4.agents.policy import PolicyOptions, SequencePolicy
+from decision_s4.agents.policy import PolicyOptions
 from decision_s4.agents.recorded import RecordedUpdates, recorded_updates
+from decision_s4.agents.sequence_policy import SequencePolicy
 from decision_s4.envs.batches import PackedBatches
 from decision_s4.envs.trajectories import Trajectories
 from decision_s4.kernels import choice, cuda_graph

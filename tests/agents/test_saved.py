@@ -8,7 +8,8 @@ import torch
 from gymnasium import spaces
 
 from decision_s4.agents import checkpoint, saved
-from decision_s4.agents.policy import PolicyOptions, SequencePolicy
+from decision_s4.agents.policy import PolicyOptions
+from decision_s4.agents.sequence_policy import SequencePolicy
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.task import Task
 

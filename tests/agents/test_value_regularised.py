@@ -8,7 +8,8 @@ import torch
 from gymnasium.spaces import Box, Discrete
 
 from decision_s4.agents.decision import OptimiserOptions
-from decision_s4.agents.policy import PolicyOptions, SequencePolicy
+from decision_s4.agents.policy import PolicyOptions
+from decision_s4.agents.sequence_policy import SequencePolicy
 from decision_s4.agents.value_regularised import (
     ValueRegularisation,
     ValueRegularisedLearner,

@@ -8,7 +8,8 @@ from gymnasium import spaces
 from torch.utils._pytree import tree_map
 
 from decision_s4.agents.actor import Actor
-from decision_s4.agents.policy import PolicyOptions, SequencePolicy
+from decision_s4.agents.policy import PolicyOptions
+from decision_s4.agents.sequence_policy import SequencePolicy
 from decision_s4.envs.timestep import TimeStep
 from decision_s4.kernels.lti_scan import System
 from decision_s4.kernels.policy_step import (

@@ -8,13 +8,14 @@ import torch
 from gymnasium import spaces
 
 from decision_s4.agents.backbones import BACKBONES
-from decision_s4.agents.policy import PolicyOptions, SequencePolicy
+from decision_s4.agents.policy import PolicyOptions
 from decision_s4.agents.probes.base import Target, make_probe, make_probes, targets_of
 from decision_s4.agents.probes.baselines import BASELINES, baseline
 from decision_s4.agents.probes.context import Context, make_context
 from decision_s4.agents.probes.faithfulness import GRADIENT, RANDOM, faithfulness
 from decision_s4.agents.probes.gradients import IntegratedGradients, Occlusion, time_blocks
 from decision_s4.agents.probes.recordings import Recording, made
+from decision_s4.agents.sequence_policy import SequencePolicy
 from decision_s4.envs.errors import UserError
 
 METHODS = ("gradient-x-input", "integrated-gradients", "smoothgrad", "occlusion")
