@@ -13,12 +13,12 @@ import torch
 from timing import interleaved_on_gpu, machine
 from torch import Tensor
 
-from decision_s4.kernels import selective_scan
 from decision_s4.kernels.delta_rule import delta_rule
 from decision_s4.kernels.diagonal_scan import diagonal_scan
 from decision_s4.kernels.gated_linear import gated_linear
 from decision_s4.kernels.lti_scan import System, lti_scan
 from decision_s4.kernels.packing import Packing
+from decision_s4.kernels.selective_scan import selective_scan
 from decision_s4.kernels.short_conv import short_conv
 from decision_s4.kernels.ssd import ssd
 

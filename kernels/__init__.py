@@ -1,5 +1,6 @@
-"""Sequence operations, each as one function with a naive oracle beside its fast paths."""
+"""Sequence operations, each as one function with a naive oracle beside its fast paths.
 
-from decision_s4.kernels.selective_scan import selective_scan, selective_scan_step
+    from decision_s4.kernels.lti_scan import lti_scan
 
-__all__ = ["selective_scan", "selective_scan_step"]
+So with every folder here: its function has its name, and a step of it stands beside.
+"""

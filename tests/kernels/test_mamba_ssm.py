@@ -15,8 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from decision_s4.kernels import selective_scan
-from decision_s4.kernels.selective_scan import by_mamba_ssm
+from decision_s4.kernels.selective_scan import by_mamba_ssm, selective_scan
 
 BUILT = torch.cuda.is_available() and importlib.util.find_spec("selective_scan_cuda") is not None
 on_cuda = pytest.mark.skipif(not BUILT, reason="needs a CUDA device and mamba-ssm built for it")

@@ -11,9 +11,9 @@ import logging
 import pytest
 import torch
 
-from decision_s4.kernels import choice, selective_scan
+from decision_s4.kernels import choice
 from decision_s4.kernels.choice import interpreted
-from decision_s4.kernels.selective_scan import cuda
+from decision_s4.kernels.selective_scan import cuda, selective_scan
 
 CUDA = torch.cuda.is_available()
 TRITON = importlib.util.find_spec("triton") is not None and (CUDA or interpreted())
