@@ -99,8 +99,22 @@ class Shape(NamedTuple):
 
 BASE = "HEADS V VALUES L PRECISION"
 TABLE = f"{BASE} K KEYS"
-WALK = f"{TABLE} PER_KEY"
-ALL = f"{WALK} LEVELS EXACT"
+WALK = "V VALUES L PRECISION K KEYS PER_KEY"
+WALK_BACK = f"{WALK} HEADS"
+ALL = f"{WALK_BACK} LEVELS EXACT"
+
+
+class Handed(NamedTuple):
+    """What `prepare` hands on; see triton_forward.py."""
+
+    read: Tensor
+    inverse: Tensor
+    reading: Tensor
+    removed: Tensor
+    late: Tensor
+    written: Tensor
+    decays: Tensor
+    cuts: Tensor
 
 
 class FusedScan(torch.autograd.Function):
@@ -109,79 +123,78 @@ class FusedScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *given: Any) -> tuple[Tensor, Tensor]:
         *inputs, state, marks, config, keep = given
-        *inputs, state, marks = (x.contiguous() for x in (*inputs, state, marks))
-        shape = _shape(*inputs, config)
+        q, k, w, v, gate, state, marks = (x.contiguous() for x in (*inputs, state, marks))
+        shape = _shape(k, v, gate, config)
         steps, warps = shape.steps, {"num_warps": config.warps}
-        read, inverse, reading, removed, late, written, decays = _between(inputs[3], shape, keep)
+        x = _room(v, shape, keep)
         forwards.prepare[shape.grid](
-            *inputs, marks, read, inverse, reading, removed, late, written, decays,
-            steps, **shape.flags(ALL, keys=config.keys), **warps, KEEP=keep,
+            q, k, w, v, gate, marks, *x, steps,
+            **shape.flags(ALL, keys=config.keys), **warps, KEEP=keep,
         )  # fmt: skip
         before, final = _states(state, shape)
         walk = shape.flags(WALK, config.values)
         forwards.carry[_tiles(shape, walk)](
-            removed, late, written, decays, marks, state, before, final, steps, **walk, **warps
-        )
-        o, flags = torch.empty_like(inputs[3]), shape.flags(TABLE)
+            x.removed, x.late, x.written, x.decays, x.cuts, state, before, final,
+            steps, **walk, **warps,
+        )  # fmt: skip
+        o, flags = torch.empty_like(v), shape.flags(TABLE)
         grid = *shape.grid, triton.cdiv(shape.values, flags["VALUES"])
-        forwards.outputs[grid](read, reading, written, marks, before, o, steps, **flags, **warps)
-        *inputs, _, gate = inputs
-        ctx.save_for_backward(
-            *inputs, gate, marks, read, inverse, reading, removed, late, written, decays, before
+        forwards.outputs[grid](
+            x.read, x.reading, x.written, marks, before, o, steps, **flags, **warps
         )
+        ctx.save_for_backward(q, k, w, gate, marks, *x, before)
         ctx.shape, ctx.config = shape, config
         return o, final
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, do: Tensor, d_final: Tensor) -> tuple[Tensor | None, ...]:
-        *inputs, marks, read, inverse, reading, removed, late, written, decays, before = (
-            ctx.saved_tensors
-        )
-        shape, config = ctx.shape, ctx.config
+        q, k, w, gate, marks, *handed, before = ctx.saved_tensors
+        x, shape, config = Handed(*handed), ctx.shape, ctx.config
         do, d_final = do.contiguous(), d_final.contiguous()
         steps, warps = shape.steps, {"num_warps": config.warps}
-        base = shape.flags(BASE)
-        tiles = triton.cdiv(shape.values, base["VALUES"])
-        d_written = torch.empty_like(written)
-        backwards.reach[(*shape.grid, tiles)](read, marks, do, d_written, steps, **base, **warps)
+        base, d_written = shape.flags(BASE), torch.empty_like(x.written)
+        grid = *shape.grid, triton.cdiv(shape.values, base["VALUES"])
+        backwards.reach[grid](x.read, marks, do, d_written, steps, **base, **warps)
         after, d_state = _states(d_final, shape)
-        walk = shape.flags(WALK, config.values)
+        walk = shape.flags(WALK_BACK, config.values)
         backwards.carry_back[_tiles(shape, walk)](
-            reading, removed, late, decays, marks, do, d_written, d_final, after, d_state,
-            steps, **walk, **warps,
+            x.reading, x.removed, x.late, x.decays, x.cuts, marks, do, d_written,
+            d_final, after, d_state, steps, **walk, **warps,
         )  # fmt: skip
-        dv, d_read, d_found = torch.empty_like(do), torch.empty_like(read), torch.empty_like(read)
+        dv, d_read, d_found = (torch.empty_like(like) for like in (do, x.read, x.read))
         backwards.value_gradients[shape.grid](
-            inverse, written, marks, do, d_written, dv, d_read, d_found, steps, **base, **warps
-        )
+            x.inverse, x.written, marks, do, d_written, dv, d_read, d_found,
+            steps, **base, **warps,
+        )  # fmt: skip
         flags = shape.flags(ALL, keys=config.keys)
         blocks = triton.cdiv(shape.keys, flags["KEYS"])
-        dq, dk, dw, d_gate = (torch.empty_like(x) for x in inputs)
-        if not shape.per_key and blocks > 1:
-            d_gate = do.new_empty(blocks, *d_gate.shape, dtype=torch.float32)
+        dq, dk, dw, d_gate = (torch.empty_like(like) for like in (q, k, w, gate))
+        parts = not shape.per_key and blocks > 1
+        d_gates = do.new_empty(blocks, *gate.shape, dtype=torch.float32) if parts else d_gate
         backwards.key_gradients[(*shape.grid, blocks)](
-            *inputs, marks, written, before, after, do, dv, d_read, d_found, dq, dk, dw, d_gate,
-            steps, shape.rows, **flags, **warps,
+            q, k, w, gate, marks, x.written, before, after, do, dv, d_read, d_found,
+            dq, dk, dw, d_gates, steps, shape.rows, **flags, **warps,
         )  # fmt: skip
-        if d_gate.dim() > dq.dim():
-            d_gate = d_gate.sum(0).to(inputs[3].dtype)
+        if parts:
+            d_gate = d_gates.sum(0).to(gate.dtype)
         return dq, dk, dw, dv, d_gate, d_state, None, None, None
 
 
-def _shape(q: Tensor, k: Tensor, w: Tensor, v: Tensor, gate: Tensor, config: Config) -> Shape:
+def _shape(k: Tensor, v: Tensor, gate: Tensor, config: Config) -> Shape:
     low, steps = v.dtype == torch.bfloat16, v.shape[1]
     chunk = min(config.chunk, max(16, triton.next_power_of_2(steps)))
     return Shape(*k.shape, v.shape[3], gate.shape[3] > 1, low, chunk)
 
 
-def _between(v: Tensor, shape: Shape, keep: bool) -> tuple[Tensor, ...]:
-    """Room for what `prepare` hands on, in the type of the values."""
+def _room(v: Tensor, shape: Shape, keep: bool) -> Handed:
+    """For what `prepare` hands on, in the type of the values."""
     (sequences, chunks), side = shape.grid, shape.chunk
     widths = side, side if keep else 0, *[shape.keys] * 3, shape.values
     rooms = [v.new_empty(sequences, chunks, side, width) for width in widths]
     gates = shape.keys if shape.per_key else 1
-    return *rooms, v.new_empty(sequences, chunks, gates, dtype=torch.float32)
+    decays = v.new_empty(sequences, chunks, gates, dtype=torch.float32)
+    return Handed(*rooms, decays, v.new_empty(sequences, chunks, 2, dtype=torch.int32))
 
 
 def _states(begin: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ of zeros and ones.
 import triton
 import triton.language as tl
 
-from decision_s4.kernels.delta_rule.triton_forward import decay_of, episodes, per_episode
+from decision_s4.kernels.delta_rule.triton_forward import episodes, passage, per_episode
 from decision_s4.kernels.triton_chunks import (
     RUNTIME,
     count_wild,
@@ -51,7 +51,7 @@ def reach(
 
 @triton.jit(do_not_specialize=RUNTIME)
 def carry_back(
-    reading, removed, late, decays, marks, do, d_written, begin, after, end,
+    reading, removed, late, decays, cuts, marks, do, d_written, begin, after, end,
     steps,
     HEADS: tl.constexpr, V: tl.constexpr, K: tl.constexpr, KEYS: tl.constexpr,
     VALUES: tl.constexpr, L: tl.constexpr, PER_KEY: tl.constexpr, PRECISION: tl.constexpr,
@@ -66,26 +66,32 @@ def carry_back(
     to_keys, to_values = lane[:, None] * K + n[None, :], lane[:, None] * V + m[None, :]
     to_steps = tile(lane, m, HEADS, V, False)
     ds = load(begin + sequence * K * V, of_table, table)
+    to_marks = marks + row * steps + lane
+    at = sequence * chunks + chunks - 1
+    first, last, decay = passage(cuts, decays, at, n, K, PER_KEY)
+    mark = tl.load(to_marks + (chunks - 1) * L, mask=(chunks - 1) * L + lane < steps, other=0)
     for back in range(0, chunks):
         chunk = chunks - 1 - back
         of_chunk = sequence * chunks + chunk
-        tl.store(after + of_chunk * K * V + of_table, ds, mask=table)
-        member, episode, _, last = episodes(marks, row, chunk * L, steps, lane)
-        entering, leaving = (
-            (member & (episode == 0))[:, None],
-            (member & (episode == last))[:, None],
+        soon = tl.maximum(chunk - 1, 0)
+        first_soon, last_soon, decay_soon = passage(
+            cuts, decays, sequence * chunks + soon, n, K, PER_KEY
         )
+        mark_soon = tl.load(to_marks + soon * L, mask=soon * L + lane < steps, other=0)
+        tl.store(after + of_chunk * K * V + of_table, ds, mask=table)
         ws = load(late + of_chunk * L * K, to_keys, of_keys)
         rs = load(removed + of_chunk * L * K, to_keys, of_keys)
         qs = load(reading + of_chunk * L * K, to_keys, of_keys)
         dus = load(d_written + of_chunk * L * V, to_values, of_values)
         do_t = head_of(do, row, chunk * L, head, steps, HEADS, V, False)
-        dos = load(do_t, to_steps, entering & of_values)
-        dus += tl.where(leaving, dot(ws, ds, PRECISION), 0.0)
+        dos = load(do_t, to_steps, (chunk * L + lane < steps)[:, None] & of_values)
+        dus += tl.where((lane >= last)[:, None], dot(ws, ds, PRECISION), 0.0)
         tl.store(d_written + of_chunk * L * V + to_values, dus, mask=of_values)
-        ds = tl.where(last > 0, 0.0, ds * decay_of(decays, of_chunk, n, K, PER_KEY))
-        ds += dot(tl.trans(qs), dos, PRECISION)
+        ds = tl.where(last >= 0, 0.0, ds * decay)
+        entering = ((mark != 0) & (lane < first))[:, None]
+        ds += dot(tl.trans(qs), tl.where(entering, dos, 0.0), PRECISION)
         ds -= dot(tl.trans(rs), tl.where(entering, dus, 0.0), PRECISION)
+        first, last, decay, mark = first_soon, last_soon, decay_soon, mark_soon
     tl.store(end + sequence * K * V + of_table, ds, mask=table)
 
 
@@ -123,7 +129,7 @@ def value_gradients(
     tl.store(d_found + at, tl.where(same & (j < i), by_found, 0.0))
 
 
-@triton.jit(do_not_specialize=RUNTIME)
+@triton.jit(do_not_specialize=["steps", "rows"])
 def key_gradients(
     q, k, w, gate, marks, written, before, after, do, dv, d_read, d_found, dq, dk, dw, dgate,
     steps, rows,

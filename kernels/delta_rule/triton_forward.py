@@ -1,4 +1,3 @@
-# ruff: noqa: RET505 (Triton compiles what follows a return too)
 """The gated delta rule forward: Triton programs over chunks of L steps, as in chunked.py.
 
 Step i writes u_i = v_i − S̄ᵀ k_i at w_i, S̄ what it finds. With S₀ the state before a chunk, A_ij the
@@ -104,13 +103,14 @@ def inverse_of(found, lane, same, L: tl.constexpr, JOINS: tl.constexpr):
 
 @triton.jit(do_not_specialize=RUNTIME)
 def prepare(
-    q, k, w, v, gate, marks, read, inverse, reading, removed, late, written, decays,
+    q, k, w, v, gate, marks, read, inverse, reading, removed, late, written, decays, cuts,
     steps,
     HEADS: tl.constexpr, V: tl.constexpr, K: tl.constexpr, KEYS: tl.constexpr,
     VALUES: tl.constexpr, L: tl.constexpr, LEVELS: tl.constexpr, PER_KEY: tl.constexpr,
     PRECISION: tl.constexpr, EXACT: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
-    """Of each chunk: P, the inverse (if to KEEP), Q ⊙ since, R, W ⊙ until, inverse V, its decay."""
+    """Of each chunk: P, the inverse (if to KEEP), Q ⊙ since, R, W ⊙ until, inverse V, its decay,
+    and where its first and its last episode begin: L and -1 where none does."""
     sequence = tl.program_id(0).to(tl.int64)
     of_chunk = sequence * tl.num_programs(1) + tl.program_id(1)
     head, row, t = sequence % HEADS, sequence // HEADS, tl.program_id(1).to(tl.int64) * L
@@ -131,6 +131,9 @@ def prepare(
         for begin in tl.range(0, V, VALUES, num_stages=1):
             m = begin + tl.arange(0, VALUES)
             apart += wild(v_t, tile(lane, m, HEADS, V, False), member[:, None] & (m < V)[None, :])
+    begins = tl.load(marks + row * steps + t + lane, mask=t + lane < steps, other=0) == 2
+    tl.store(cuts + of_chunk * 2, tl.min(tl.where(begins, lane, L)))
+    tl.store(cuts + of_chunk * 2 + 1, tl.max(tl.where(begins, lane, -1)))
     rounds = tl.where(apart > 0, last - first + 1, 1)
     this = 0
     while this < rounds:
@@ -188,45 +191,49 @@ def prepare(
 
 
 @triton.jit
-def decay_of(decays, of_chunk, n, K: tl.constexpr, PER_KEY: tl.constexpr):
-    """(K, 1) or (1, 1)."""
+def passage(cuts, decays, of_chunk, n, K: tl.constexpr, PER_KEY: tl.constexpr):
+    """Of a chunk, for those that walk: its cuts, and its decay (K, 1) or (1, 1)."""
+    first, last = tl.load(cuts + of_chunk * 2), tl.load(cuts + of_chunk * 2 + 1)
     if PER_KEY:
-        return tl.load(decays + of_chunk * K + n, mask=n < K, other=0.0)[:, None]
+        decay = tl.load(decays + of_chunk * K + n, mask=n < K, other=0.0)[:, None]
     else:
-        return tl.load(decays + of_chunk + tl.arange(0, 1))[:, None]
+        decay = tl.load(decays + of_chunk + tl.arange(0, 1))[:, None]
+    return first, last, decay
 
 
 @triton.jit(do_not_specialize=RUNTIME)
 def carry(
-    removed, late, written, decays, marks, begin, before, end,
+    removed, late, written, decays, cuts, begin, before, end,
     steps,
-    HEADS: tl.constexpr, V: tl.constexpr, K: tl.constexpr, KEYS: tl.constexpr,
+    V: tl.constexpr, K: tl.constexpr, KEYS: tl.constexpr,
     VALUES: tl.constexpr, L: tl.constexpr, PER_KEY: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """From chunk to chunk: S before each, U in place of inverse V, and S at the end."""
-    sequence = tl.program_id(0).to(tl.int64)
-    row, chunks = sequence // HEADS, tl.cdiv(steps, L)
+    """From chunk to chunk: S before each, U in place of inverse V, and S at the end.
+
+    Of steps that are in no episode, what is handed on is 0 or, where S is not finite, not read.
+    """
+    sequence, chunks = tl.program_id(0).to(tl.int64), tl.cdiv(steps, L)
     n, m = tl.arange(0, KEYS), tl.program_id(1) * VALUES + tl.arange(0, VALUES)
     lane = tl.arange(0, L)
     of_keys, of_values = (n < K)[None, :], (m < V)[None, :]
     of_table, table = n[:, None] * V + m[None, :], (n < K)[:, None] & of_values
     to_keys, to_values = lane[:, None] * K + n[None, :], lane[:, None] * V + m[None, :]
     s = load(begin + sequence * K * V, of_table, table)
+    first, last, decay = passage(cuts, decays, sequence * chunks, n, K, PER_KEY)
     for chunk in range(0, chunks):
         of_chunk = sequence * chunks + chunk
+        soon = sequence * chunks + tl.minimum(chunk + 1, chunks - 1)
+        first_soon, last_soon, decay_soon = passage(cuts, decays, soon, n, K, PER_KEY)
         tl.store(before + of_chunk * K * V + of_table, s, mask=table)
-        member, episode, _, last = episodes(marks, row, chunk * L, steps, lane)
-        entering, leaving = (
-            (member & (episode == 0))[:, None],
-            (member & (episode == last))[:, None],
-        )
         rs = load(removed + of_chunk * L * K, to_keys, of_keys)
         ws = load(late + of_chunk * L * K, to_keys, of_keys)
         us = load(written + of_chunk * L * V, to_values, of_values)
-        us -= tl.where(entering, dot(rs, s, PRECISION), 0.0)
+        us -= tl.where((lane < first)[:, None], dot(rs, s, PRECISION), 0.0)
         tl.store(written + of_chunk * L * V + to_values, us, mask=of_values)
-        s = tl.where(last > 0, 0.0, s * decay_of(decays, of_chunk, n, K, PER_KEY))
-        s += dot(tl.trans(ws), tl.where(leaving, us, 0.0), PRECISION)
+        us = tl.where((lane >= last)[:, None], us, 0.0)
+        s = tl.where(last >= 0, 0.0, s * decay)
+        s += dot(tl.trans(ws), us, PRECISION)
+        first, last, decay = first_soon, last_soon, decay_soon
     tl.store(end + sequence * K * V + of_table, s, mask=table)
 
 
