@@ -18,8 +18,9 @@ from decision_s4.agents.data_maker import DataMaker, MakerOptions
 from decision_s4.agents.dataset_writer import write
 from decision_s4.agents.options import check_ranges
 from decision_s4.agents.program import exit_code
-from decision_s4.envs.collect import Description, sample_episodes
+from decision_s4.envs.collect import sample_episodes
 from decision_s4.envs.errors import UserError
+from decision_s4.envs.minari_writer import Description
 from decision_s4.envs.scores import reference_scores
 
 

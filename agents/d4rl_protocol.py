@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 
 from decision_s4.agents.data_maker import Curve, DataMaker, RandomAgent
 from decision_s4.agents.dataset_writer import write
-from decision_s4.envs.collect import Description, exists, sample_episodes
+from decision_s4.envs.collect import sample_episodes
 from decision_s4.envs.errors import UserError, nearest
 from decision_s4.envs.make import make
+from decision_s4.envs.minari_writer import Description, exists
 from decision_s4.envs.rollout import rollout
 from decision_s4.envs.scores import ReferenceScores
 from decision_s4.envs.timestep import Agent

@@ -25,8 +25,8 @@ from decision_s4.agents.encoders import OneHot, Standardised
 from decision_s4.agents.heads import BoxHead
 from decision_s4.agents.policy import Policy
 from decision_s4.agents.sequence_policy import SequencePolicy
-from decision_s4.envs.batches import Batch
 from decision_s4.envs.errors import UserError
+from decision_s4.envs.steps import Batch
 from decision_s4.envs.timestep import TimeStep
 
 MARGIN = 0.25  # by which intervals are wider, on each side, than the range they were measured on

@@ -17,8 +17,9 @@ from decision_s4.agents.polynomial import (
     measure,
 )
 from decision_s4.agents.run_dir import replace_text
-from decision_s4.envs.batches import Batch, PackedBatches
+from decision_s4.envs.batches import PackedBatches
 from decision_s4.envs.errors import UserError
+from decision_s4.envs.steps import Batch
 from decision_s4.envs.trajectories import Trajectories
 
 STEPS = 4096  # of a batch that is looked at

@@ -33,7 +33,7 @@ from decision_s4.agents.heads import BoxHead
 from decision_s4.agents.place import Place
 from decision_s4.agents.sequence_policy import SequencePolicy
 from decision_s4.agents.spare_room import SpareRoom
-from decision_s4.envs.batches import Batch
+from decision_s4.envs.steps import Batch
 from decision_s4.kernels.cuda_graph import INSTEAD, Recorded
 from decision_s4.kernels.delta_rule import fused
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from decision_s4.agents.critics import ValueFunction
 from decision_s4.agents.encoders import set_statistics
 from decision_s4.agents.optimisers import adam, take_step
-from decision_s4.envs.batches import Steps, as_tensor
 from decision_s4.envs.spaces import map_tree
+from decision_s4.envs.steps import Steps, as_tensor
 from decision_s4.envs.trajectories import Trajectories
 
 CHUNK = 1 << 16

@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_map
 from decision_s4.agents.backbones.base import Mixer
 from decision_s4.agents.backbones.s4 import LinearStateSpace
 from decision_s4.agents.backbones.transformer import Transformer
-from decision_s4.envs.batches import Batch
 from decision_s4.envs.spaces import Tree
+from decision_s4.envs.steps import Batch
 from decision_s4.kernels.lti_scan import fastest
 from decision_s4.kernels.lti_scan.chunked import chunk_length
 from decision_s4.kernels.packing import ChunkLayout, Packing, Walk, widened

@@ -5,8 +5,8 @@
 
 An episode shows −1 or 1 at its first step and nothing on the way; at its last step the policy says
 which it was, and is paid 1 if right. The logged agent remembers, but errs one time in four. The
-dataset is made by envs/collect.py. Each learner gets the same data and number of updates; printed
-is the share of right answers in 200 episodes, chance being a half.
+dataset is written by envs/minari_writer.py. Each learner gets the same data and number of updates;
+printed is the share of right answers in 200 episodes, chance being a half.
 """
 
 import argparse
@@ -25,7 +25,8 @@ from decision_s4.agents.config import CONFIGS, parse
 from decision_s4.agents.policy import parameter_count
 from decision_s4.agents.training import TrainConfig, Training
 from decision_s4.envs import datasets
-from decision_s4.envs.collect import Description, sample_episodes, write_dataset
+from decision_s4.envs.collect import sample_episodes
+from decision_s4.envs.minari_writer import Description, write_dataset
 from decision_s4.envs.rollout import rollout
 from decision_s4.envs.task import Task
 

@@ -21,8 +21,9 @@ from backbone_returns import ROOT, evaluations, train
 from backbone_table import return_cell
 
 from decision_s4.agents.vision import KINDS
-from decision_s4.envs.collect import Description, exists, sample_episodes, write_dataset
+from decision_s4.envs.collect import sample_episodes
 from decision_s4.envs.memory.pixels import frame
+from decision_s4.envs.minari_writer import Description, exists, write_dataset
 from decision_s4.envs.timestep import TimeStep
 from decision_s4.envs.trajectories import Episode
 

@@ -1,90 +1,18 @@
-"""Batches of logged steps, and those of whole episodes laid end to end, without padding.
+"""Batches of whole logged episodes laid end to end, without padding.
 
 Shapes: B rows, T steps.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from decision_s4.envs.errors import UserError
-from decision_s4.envs.frames import Frames
-from decision_s4.envs.spaces import Tree, map_tree
+from decision_s4.envs.sampler import check_at_least, check_keys
+from decision_s4.envs.steps import Batch, Steps
 from decision_s4.envs.trajectories import Trajectories
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Tensors of one batch. Floats are float32, integers int64, bytes (images) stay uint8."""
-
-    observation: Tree  # (B, T, …)
-    previous_action: Tree  # (B, T, …), zero where `start`
-    return_to_go: torch.Tensor  # (B, T) undiscounted R_t
-    action: Tree  # (B, T, …) taken on that observation
-    reward: torch.Tensor  # (B, T)
-    timestep: torch.Tensor  # (B, T) int64, counted from 0 in each episode
-    terminated: torch.Tensor  # (B, T) bool, the episode's state ended it after that step
-    start: torch.Tensor  # (B, T) bool, first step of an episode or window
-    valid: torch.Tensor  # (B, T) bool, False on padding, where all else is zero
-
-    def to(self, device: torch.device | str) -> "Batch":
-        """The batch on another device."""
-        parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Batch(**map_tree(lambda leaf: leaf.to(device, non_blocking=True), parts))
-
-
-class Steps:
-    """All steps of a dataset as flat arrays, from which the batches of every sampler are gathered.
-
-    Shapes: S steps of a batch, in the order of its valid places.
-
-    Args:
-        trajectories: the dataset.
-        episodes: the numbers of those episodes that samplers may draw from, ascending; None: all.
-    """
-
-    def __init__(self, trajectories: Trajectories, episodes: np.ndarray | None = None):
-        self.observations = map_tree(_as_it_is, trajectories.observations)
-        self.actions = map_tree(np.asarray, trajectories.actions)
-        self.rewards = np.asarray(trajectories.rewards)
-        self.terminations = np.asarray(trajectories.terminations)
-        self.returns_to_go = trajectories.returns_to_go().astype(np.float32)
-        self.lengths = np.asarray(trajectories.lengths)
-        self.offsets = trajectories.action_offsets
-        everyone = np.arange(trajectories.num_episodes)
-        self.episodes = everyone if episodes is None else np.asarray(episodes)
-        self.counts = np.cumsum(self.lengths[self.episodes])  # (E,) steps up to each one's end
-
-    def locate(self, number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(step, episode) of the steps that are number 0, 1, … of those to draw from."""
-        place = np.searchsorted(self.counts, number, side="right")
-        episode = self.episodes[place]
-        return self.offsets[episode + 1] - (self.counts[place] - number), episode
-
-    def batch(
-        self, step: np.ndarray, episode: np.ndarray, start: np.ndarray, valid: np.ndarray
-    ) -> Batch:
-        """The steps numbered `step` (S,), of `episode` (S,), at the valid places (B, T).
-
-        No action precedes the steps where `start` (S,) is True.
-        """
-        row_step = step + episode  # each earlier episode has one row of observations more
-        before = np.where(start, step, step - 1)
-        return Batch(
-            observation=map_tree(lambda leaf: _place(leaf[row_step], valid), self.observations),
-            previous_action=map_tree(
-                lambda leaf: _place(_cleared(leaf[before], start), valid), self.actions
-            ),
-            return_to_go=_place(self.returns_to_go[step], valid),
-            action=map_tree(lambda leaf: _place(leaf[step], valid), self.actions),
-            reward=_place(self.rewards[step], valid),
-            terminated=_place(self.terminations[step], valid),
-            timestep=_place(step - self.offsets[episode], valid),
-            start=_place(start, valid),
-            valid=torch.from_numpy(valid),
-        )
 
 
 class PackedBatches:
@@ -134,8 +62,7 @@ class PackedBatches:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue from a state_dict. Raises UserError if it is not one of this dataset's."""
-        if set(state) != set(self.state_dict()):
-            raise UserError(f"sampler state has the keys {sorted(state)}; use a state_dict()")
+        check_keys(state, self.state_dict())
         if not 0 <= state["position"] <= len(self.steps.episodes):
             raise UserError(
                 f"sampler state is at episode {state['position']} of {len(self.steps.episodes)}; "
@@ -173,41 +100,6 @@ class PackedBatches:
         return np.arange(row_steps.max()) < row_steps[:, None]
 
 
-def check_at_least(name: str, value: int, least: int) -> None:
-    """Raise UserError for a `value` below `least`."""
-    if value < least:
-        raise UserError(f"{name} is {value}; use {least} or more")
-
-
 def nothing_of(batch: Batch) -> Batch:
     """The batch with no step valid."""
     return replace(batch, valid=torch.zeros_like(batch.valid))
-
-
-def as_tensor(values: np.ndarray) -> torch.Tensor:
-    """Floats as float32, bytes and truth values as they are, other integers as int64."""
-    if np.issubdtype(values.dtype, np.floating):
-        values = values.astype(np.float32, copy=False)
-    elif values.dtype not in (np.uint8, np.bool_):
-        values = values.astype(np.int64, copy=False)
-    return torch.from_numpy(values)
-
-
-def _as_it_is(leaf: np.ndarray | Frames) -> np.ndarray | Frames:
-    """A plain view of a memory map, which is indexed sooner; images stay compressed."""
-    return leaf if isinstance(leaf, Frames) else np.asarray(leaf)
-
-
-def _cleared(values: np.ndarray, where: np.ndarray) -> np.ndarray:
-    values[where] = 0
-    return values
-
-
-def _place(values: np.ndarray, valid: np.ndarray) -> torch.Tensor:
-    """Values of consecutive steps (S, …) at the valid places of (B, T, …), zero elsewhere."""
-    if valid.all():
-        placed = values.reshape(*valid.shape, *values.shape[1:])
-    else:
-        placed = np.zeros((*valid.shape, *values.shape[1:]), values.dtype)
-        placed[valid] = values
-    return as_tensor(placed)

@@ -6,15 +6,16 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 
-from decision_s4.envs.batches import Steps, as_tensor, check_at_least
 from decision_s4.envs.errors import UserError
+from decision_s4.envs.sampler import NumberedBatches, check_at_least
 from decision_s4.envs.spaces import Tree, map_tree
+from decision_s4.envs.steps import Steps, as_tensor
 from decision_s4.envs.trajectories import Trajectories
 
 
 @dataclass(frozen=True, eq=False)
 class Transitions:
-    """Tensors of one batch, in the types of envs/batches.py."""
+    """Tensors of one batch, in the types of envs/steps.py."""
 
     observation: Tree  # (B, …)
     action: Tree  # (B, …)
@@ -33,7 +34,7 @@ class Transitions:
         return Transitions(**map_tree(lambda leaf: leaf.to(device, non_blocking=True), parts))
 
 
-class TransitionBatches:
+class TransitionBatches(NumberedBatches):
     """Endless batches of `size` transitions, each drawn from all with the same probability.
 
     Batch i is a function of (seed, i). `episodes` are the numbers of those to draw from, None all.
@@ -51,9 +52,9 @@ class TransitionBatches:
         seed: int,
         episodes: np.ndarray | None = None,
     ):
+        super().__init__(seed)
         check_at_least("batch_steps", size, 1)
-        check_at_least("seed", seed, 0)
-        self.size, self.seed, self.batch = size, seed, 0
+        self.size = size
         self.trajectories, self.steps = trajectories, Steps(trajectories, episodes)
         self.ends_known = trajectories.final_observation_known
         if not self.ends_known and not (self.steps.lengths[self.steps.episodes] > 1).any():
@@ -67,8 +68,7 @@ class TransitionBatches:
 
     def draw(self) -> tuple[np.ndarray, np.ndarray]:
         """(step, episode) of the next batch's transitions, (B,) both."""
-        draw = np.random.default_rng([self.seed, self.batch])
-        self.batch += 1
+        draw = self.next_generator()
         step, episode = self._draw(draw, self.size)
         while not (self.ends_known or (kept := self._known(step, episode)).all()):
             step[~kept], episode[~kept] = self._draw(draw, int((~kept).sum()))
@@ -90,16 +90,6 @@ class TransitionBatches:
             next_observation=map_tree(lambda leaf: as_tensor(leaf[row + 1]), steps.observations),
             terminated=as_tensor(steps.terminations[step]),
         )
-
-    def state_dict(self) -> dict[str, int]:
-        """Where the sampler stands: the next batch after loading this is the one due now."""
-        return {"seed": self.seed, "batch": self.batch}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue from a state_dict. Raises UserError if it is none of this sampler's."""
-        if set(state) != set(self.state_dict()):
-            raise UserError(f"sampler state has the keys {sorted(state)}; use a state_dict()")
-        self.seed, self.batch = state["seed"], state["batch"]
 
     def _draw(self, draw: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
         return self.steps.locate(draw.integers(self.steps.counts[-1], size=count))

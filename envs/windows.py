@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from decision_s4.envs.batches import Batch, Steps, check_at_least
-from decision_s4.envs.errors import UserError
+from decision_s4.envs.sampler import NumberedBatches, check_at_least
+from decision_s4.envs.steps import Batch, Steps
 from decision_s4.envs.trajectories import Trajectories
 
 
-class WindowBatches:
+class WindowBatches(NumberedBatches):
     """Endless batches of `rows` windows of `window_steps` steps, the first of each a `start`.
 
     A window begins at any step of the data with the same probability: an episode is drawn in
@@ -34,31 +34,18 @@ class WindowBatches:
         episodes: np.ndarray | None = None,
         share: tuple[int, int] = (0, 1),
     ):
+        super().__init__(seed)
         check_at_least("window_steps", window_steps, 1)
         check_at_least("rows", rows, 1)
-        check_at_least("seed", seed, 0)
-        self.window_steps, self.rows, self.seed, self.batch = window_steps, rows, seed, 0
-        self.share = share
+        self.window_steps, self.rows, self.share = window_steps, rows, share
         self.steps = Steps(trajectories, episodes)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
-        draw = np.random.default_rng([self.seed, self.batch])
-        self.batch += 1
-        number = draw.integers(self.steps.counts[-1], size=self.rows)
+        number = self.next_generator().integers(self.steps.counts[-1], size=self.rows)
         return self.windows(self.steps.locate(number[self.share[0] :: self.share[1]])[0])
-
-    def state_dict(self) -> dict[str, int]:
-        """Where the sampler stands: the next batch after loading this is the one due now."""
-        return {"seed": self.seed, "batch": self.batch}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue from a state_dict. Raises UserError if it is none of this sampler's."""
-        if set(state) != set(self.state_dict()):
-            raise UserError(f"sampler state has the keys {sorted(state)}; use a state_dict()")
-        self.seed, self.batch = state["seed"], state["batch"]
 
     def windows(self, first: np.ndarray) -> Batch:
         """The windows that begin at the steps `first` (B,) of the data."""

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from decision_s4.agents.actor import Actor
 from decision_s4.agents.policy import Policy
-from decision_s4.envs.batches import Steps
 from decision_s4.envs.rollout import Transition, rollout
 from decision_s4.envs.spaces import Tree, map_tree
+from decision_s4.envs.steps import Steps
 from decision_s4.envs.task import Task
 from decision_s4.envs.trajectories import Trajectories
 

@@ -11,8 +11,9 @@ import pytest
 from gymnasium import spaces
 
 from decision_s4.envs import datasets
-from decision_s4.envs.collect import Description, exists, sample_episodes, write_dataset
+from decision_s4.envs.collect import sample_episodes
 from decision_s4.envs.errors import UserError
+from decision_s4.envs.minari_writer import Description, exists, write_dataset
 from decision_s4.envs.scores import ReferenceScores
 
 COUNTING = "CountingEpisodes-v0"
