@@ -88,7 +88,7 @@ def _play(found: Checkpoint, policy: saved.Saved, config: EvaluateConfig) -> Non
     print_table(console, rows)
     write_rows(output, rows)
     _say(console, f"table   {output}")
-    if plan:
+    if plan and isinstance(policy, Policy):
         about = f"{task.env_id} · {policy.options.backbone} · {config.run}, step {found.step}"
         _explain(plan, policy, task, about, config, console)
     if config.video:
@@ -100,7 +100,7 @@ def _played_task(found: Checkpoint, policy: saved.Saved, config: EvaluateConfig)
     chosen = config.env, config.target_returns, config.reference_scores
     task = with_environment(_task(found, config), *chosen)
     spaces = policy.observation_space, policy.action_space
-    check_environment(task.env_id, task.env_kwargs, *spaces, "the policy")
+    check_environment(task.environment, task.env_kwargs, *spaces, "the policy")
     return task
 
 
@@ -158,8 +158,9 @@ def _estimate(policy: saved.Saved, logged: str, task: Task, config: EvaluateConf
     print(f"data    {data.summary()}")
     print(f"value   discounted by {FQEOptions.discount} a step, mean over the logged steps")
     for target in config.target_returns or task.target_returns or (0.0,):
-        value = fitted_q_value(saved.agent_of(policy), data, task.aim(target), seed=config.seed)
-        print(f"asked for {target:g}: {value:.2f}", flush=True)
+        aim, asked = task.aim(target) or 0.0, "no return" if target is None else f"{target:g}"
+        value = fitted_q_value(saved.agent_of(policy), data, aim, seed=config.seed)
+        print(f"asked for {asked}: {value:.2f}", flush=True)
 
 
 def _check_unplayed(config: EvaluateConfig) -> None:
@@ -172,7 +173,7 @@ def _check_unplayed(config: EvaluateConfig) -> None:
         )
 
 
-def _planned_explanation(policy: Policy, config: EvaluateConfig) -> Any:
+def _planned_explanation(policy: saved.Saved, config: EvaluateConfig) -> Any:
     """What the probes asked for will do, checked; None where none is asked for."""
     if not (config.probe or config.report):
         return None
@@ -214,8 +215,11 @@ def _check_writable(output: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: 0 when done, 2 after bad input, 130 interrupted, 141 unread."""
     argv = sys.argv[1:] if argv is None else argv
-    form = {"prog": "evaluate.py", "description": __doc__}
-    return exit_code("evaluate.py", lambda: evaluate(parse(EvaluateConfig, argv, **form)))
+
+    def run() -> None:
+        evaluate(parse(EvaluateConfig, argv, prog="evaluate.py", description=__doc__))
+
+    return exit_code("evaluate.py", run)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,8 @@ def _work(run: Run, before: RunOptions | None) -> Path | None:
     """What this process does of the run; `before` are the settings of a run to resume."""
     if not run.world.leads:
         return _accompany(run)
-    return _begin(run) if before is None else _resume(run, before)
+    folder = run.config.resume
+    return _begin(run) if folder is None or before is None else _resume(run, folder, before)
 
 
 def _accompany(run: Run) -> Path | None:
@@ -81,11 +82,11 @@ def _begin(run: Run) -> Path:
     return run_dir
 
 
-def _resume(run: Run, before: RunOptions) -> Path:
-    run_dir, steps = run.config.resume, run.config.steps
+def _resume(run: Run, run_dir: Path, before: RunOptions) -> Path:
     run.restore(run_dir)
     if run.finished:
-        print(f"{run_dir} is finished: step {run.step} of {steps}; train on with more --steps")
+        done = f"step {run.step} of {run.config.steps}"
+        print(f"{run_dir} is finished: {done}; train on with more --steps")
         return run_dir
     changes = describe_changes(before, portable(run.config))
     save_settings(run.config, run_dir)
@@ -121,7 +122,8 @@ def _what_is_kept(run_dir: Path) -> str:
 
 
 def _loop(run: Run, logger: Any, run_dir: Path, interrupt: Interrupt) -> None:
-    config, metrics, timesteps, since = run.config, {}, 0, time.perf_counter()
+    config, timesteps, since = run.config, 0, time.perf_counter()
+    metrics: Mapping[str, torch.Tensor] = {}
     while not run.finished and not run.world.any(interrupt.asked):
         before = run.step
         metrics, taken = run.update()
@@ -167,9 +169,10 @@ def _log(
 def _check_finite(run: Run, metrics: Mapping[str, torch.Tensor]) -> None:
     for name, value in metrics.items():
         if not math.isfinite(value):
+            rate = vars(run.config).get("learning_rate", run.learning_rate)
             raise DivergedError(
                 f"training diverged: {name} is {value.item()} at step {run.step}; "
-                f"lower --learning-rate {run.config.learning_rate:g}"
+                f"lower --learning-rate {rate:g}"
             )
 
 
@@ -182,8 +185,9 @@ def _shown_score(rows: list[Row]) -> dict[str, float]:
     """The first target's score, or its return where there is no scale."""
     if not rows:
         return {}
-    score = rows[0]["normalized_score"]
-    return {"return": rows[0]["return_mean"]} if score is None else {"score": score}
+    shown = {"score": rows[0]["normalized_score"], "return": rows[0]["return_mean"]}
+    known = [(name, value) for name, value in shown.items() if value is not None]
+    return dict(known[:1])
 
 
 def _introduction(run: Run, run_dir: Path) -> list[str]:

@@ -42,7 +42,8 @@ def _ppo() -> Algorithm:
 
 
 def _ds4_online() -> Algorithm:
-    from decision_s4.agents.online_training import DS4OnlineConfig, OnlineTraining
+    from decision_s4.agents.online_beginning import DS4OnlineConfig
+    from decision_s4.agents.online_training import OnlineTraining
 
     return Algorithm(DS4OnlineConfig, OnlineTraining.begin)
 

@@ -80,6 +80,7 @@ class RecurrentPPOConfig(BaselineConfig):
 class BaselineTraining(Resumable):
     """A run of such an agent; `step` counts environment steps."""
 
+    config: BaselineConfig
     rate_tag = "time/fps"
 
     def __init__(self, config: BaselineConfig, device: torch.device):
@@ -88,24 +89,21 @@ class BaselineTraining(Resumable):
         arguments = parse_options(config.agent_options)
         check_arguments(config.algo, arguments)
         seed_everything(config.seed)
-        rows = open_rows(config.env, config.environments, self.task.env_kwargs, config.workers)
+        env_id, kwargs = self.task.environment, self.task.env_kwargs
+        rows = open_rows(env_id, config.environments, kwargs, config.workers)
         self.stream = Stream(rows, config.environments, config.seed)
         self.options = ModelOptions(config.algo, _networks(config))
         arguments |= {"learning_rate": config.learning_rate, "seed": config.seed, "device": device}
         noise = getattr(config, "noise", 0.0)
         env = StreamVecEnv(self.stream)
-        self.model = make_model(self.options, env, config.env, arguments, noise)
+        self.model = make_model(self.options, env, env_id, arguments, noise)
         self.model.set_logger(Logger(None, []))
+        self.step = 0
 
     @classmethod
     def begin(cls, config: BaselineConfig, device: torch.device) -> Self:
         """A run at its first step. Raises UserError for what cannot be trained."""
         return cls(config, device)
-
-    @property
-    def step(self) -> int:
-        """Environment steps so far."""
-        return self.model.num_timesteps
 
     @property
     def learning_rate(self) -> float:
@@ -121,7 +119,7 @@ class BaselineTraining(Resumable):
         """Some steps off-policy, a rollout on-policy. Raises UserError where training diverged."""
         before = self.step
         try:
-            self.model.learn(self._at_once(), log_interval=None, reset_num_timesteps=False)
+            self._learn()
         except ValueError as error:  # a distribution of NaN
             self._check(error)
             raise
@@ -141,6 +139,7 @@ class BaselineTraining(Resumable):
 
         Every environment begins a new episode, with the seed that comes next.
         """
+        self.step = step
         restore_trainer(self.model, state["model"], step)
         self.stream.load_state_dict(state["stream"])
 
@@ -158,6 +157,16 @@ class BaselineTraining(Resumable):
         from decision_s4.agents.pictures import film_into
 
         film_into(logger, run_dir, self.acting_policy, self.task, self.config.seed, self.step)
+
+    def _learn(self) -> None:
+        try:
+            self.model.learn(
+                self._at_once(),
+                log_interval=None,  # type: ignore[arg-type]  # never; the stub forgot it
+                reset_num_timesteps=False,
+            )
+        finally:
+            self.step = self.model.num_timesteps
 
     def _at_once(self) -> int:
         """Steps of the next `learn`; one rollout on-policy, whatever is asked."""

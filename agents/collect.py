@@ -103,8 +103,11 @@ def _make_qualities(env_id: str, config: CollectConfig) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: 0 when done, 2 after bad input, 130 interrupted, 141 unread."""
     argv = sys.argv[1:] if argv is None else argv
-    form = {"prog": "collect", "description": __doc__}
-    return exit_code("collect", lambda: collect(parse(CollectConfig, argv, **form)))
+
+    def run() -> None:
+        collect(parse(CollectConfig, argv, prog="collect", description=__doc__))
+
+    return exit_code("collect", run)
 
 
 if __name__ == "__main__":

@@ -66,7 +66,9 @@ class DecisionLearner:
     @property
     def averaged_policy(self) -> Policy:
         """The policy with averaged weights, in evaluation mode."""
-        return self.average.module.eval()
+        policy = self.average.module.eval()
+        assert isinstance(policy, Policy)
+        return policy
 
     @property
     def learning_rate(self) -> float:

@@ -100,7 +100,7 @@ class DS4OnlineLearner:
         pretrained: bool,
         returns_change: bool = False,
     ):
-        check_continuous(policy.action_space)
+        self.action_space = check_continuous(policy.action_space)
         self.options, self.updates, self.anchor = options, 0, options.anchor_weight
         usual = "states" if pretrained else "memory"
         self.policy = freeze(policy.eval(), usual if options.freeze == "auto" else options.freeze)
@@ -116,8 +116,9 @@ class DS4OnlineLearner:
             options.critic_return,
         )
         self.target_policy, self.target_critic = target_of(policy), target_of(self.critic)
-        self._following = [*self.target_policy.parameters(), *self.target_critic.parameters()]
-        self._followed = [*policy.parameters(), *self.critic.parameters()]
+        targets = [*self.target_policy.parameters(), *self.target_critic.parameters()]
+        self._following: list[Tensor] = [*targets]
+        self._followed: list[Tensor] = [*policy.parameters(), *self.critic.parameters()]
         self.actor_optimiser = adam(policy, options.actor_learning_rate)
         self.critic_optimiser = adam(self.critic, options.critic_learning_rate)
 
@@ -227,10 +228,11 @@ class DS4OnlineLearner:
         if not sigma:
             return action
         noise = torch.randn(action.shape, generator=generator) * sigma
-        return disturbed(self.policy.action_space, action, noise.clamp(-2.5 * sigma, 2.5 * sigma))
+        return disturbed(self.action_space, action, noise.clamp(-2.5 * sigma, 2.5 * sigma))
 
 
-def check_continuous(space: spaces.Space) -> None:
-    """Raises UserError for an action space other than a Box."""
+def check_continuous(space: spaces.Space) -> spaces.Box:
+    """The action space. Raises UserError for one other than a Box."""
     if not isinstance(space, spaces.Box):
         raise UserError(f"ds4-online needs a Box action space, not {space}; take --algo ppo")
+    return space

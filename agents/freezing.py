@@ -27,5 +27,5 @@ def _freeze_what_feeds_states(policy: SequencePolicy) -> SequencePolicy:
 
 
 def _read_out_weights(policy: SequencePolicy) -> list[nn.Parameter]:
-    mixers = [block.mixer for block in policy.backbone.blocks]
-    return [mixer.c for mixer in mixers if isinstance(getattr(mixer, "c", None), nn.Parameter)]
+    found = [getattr(block.mixer, "c", None) for block in policy.backbone.blocks]
+    return [c for c in found if isinstance(c, nn.Parameter)]

@@ -7,13 +7,13 @@ from typing import Annotated, Any, ClassVar
 import tyro
 
 from decision_s4.agents import checkpoint, saved
-from decision_s4.agents.checkpoint import Checkpoint
+from decision_s4.agents.checkpoint_files import Checkpoint
 from decision_s4.agents.config import read_setting
 from decision_s4.agents.ds4_online import DS4OnlineOptions, check_continuous
 from decision_s4.agents.explorer import ExplorationOptions
 from decision_s4.agents.flags import hyphened
 from decision_s4.agents.options import RunOptions, part
-from decision_s4.agents.policy import PolicyOptions
+from decision_s4.agents.policy import Policy, PolicyOptions
 from decision_s4.agents.run_dir import CONFIG_FILE
 from decision_s4.agents.sequence_policy import SequencePolicy
 from decision_s4.envs import datasets
@@ -119,7 +119,8 @@ def beginning(config: DS4OnlineConfig) -> tuple[SequencePolicy, Task]:
         offline, config.env, config.target_returns or offline.target_returns[:1]
     )
     spaces = policy.observation_space, policy.action_space
-    check_environment(task.env_id, task.env_kwargs, *spaces, f"the policy of {config.from_run}")
+    owner = f"the policy of {config.from_run}"
+    check_environment(task.environment, task.env_kwargs, *spaces, owner)
     return policy, task
 
 
@@ -130,6 +131,10 @@ def _begun_from(folder: Path) -> tuple[Checkpoint, SequencePolicy]:
     except UserError as error:
         raise UserError(f"--from {error}") from error
     policy = saved.rebuild(found)
+    if not isinstance(policy, Policy):
+        raise UserError(
+            f"--from {folder}: its policy aims at no return; give a run of --algo decision-s4"
+        )
     if type(policy) is not SequencePolicy:
         raise UserError(
             f"--from {folder}: a policy of tokens '{policy.options.tokens}' and "

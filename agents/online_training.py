@@ -40,8 +40,9 @@ EXPLODED = 10.0
 
 
 class OnlineTraining(Resumable):
-    """A run of ds4-online."""
+    """A run of ds4-online; its task asks for the return that is aimed at now."""
 
+    config: DS4OnlineConfig
     rate_tag = "time/fps"
 
     def __init__(
@@ -49,15 +50,15 @@ class OnlineTraining(Resumable):
     ):
         if device.type != "cpu":
             raise UserError(f"--device {device}: ds4-online trains on the CPU; use --device cpu")
-        self.config, self._begun_task, self.step = config, task, 0
+        self.config, self.task, self.step = config, task, 0
         options = part(config, DS4OnlineOptions)
         pretrained = config.from_run is not None
         self.learner = DS4OnlineLearner(policy, options, pretrained, config.hindsight)
         self.replay = Replay(config.replay_size)
         self.generator = torch.Generator().manual_seed(config.seed)
-        rows = open_rows(task.env_id, config.environments, task.env_kwargs, config.workers)
+        rows = open_rows(task.environment, config.environments, task.env_kwargs, config.workers)
         exploration = part(config, ExplorationOptions)
-        target, seed = task.target_returns[0], 10**6 * (config.seed + 1)
+        target, seed = task.target_returns[0] or 0.0, 10**6 * (config.seed + 1)
         self.explorer = Explorer(rows, config.environments, exploration, target, seed)
         self.largest_reward, self.due = 0.0, 0.0
 
@@ -92,6 +93,7 @@ class OnlineTraining(Resumable):
         self.explorer.act_as(self.learner.policy, self.learner.stored)
         returns = self._act(max(1, config.round_steps // config.environments))
         self.step = self.explorer.steps
+        self._aim()
         metrics = self._learn(self.step - before) | self._books(returns)
         self._check(metrics)
         return metrics, self.step - before
@@ -107,10 +109,9 @@ class OnlineTraining(Resumable):
         """The smoothed one."""
         return self.learner.averaged_policy
 
-    @property
-    def task(self) -> Task:
-        """The task, asked for the return that is aimed at now."""
-        return replace(self._begun_task, target_returns=(self.explorer.target,))
+    def _aim(self) -> None:
+        """Ask for the return that the explorer aims at now."""
+        self.task = replace(self.task, target_returns=(self.explorer.target,))
 
     def state_dict(self) -> dict[str, Any]:
         """What the next update depends on, apart from the global random generators."""
@@ -170,7 +171,8 @@ class OnlineTraining(Resumable):
 
     def _learn(self, steps: int) -> dict[str, Tensor]:
         self.due += steps * self.config.updates_per_step
-        count, metrics = max(1, int(self.due)), {}
+        count = max(1, int(self.due))
+        metrics: dict[str, Tensor] = {}
         self.due = max(0.0, self.due - count)
         trains_actor = self.step > self.config.critic_warmup
         if trains_actor and self.step - steps <= self.config.critic_warmup:

@@ -133,8 +133,8 @@ def _levels(degree: int) -> int:
     return max(0, degree - 1).bit_length()
 
 
-def check_polynomial(policy: Any, flag: str) -> None:
-    """Raise UserError, naming `flag`, for a policy with anything in it that is no such function."""
+def check_polynomial(policy: Any, flag: str) -> SequencePolicy:
+    """The policy. Raises UserError, naming `flag`, for one with anything else in it."""
     if type(policy) is not SequencePolicy:
         raise UserError(f"{flag} needs a policy that reads one token a step and its state alone")
     if not all(block.mixer.marked for block in policy.backbone.blocks):
@@ -144,6 +144,7 @@ def check_polynomial(policy: Any, flag: str) -> None:
         )
     if not isinstance(policy.observation_features, Standardised | OneHot):
         raise UserError(f"{flag} needs observations of numbers, not {policy.observation_space}")
+    return policy
 
 
 def measure(policy: Policy, batches: Iterable[Batch]) -> list[Site]:

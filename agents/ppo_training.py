@@ -72,13 +72,15 @@ class PPOConfig(PPOOptions, OnlineOptions, ActorCriticOptions, RunOptions):
 class PPOTraining(Resumable):
     """A run in one environment; `step` counts environment steps."""
 
+    config: PPOConfig
     rate_tag = "time/fps"
 
     def __init__(self, config: PPOConfig, device: torch.device):
         self.config, self.device = config, device
         self.task = environment_task(config.env, parse_options(config.env_options))
         seed_everything(config.seed)
-        rows = open_rows(config.env, config.rows, self.task.env_kwargs, config.workers)
+        env_id, kwargs = self.task.environment, self.task.env_kwargs
+        rows = open_rows(env_id, config.rows, kwargs, config.workers)
         self.stream = Stream(rows, config.rows, config.seed)
         options = part(config, ActorCriticOptions)
         policy = ActorCritic(rows.observation_space, rows.action_space, options).to(device)

@@ -69,10 +69,10 @@ def _as_a_polynomial(
     from decision_s4.agents.polynomial import PolynomialAgent, check_polynomial
     from decision_s4.agents.polynomial_report import fit, report
 
-    check_polynomial(policy, "--polynomial")  # before data are loaded, for any kind of policy
+    read = check_polynomial(policy, "--polynomial")  # before data are loaded, of any kind
     if dataset is None:
         raise UserError(f"{run} names no dataset; give one with --polynomial-data")
-    data = data_for(policy, dataset, "--polynomial-data")
-    polynomials = fit(policy, data, options.polynomial)
-    print(*report(policy, polynomials, data, run), sep="\n", flush=True)
-    return PolynomialAgent(policy, polynomials)
+    data = data_for(read, dataset, "--polynomial-data")
+    polynomials = fit(read, data, options.polynomial)
+    print(*report(read, polynomials, data, run), sep="\n", flush=True)
+    return PolynomialAgent(read, polynomials)

@@ -31,6 +31,7 @@ from decision_s4.agents.bootstrapping import follow
 from decision_s4.agents.decision import DecisionLearner
 from decision_s4.agents.heads import BoxHead
 from decision_s4.agents.place import Place
+from decision_s4.agents.policy import Policy
 from decision_s4.agents.sequence_policy import SequencePolicy
 from decision_s4.agents.spare_room import SpareRoom
 from decision_s4.envs.steps import Batch
@@ -55,7 +56,7 @@ class RecordedUpdates:
 
     def __init__(self, learner: DecisionLearner, device: torch.device):
         self.learner, self.device = learner, device
-        self.room = SpareRoom(_mixers(learner), device)
+        self.room = SpareRoom(_mixers(learner.policy), device)
         self.fixed = [p for p in learner.policy.parameters() if not p.requires_grad]
         self.fits: Any = None
         """What the recording depends on, beside the values in its place."""
@@ -136,7 +137,7 @@ def _obstacle(learner: Any, device: torch.device) -> str | None:
     policy = learner.policy
     if type(policy) is not SequencePolicy or not isinstance(policy.head, BoxHead):
         return "only policies of one token a step with Box actions can be"
-    if not all(_has_fixed_shapes(mixer, device) for mixer in _mixers(learner)):
+    if not all(_has_fixed_shapes(mixer, device) for mixer in _mixers(policy)):
         return f"not all layers of {_name(policy)} can be"
     return None
 
@@ -147,8 +148,9 @@ def _has_fixed_shapes(mixer: Mixer, device: torch.device) -> bool:
     return isinstance(mixer, KINDS)
 
 
-def _mixers(learner: DecisionLearner) -> list[Mixer]:
-    return [block.mixer for block in learner.policy.backbone.blocks]
+def _mixers(policy: Policy) -> list[Mixer]:
+    assert isinstance(policy, SequencePolicy), "see `_obstacle`"
+    return [block.mixer for block in policy.backbone.blocks]
 
 
 def _name(policy: SequencePolicy) -> str:

@@ -17,8 +17,8 @@ def seed_everything(seed: int) -> None:
 def rng_state() -> dict[str, Any]:
     """States of Python's, numpy's global, torch's CPU and torch's CUDA generators."""
     version, words, gauss = random.getstate()
-    numpy_state = np.random.get_state()  # noqa: NPY002 (others draw from it)
-    assert isinstance(numpy_state, tuple), "a dict where it is asked for"
+    numpy_state = np.random.get_state(legacy=True)  # noqa: NPY002 (others draw from it)
+    assert isinstance(numpy_state, tuple), "a dict only of other generators"
     numpy_name, numpy_words, *numpy_rest = numpy_state
     return {
         "python": {"version": version, "words": torch.tensor(words), "gauss": gauss},

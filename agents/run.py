@@ -15,13 +15,17 @@ Row = dict[str, float | None]
 class Run(Protocol):
     """What learns, what it learns from, and where it stands."""
 
-    config: RunOptions
     step: int
     """Updates of the weights so far; where it learns in an environment, steps taken there."""
     world: World
     """The processes that train together."""
     rate_tag: str
     """The curve of environment steps a second that it learns from."""
+
+    @property
+    def config(self) -> RunOptions:
+        """Its settings."""
+        ...
 
     @property
     def finished(self) -> bool:

@@ -45,7 +45,7 @@ def settings(argv: Sequence[str], description: str | None = None) -> RunOptions:
     if not kept:
         return config
     config = parse(type(config), argv, defaults=kept, description=description)
-    _check_kept("--from", kept, config, f"{config.from_run}; leave it out")
+    _check_kept("--from", kept, config, f"{vars(config)['from_run']}; leave it out")
     return config
 
 

@@ -70,6 +70,7 @@ class TD3BCLearner(ValueLearner):
     def critic_loss(self, batch: Transitions) -> Tensor:
         """Σ_i mean (Q_i(s, a) − y)²."""
         options, head = self.options, self.policy.head
+        assert isinstance(head, BoxHead), "as at the beginning"
         with torch.no_grad():
             action = self.target_policy.act(batch.next_observation)
             action = smoothed(action, head, options.target_noise, options.target_noise_limit)

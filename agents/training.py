@@ -15,7 +15,7 @@ from decision_s4.agents.distributed import ALONE, World
 from decision_s4.agents.flags import hyphened
 from decision_s4.agents.logged_training import LARGEST_INPUT, LoggedTraining, check_values
 from decision_s4.agents.options import DataOptions, part
-from decision_s4.agents.policy import Policy, PolicyOptions
+from decision_s4.agents.policy import Policy, PolicyOptions, SequencePolicy
 from decision_s4.agents.range_aware import RangeAwareLearner, RangeOptions
 from decision_s4.agents.recorded import recorded_updates
 from decision_s4.agents.relabel import RelabelOptions, relabelled
@@ -124,11 +124,14 @@ class Training(LoggedTraining):
         return self.new_policy(options), rates, self.config.steps
 
     def _pupil(self, options: PolicyOptions, rates: OptimiserOptions) -> DistilledLearner:
-        teacher = load_teacher(self.config.distill_from, options).to(self.device)
+        config = self.config
+        assert config.distill_from is not None
+        teacher = load_teacher(config.distill_from, options).to(self.device)
         options = replace(options, backbone_options=(*options.backbone_options, "bias=true"))
-        policy, *others = self._start(options, rates)
-        steps = self.config.distill_steps
-        return DistilledLearner(policy, teacher, *others, steps, self.world)
+        policy = self.new_policy(options)
+        assert isinstance(policy, SequencePolicy), "as its teacher"
+        steps = config.steps, config.distill_steps
+        return DistilledLearner(policy, teacher, rates, *steps, self.world)
 
     @cached_property
     def conditioned(self) -> Trajectories:

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
+from decision_s4.agents.feed_forward import FeedForwardPolicy
 from decision_s4.agents.iql import IQLLearner, IQLOptions
 from decision_s4.agents.logged_training import LoggedTraining, check_values
 from decision_s4.agents.options import DataOptions, part
-from decision_s4.agents.policy import Policy, PolicyOptions
+from decision_s4.agents.policy import PolicyOptions
 from decision_s4.agents.td3_bc import TD3BCLearner, TD3BCOptions
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.transitions import TransitionBatches
@@ -40,11 +41,13 @@ class ValueTraining(LoggedTraining):
 
     body = "a perceptron"
 
-    def new_policy_of_sizes(self) -> Policy:
+    def new_policy_of_sizes(self) -> FeedForwardPolicy:
         """The untrained perceptron."""
         self.check_alone("--algo decision-s4")
         sizes = {"d_model": self.config.d_model, "n_layers": self.config.n_layers}
-        return self.new_policy(PolicyOptions(tokens="observation", **sizes))
+        policy = self.new_policy(PolicyOptions(tokens="observation", **sizes))
+        assert isinstance(policy, FeedForwardPolicy)
+        return policy
 
     def new_batches(self) -> TransitionBatches:
         """The data order from its beginning. Raises UserError for batches of anything longer."""

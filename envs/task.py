@@ -167,7 +167,7 @@ def task_of(
 def with_environment(
     task: Task,
     env_id: str | None,
-    target_returns: tuple[float, ...],
+    target_returns: tuple[float | None, ...],
     user_scores: tuple[float, ...] = (),
 ) -> Task:
     """The task in another environment, with other targets or on another scale, where given.

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from decision_s4 import evaluate, train
-from decision_s4.agents import checkpoint, fqe
+from decision_s4.agents import checkpoint, fqe, saved
 from decision_s4.agents.actor import Actor
 
 TINY = (
@@ -172,6 +173,10 @@ def test_a_value_from_logged_data_needs_no_simulator(run, monkeypatch, capsys):
     monkeypatch.setattr(fqe, "_fit", lambda *given: None)
     assert evaluate.main([run, "--logged", "hopper-mixed", "--target-returns", "100"]) == 0
     assert "asked for 100: " in capsys.readouterr().out
+    aimless = replace(saved.task(checkpoint.load(Path(run))), target_returns=(None,))  # as PPO's
+    monkeypatch.setattr(saved, "task", lambda found: aimless)
+    assert evaluate.main([run, "--logged", "hopper-mixed"]) == 0
+    assert "asked for no return: " in capsys.readouterr().out
     assert evaluate.main([run, "--logged", "nothing"]) == 2
     assert "unknown dataset 'nothing'" in capsys.readouterr().err
     assert evaluate.main([run, "--logged", "hopper-mixed", "--probe", "lrp"]) == 2

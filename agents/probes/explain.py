@@ -23,6 +23,7 @@ from decision_s4.agents.probes.faithfulness import Faithfulness, faithfulness
 from decision_s4.agents.probes.recordings import Recording, play
 from decision_s4.agents.probes.report import Episode, Query, Report, feature_names, render
 from decision_s4.agents.run_dir import replace_text
+from decision_s4.agents.saved import Saved
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.task import Task
 
@@ -51,7 +52,7 @@ class Plan:
     report: Path
 
 
-def plan(names: Sequence[str], report: Path, policy: Policy) -> Plan:
+def plan(names: Sequence[str], report: Path, policy: Saved) -> Plan:
     """The probes by name, and where their report goes.
 
     Raises:

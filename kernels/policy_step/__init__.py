@@ -8,7 +8,7 @@ recorded CUDA graph) in one launch between copies.
 
 import functools
 import logging
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 from torch import Tensor
 
@@ -50,6 +50,9 @@ def make_policy_step(plan: Plan, impl: Impl | None = None) -> PolicyStep:
     Raises:
         ValueError: for an unknown `impl`, or a plan of a type or a device that it does not take.
     """
+    if impl not in (None, *get_args(Impl)):
+        known = "'naive', 'torch', 'cpu' or 'graph'"
+        raise ValueError(f"policy_step: impl '{impl}' is unknown; use {known}")
     impl = impl or _fastest(plan.shift.device.type)
     if impl == "naive":
         return lambda inputs, state: naive.step(plan, inputs, state)
@@ -59,9 +62,6 @@ def make_policy_step(plan: Plan, impl: Impl | None = None) -> PolicyStep:
         return make_cpu_step(plan) or EagerStep(plan)
     if impl == "graph":
         return GraphStep(plan)
-    if impl != "torch":
-        known = "'naive', 'torch', 'cpu' or 'graph'"
-        raise ValueError(f"policy_step: impl '{impl}' is unknown; use {known}")
     return EagerStep(plan)
 
 
