@@ -15,10 +15,11 @@ from decision_s4.agents.distributed import ALONE, World
 from decision_s4.agents.flags import hyphened
 from decision_s4.agents.logged_training import LARGEST_INPUT, LoggedTraining, check_values
 from decision_s4.agents.options import DataOptions, part
-from decision_s4.agents.policy import Policy, PolicyOptions, SequencePolicy
+from decision_s4.agents.policy import Policy, PolicyOptions
 from decision_s4.agents.range_aware import RangeAwareLearner, RangeOptions
 from decision_s4.agents.recorded import recorded_updates
 from decision_s4.agents.relabel import RelabelOptions, relabelled
+from decision_s4.agents.sequence_policy import SequencePolicy
 from decision_s4.agents.tokens import check_episode_length
 from decision_s4.agents.value_regularised import ValueRegularisation, ValueRegularisedLearner
 from decision_s4.envs.batches import PackedBatches

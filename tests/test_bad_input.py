@@ -16,7 +16,7 @@ import torch
 from minari.serialization import serialize_space
 
 from decision_s4 import evaluate, train
-from decision_s4.agents import checkpoint
+from decision_s4.agents import checkpoint, step_folders
 from decision_s4.agents.logger import Logger
 from decision_s4.agents.training import Training
 from decision_s4.envs import video
@@ -357,7 +357,7 @@ def raises(error: Exception):
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 FAILURES = {
-    "checkpoint": (checkpoint, "_write_folder", FULL, "cannot write checkpoint 2: No space left"),
+    "checkpoint": (step_folders, "_write_whole", FULL, "cannot write checkpoint 2: No space left"),
     "events": (Logger, "log", FULL, "no space is left on the disk ([Errno 28] No space left"),
     "memory": (Training, "update", MemoryError(), "memory does not suffice (); take smaller batch"),
     "torch": (

@@ -20,6 +20,11 @@ def test_every_folder_of_modules_is_a_package():
     assert folders <= set(SETUPTOOLS["packages"])
 
 
+def test_its_types_are_known_where_it_is_installed():
+    assert "py.typed" in SETUPTOOLS["package-data"]["decision_s4"]
+    assert (ROOT / "py.typed").is_file()
+
+
 def test_every_other_file_travels_with_a_package():
     patterns = [
         "/".join((*package.split(".")[1:], pattern))

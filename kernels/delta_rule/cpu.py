@@ -29,7 +29,8 @@ class CompiledScan(torch.autograd.Function):
     def forward(ctx: Any, keep: bool, marks: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         *steps, log_gate, state = (x.contiguous() for x in inputs)
         steps, keep = [*steps, log_gate.exp()], keep and any(ctx.needs_input_grad)
-        o, final, before = library().forward(*steps, state, marks, keep)
+        compiled = choice.check_library("delta_rule", library)
+        o, final, before = compiled.forward(*steps, state, marks, keep)
         ctx.save_for_backward(*steps, marks, before)
         return o, final
 
@@ -37,7 +38,8 @@ class CompiledScan(torch.autograd.Function):
     def backward(ctx: Any, d_o: Tensor, d_final: Tensor) -> tuple[Tensor | None, ...]:
         choice.refuse_second_derivatives("delta_rule", "cpu")
         given = d_o.contiguous(), d_final.contiguous()
-        *found, d_gate, d_state = library().backward(*ctx.saved_tensors, *given)
+        compiled = choice.check_library("delta_rule", library)
+        *found, d_gate, d_state = compiled.backward(*ctx.saved_tensors, *given)
         if ctx.saved_tensors[4].shape != d_gate.shape:
             d_gate = d_gate.sum(-1, keepdim=True)
         return None, None, *found, d_gate, d_state

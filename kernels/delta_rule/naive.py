@@ -28,9 +28,9 @@ def scan(
     """See `delta_rule`."""
     valid, outputs = packing.valid, []
     inputs = (each.unbind(1) for each in (packing.start, q, k, w, v, log_gate))
-    for t, (start_t, *inputs_t) in enumerate(zip(*inputs, strict=True)):
+    for t, (start_t, q_t, k_t, w_t, v_t, gate_t) in enumerate(zip(*inputs, strict=True)):
         before = torch.where(start_t[:, None, None, None], torch.zeros_like(state), state)
-        o_t, after = step(*inputs_t, before)
+        o_t, after = step(q_t, k_t, w_t, v_t, gate_t, before)
         if valid is None:
             state = after
         else:

@@ -182,9 +182,9 @@ class FusedScan(torch.autograd.Function):
 
 
 def _shape(k: Tensor, v: Tensor, gate: Tensor, config: Config) -> Shape:
-    low, steps = v.dtype == torch.bfloat16, v.shape[1]
+    (rows, steps, heads, keys), low = k.shape, v.dtype == torch.bfloat16
     chunk = min(config.chunk, max(16, triton.next_power_of_2(steps)))
-    return Shape(*k.shape, v.shape[3], gate.shape[3] > 1, low, chunk)
+    return Shape(rows, steps, heads, keys, v.shape[3], gate.shape[3] > 1, low, chunk)
 
 
 def _room(v: Tensor, shape: Shape, keep: bool) -> Handed:
@@ -194,7 +194,8 @@ def _room(v: Tensor, shape: Shape, keep: bool) -> Handed:
     rooms = [v.new_empty(sequences, chunks, side, width) for width in widths]
     gates = shape.keys if shape.per_key else 1
     decays = v.new_empty(sequences, chunks, gates, dtype=torch.float32)
-    return Handed(*rooms, decays, v.new_empty(sequences, chunks, 2, dtype=torch.int32))
+    cuts = v.new_empty(sequences, chunks, 2, dtype=torch.int32)
+    return Handed._make([*rooms, decays, cuts])
 
 
 def _states(begin: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
