@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from decision_s4.agents import checkpoint
 from decision_s4.agents.algorithms import algorithm_of
 from decision_s4.agents.config import describe_changes
 from decision_s4.agents.distributed import processes
@@ -76,7 +77,7 @@ def _begin(run: Run) -> Path:
         save_settings(config, run_dir)
         _record(run, run_dir)
     except Exception:
-        if not any((run_dir / "checkpoints").glob("[0-9]*")):
+        if not checkpoint.any_in(run_dir):
             shutil.rmtree(run_dir)  # nothing to go on with, and a retry finds its folder free
         raise
     return run_dir
@@ -116,7 +117,7 @@ def _record(run: Run, run_dir: Path, notes: Sequence[str] = ()) -> None:
 
 
 def _what_is_kept(run_dir: Path) -> str:
-    if not any((run_dir / "checkpoints").glob("[0-9]*")):
+    if not checkpoint.any_in(run_dir):
         return "no checkpoint had been written"
     return f"go on from the last checkpoint with --resume {run_dir}"
 

@@ -52,6 +52,12 @@ def save(
     return folder / str(step)
 
 
+def any_in(run_dir: Path) -> bool:
+    """Whether a run has written a checkpoint, be it damaged since; half a first one is none."""
+    folder = Path(run_dir) / "checkpoints"
+    return (folder / "last").is_symlink() or bool(newest_first(folder))
+
+
 def load(run_dir: Path, which: str = "last", with_trainer: bool = True) -> Checkpoint:
     """The checkpoint `last`, `best` or of a step such as `1000`, its hashes checked.
 

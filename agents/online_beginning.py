@@ -136,10 +136,13 @@ def _begun_from(folder: Path) -> tuple[Checkpoint, SequencePolicy]:
             f"--from {folder}: its policy aims at no return; give a run of --algo decision-s4"
         )
     if type(policy) is not SequencePolicy:
+        kind = f"--algo {found.metadata['algo']}"
+        if isinstance(policy, Policy):
+            own = policy.options
+            kind = f"tokens '{own.tokens}' and context_mode '{own.context_mode}'"
         raise UserError(
-            f"--from {folder}: a policy of tokens '{policy.options.tokens}' and "
-            f"context_mode '{policy.options.context_mode}' has no recurrent state to store; give a "
-            "run of --algo decision-s4"
+            f"--from {folder}: a policy of {kind} is not one that ds4-online can go on with; give "
+            "a run of --algo decision-s4"
         )
     return found, policy
 

@@ -62,7 +62,7 @@ class Resumable:
 
         Raises UserError for a checkpoint that is damaged or of another kind of run.
         """
-        if not (run_dir / "checkpoints").is_dir():
+        if not checkpoint.any_in(run_dir):
             return
         found = checkpoint.load(run_dir)
         try:

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -151,6 +152,18 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(whole_run, tmp_pa
     for path in sorted(run_dir.rglob("*"), reverse=True):
         if path.name != "config.yaml":
             path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+    assert program.main(["--resume", str(run_dir)]) == 0
+    assert contents(run_dir) == whole_run
+
+
+def test_a_run_killed_while_it_wrote_its_first_checkpoint_starts_again(whole_run, tmp_path):
+    run_dir = tmp_path / "run"
+    assert program.main([*SHORT, "--run-dir", str(run_dir)]) == 0
+    shutil.rmtree(run_dir / "checkpoints")
+    (run_dir / "eval.csv").unlink()
+    half = run_dir / "checkpoints/.tmp-4-1"
+    half.mkdir(parents=True)
+    (half / "weights.safetensors").write_bytes(b"half")
     assert program.main(["--resume", str(run_dir)]) == 0
     assert contents(run_dir) == whole_run
 

@@ -234,6 +234,14 @@ def test_the_sizes_of_the_run_begun_from_are_the_runs_own(run):
     assert (config.d_model, config.d_embed, config.n_layers) == (8, 4, 1)
 
 
+def test_a_policy_of_another_kind_is_refused(tmp_path, capsys):
+    small = "--rows 4 --rollout-steps 16 --steps 64 --eval-episodes 1 --d-model 8 --n-layers 1"
+    ppo = f"--algo ppo --env Pendulum-v1 {small} --no-video --run-dir {tmp_path / 'run'}"
+    assert main(ppo.split()) == 0
+    assert main(["--algo", "ds4-online", "--from", str(tmp_path / "run")]) == 2
+    assert "a policy of --algo ppo is not one that ds4-online can" in capsys.readouterr().err
+
+
 def test_a_second_target_is_refused(run):
     begun = settings(from_run=run, env=None, target_returns=(2.0, 1.0))
     with pytest.raises(UserError, match="--target-returns 2,1: ds4-online asks for one return"):
