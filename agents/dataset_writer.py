@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from decision_s4.envs.datasets import minari_root
+from decision_s4.envs.dataset_sources import minari_root
 from decision_s4.envs.minari_writer import Description, write_dataset
 from decision_s4.envs.trajectories import Episode
 

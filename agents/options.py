@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 
-from decision_s4.envs.datasets import DEFAULT_DATASET
+from decision_s4.envs.dataset_sources import DEFAULT_DATASET
 from decision_s4.envs.errors import UserError
 
 

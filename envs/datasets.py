@@ -16,38 +16,22 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import minari
 from gymnasium import spaces
 
-import decision_s4
-from decision_s4.envs.d4rl_download import D4RL_URLS, fetch_d4rl, verify
-from decision_s4.envs.d4rl_files import read_d4rl
-from decision_s4.envs.errors import UserError, nearest
-from decision_s4.envs.minari_files import METADATA, read_minari
+from decision_s4.envs.dataset_sources import Source, expanded, locate
+from decision_s4.envs.errors import UserError
 from decision_s4.envs.trajectories import DatasetInfo, Episode, Trajectories
 from decision_s4.envs.trajectory_cache import open_trajectories, write_trajectories
 
-DEFAULT_DATASET = "hopper-mixed"
-EMBEDDED = Path(decision_s4.__file__).parent / "data"
 FORMAT = 1  # of the converted folders; another number converts anew
-MINARI_ID = re.compile(r"([-\w]+/)+[-\w]+-v\d+")
 MUST_AGREE = ("observation_space", "action_space", "env_id", "env_kwargs")
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where one dataset lies and what reads it."""
-
-    name: str
-    path: Path
-    read: Callable[[Path, str], tuple[DatasetInfo, Iterator[Episode]]]
 
 
 def load(names: str, cache_dir: str | Path | None = None) -> Trajectories:
@@ -59,7 +43,7 @@ def load(names: str, cache_dir: str | Path | None = None) -> Trajectories:
     """
     cache = _cache_folder(cache_dir)
     try:
-        sources = [_locate(name.strip(), cache) for name in names.split(",")]
+        sources = [locate(name.strip(), cache / "d4rl") for name in names.split(",")]
         folder = cache / "trajectories" / _key(sources)
     except OSError as error:
         raise UserError(f"dataset '{names}' cannot be read ({error}); check the path") from error
@@ -73,80 +57,9 @@ def load(names: str, cache_dir: str | Path | None = None) -> Trajectories:
     return open_trajectories(folder, names)
 
 
-def local_datasets() -> list[str]:
-    """Minari ids under the data root ($MINARI_DATASETS_PATH, else ~/.minari/datasets), sorted."""
-    root, found = minari_root(), []
-    for folder, below, _ in os.walk(root):
-        below[:] = [name for name in below if not name.startswith(".")]  # half-written ones hide
-        if "data" in below:
-            below.clear()
-            found.append(Path(folder).relative_to(root).as_posix())
-    return sorted(found)
-
-
-def minari_root() -> Path:
-    """Minari's data root: $MINARI_DATASETS_PATH, else ~/.minari/datasets."""
-    return _expanded(os.environ.get("MINARI_DATASETS_PATH") or "~/.minari/datasets")
-
-
-def _locate(name: str, cache: Path) -> Source:
-    if not name:
-        raise UserError("a dataset name is empty; write one name, or several joined by commas")
-    if name == DEFAULT_DATASET:
-        return Source(name, EMBEDDED / name / "data", read_minari)
-    for folder in (minari_root() / name, _expanded(name)):
-        for data in (folder / "data", folder):
-            if (data / METADATA).is_file():
-                return Source(name, data, read_minari)
-    if name in D4RL_URLS:
-        return Source(name, fetch_d4rl(name, cache / "d4rl"), _read_verified)
-    return _locate_path(name) or _download_minari(name)
-
-
-def _locate_path(name: str) -> Source | None:
-    path = _expanded(name)
-    if path.is_file():
-        return Source(name, path, read_d4rl)
-    for folder in (minari_root() / name, path):
-        if folder.is_dir():
-            raise UserError(
-                f"dataset '{name}': the folder {folder} holds neither data/{METADATA} nor "
-                f"{METADATA}; name a whole Minari dataset or a D4RL .hdf5 file"
-            )
-    if path.suffix in (".hdf5", ".h5") or name.startswith((".", "/", "~")):
-        raise UserError(f"dataset '{name}': no such file or folder; check the path")
-    return None
-
-
-def _download_minari(name: str) -> Source:
-    root, known = minari_root(), [DEFAULT_DATASET, *local_datasets(), *D4RL_URLS]
-    if not MINARI_ID.fullmatch(name):
-        raise UserError(f"unknown dataset '{name}'{nearest(name, known)}")
-    logging.disable(logging.WARNING)  # Hugging Face's client would log each attempt, twice
-    try:
-        minari.download_dataset(name)
-    except Exception as error:  # each of Minari's remotes fails in its own way
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"dataset '{name}' is not under {root} and cannot be downloaded ({reason}); connect to "
-            "the network, or set MINARI_DATASETS_PATH to the folder that holds it"
-            f"{nearest(name, known)}"
-        ) from error
-    finally:
-        logging.disable(logging.NOTSET)
-    return Source(name, root / name / "data", read_minari)
-
-
-def _expanded(path: str | Path) -> Path:
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:  # no such user, or a user without a home: not found later on
-        return Path(path)
-
-
 def _cache_folder(cache_dir: str | Path | None) -> Path:
     default = os.environ.get("DECISION_S4_CACHE") or "~/.cache/decision_s4"
-    folder = _expanded(cache_dir or default)
+    folder = expanded(cache_dir or default)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -170,11 +83,6 @@ def _stamp(path: Path) -> list:
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     stats = [(str(file.relative_to(path)), file.stat()) for file in files]
     return [str(path.resolve()), [(name, s.st_size, s.st_mtime_ns) for name, s in stats]]
-
-
-def _read_verified(path: Path, name: str) -> tuple[DatasetInfo, Iterator[Episode]]:
-    verify(path, name)
-    return read_d4rl(path, name)
 
 
 def _convert(sources: list[Source], folder: Path, names: str) -> None:

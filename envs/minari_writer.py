@@ -17,7 +17,7 @@ from minari.data_collector.episode_buffer import EpisodeBuffer
 from minari.dataset.minari_dataset import parse_dataset_id
 from minari.dataset.minari_storage import MinariStorage
 
-from decision_s4.envs.datasets import minari_root
+from decision_s4.envs.dataset_sources import minari_root
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.frames import compress_hdf5, holds_frames
 from decision_s4.envs.minari_files import MAIN_FILE

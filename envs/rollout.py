@@ -19,11 +19,12 @@ from decision_s4.envs.actions import environment_action
 from decision_s4.envs.episode_table import EpisodeTable
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.make import make, registered_spec
-from decision_s4.envs.rows import Rows, make_rows
+from decision_s4.envs.rows import Rows
 from decision_s4.envs.scores import ReferenceScores, reference_scores
 from decision_s4.envs.spaces import Tree, map_tree
 from decision_s4.envs.statistics import Evaluation
 from decision_s4.envs.timestep import Agent, State
+from decision_s4.envs.worker_rows import make_rows
 
 
 class Transition(NamedTuple):

@@ -10,6 +10,7 @@ import numpy as np
 
 from decision_s4.envs.camera import Camera
 from decision_s4.envs.errors import UserError
+from decision_s4.envs.local_rows import LocalRows
 from decision_s4.envs.make import make, registered_spec, uses_mujoco
 from decision_s4.envs.rendering import (
     choose_renderer,
@@ -19,7 +20,6 @@ from decision_s4.envs.rendering import (
     has_screen,
 )
 from decision_s4.envs.rollout import Episodes, play
-from decision_s4.envs.rows import LocalRows
 from decision_s4.envs.timestep import Agent
 
 LOG = logging.getLogger(__name__)

@@ -9,6 +9,7 @@ from decision_s4 import train
 from decision_s4.agents import collect as program
 from decision_s4.agents.data_maker import Curve, DataMaker, MakerOptions
 from decision_s4.envs import datasets
+from decision_s4.envs.dataset_sources import local_datasets
 
 SMALL = (
     "--env Pendulum-v1 --name t/pendulum --training-steps 420 --eval-every 200 --eval-episodes 1 "
@@ -30,7 +31,7 @@ def collect(flags: str) -> int:
 def test_every_quality_by_one_command_and_a_second_one_makes_nothing_anew(capsys):
     assert collect(f"{SMALL} --reference=-3000,3000") == 0
     said = capsys.readouterr().out
-    assert datasets.local_datasets() == sorted(f"t/pendulum/{q}-v0" for q in program.QUALITIES)
+    assert local_datasets() == sorted(f"t/pendulum/{q}-v0" for q in program.QUALITIES)
     for quality in program.QUALITIES:
         data = datasets.load(f"t/pendulum/{quality}-v0")
         assert data.reference_scores == (-3000.0, 3000.0)
@@ -98,7 +99,7 @@ def test_the_medium_policy_is_the_first_that_reaches_a_third():
 def test_a_training_that_reaches_no_third_says_what_to_do(capsys):
     assert collect(f"{SMALL} --qualities medium --reference=0,1") == 2
     assert "give more --training-steps" in capsys.readouterr().err
-    assert datasets.local_datasets() == []
+    assert local_datasets() == []
 
 
 def test_a_run_of_ours_makes_a_dataset():

@@ -19,7 +19,8 @@ from decision_s4.agents.replay import this_step
 from decision_s4.agents.settings import settings as chosen
 from decision_s4.agents.stored_state import LastLayer
 from decision_s4.envs.errors import DivergedError, UserError
-from decision_s4.envs.rows import LocalRows, WorkerRows
+from decision_s4.envs.local_rows import LocalRows
+from decision_s4.envs.worker_rows import WorkerRows
 from decision_s4.train import main
 
 SIZES = {"d_model": 8, "n_layers": 1, "d_embed": 4, "critic_width": 8}

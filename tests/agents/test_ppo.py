@@ -18,8 +18,8 @@ from decision_s4.agents.ppo import PPOLearner, PPOOptions
 from decision_s4.agents.ppo_training import PPOConfig, PPOTraining
 from decision_s4.agents.rollouts import Collector
 from decision_s4.agents.stochastic_heads import make_stochastic_head
+from decision_s4.envs.local_rows import LocalRows
 from decision_s4.envs.rollout import open_rows
-from decision_s4.envs.rows import LocalRows
 from decision_s4.envs.stream import Stream
 
 SMALL = {"rows": 4, "rollout_steps": 16, "d_model": 16, "epochs": 2, "minibatches": 2}

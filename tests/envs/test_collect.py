@@ -12,6 +12,7 @@ from gymnasium import spaces
 
 from decision_s4.envs import datasets
 from decision_s4.envs.collect import sample_episodes
+from decision_s4.envs.dataset_sources import local_datasets
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.minari_writer import Description, exists, write_dataset
 from decision_s4.envs.scores import ReferenceScores
@@ -136,7 +137,7 @@ def test_a_killed_writing_is_never_taken_for_a_dataset(root, monkeypatch):
     assert list(root.rglob("*.hdf5"))  # half of one lies there, hidden
     assert not exists("t/counting/some-v0")
     assert minari.list_local_datasets() == {}
-    assert datasets.local_datasets() == []
+    assert local_datasets() == []
     with pytest.raises(UserError, match="cannot be downloaded"):
         datasets.load("t/counting/some-v0")
     write_dataset(episodes(), about())

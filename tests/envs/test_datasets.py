@@ -13,7 +13,8 @@ from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_storage import MinariStorage
 
-from decision_s4.envs.datasets import DEFAULT_DATASET, EMBEDDED, load
+from decision_s4.envs.dataset_sources import DEFAULT_DATASET, EMBEDDED
+from decision_s4.envs.datasets import load
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.spaces import leaves, space_tree
 
