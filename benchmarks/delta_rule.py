@@ -95,7 +95,7 @@ def contenders(
     scans["resets"] = ours(fused.scan, packing=resets)
     if configs:
         for config in fused.PER_KEY if kind == "key" else fused.PER_HEAD:
-            name = " ".join(str(part) for part in config)
+            name = str(tuple(config)).replace(" ", "")
             scans[name] = ours(fused.scan, packing=unbroken, config=config)
     else:
         if peer:

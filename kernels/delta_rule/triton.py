@@ -24,15 +24,18 @@ class Config(NamedTuple):
     chunk: int
     """L."""
     warps: int
-    values: int = 64
-    """Of a tile of the state, as it is walked with."""
-    keys: int = 64
-    """Of a block that a program takes at once."""
+    """Of those that walk along rows, and of those that take values."""
+    values: int
+    """Of a tile of the state that is walked with."""
+    prepare: tuple[int, int]
+    """Warps, and keys at once, of `prepare`."""
+    gradients: tuple[int, int]
+    """The same of `key_gradients`."""
 
 
-SHORT, LONG = Config(32, 4), Config(64, 4)
-PER_KEY = (Config(16, 4), SHORT, *(Config(32, warps, keys=32) for warps in (2, 4)), Config(64, 8))
-PER_HEAD = (*PER_KEY, LONG, Config(64, 4, values=32), Config(64, 4, keys=32))
+SHORT, LONG = Config(32, 4, 64, (2, 32), (4, 64)), Config(64, 4, 64, (4, 64), (4, 64))
+PER_KEY = (Config(16, 4, 64, (1, 64), (1, 32)), SHORT, Config(32, 2, 32, (4, 32), (2, 32)), LONG)
+PER_HEAD = (*PER_KEY, Config(64, 4, 32, (4, 32), (4, 32)), Config(64, 8, 64, (8, 64), (8, 64)))
 
 
 def scan(
@@ -127,9 +130,10 @@ class FusedScan(torch.autograd.Function):
         shape = _shape(k, v, gate, config)
         steps, warps = shape.steps, {"num_warps": config.warps}
         x = _room(v, shape, keep)
+        alone, keys = config.prepare
         forwards.prepare[shape.grid](
             q, k, w, v, gate, marks, *x, steps,
-            **shape.flags(ALL, keys=config.keys), **warps, KEEP=keep,
+            **shape.flags(ALL, keys=keys), num_warps=alone, KEEP=keep,
         )  # fmt: skip
         before, final = _states(state, shape)
         walk = shape.flags(WALK, config.values)
@@ -167,14 +171,15 @@ class FusedScan(torch.autograd.Function):
             x.inverse, x.written, marks, do, d_written, dv, d_read, d_found,
             steps, **base, **warps,
         )  # fmt: skip
-        flags = shape.flags(ALL, keys=config.keys)
+        alone, keys = config.gradients
+        flags = shape.flags(ALL, keys=keys)
         blocks = triton.cdiv(shape.keys, flags["KEYS"])
         dq, dk, dw, d_gate = (torch.empty_like(like) for like in (q, k, w, gate))
         parts = not shape.per_key and blocks > 1
         d_gates = do.new_empty(blocks, *gate.shape, dtype=torch.float32) if parts else d_gate
         backwards.key_gradients[(*shape.grid, blocks)](
             q, k, w, gate, marks, x.written, before, after, do, dv, d_read, d_found,
-            dq, dk, dw, d_gates, steps, shape.rows, **flags, **warps,
+            dq, dk, dw, d_gates, steps, shape.rows, **flags, num_warps=alone,
         )  # fmt: skip
         if parts:
             d_gate = d_gates.sum(0).to(gate.dtype)

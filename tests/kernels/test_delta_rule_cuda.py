@@ -90,7 +90,7 @@ def test_any_gate(lowest, per_key):
 
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("low", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("per_key, config", CONFIGS, ids=str)
+@pytest.mark.parametrize("per_key, config", CONFIGS)
 def test_every_configuration(config, per_key, low, width):
     if INTERPRETED and low == torch.bfloat16:
         pytest.skip("the interpreter multiplies no bfloat16")
@@ -104,7 +104,7 @@ def test_every_configuration(config, per_key, low, width):
 
 @per_key_or_head
 def test_a_head_in_several_tiles(per_key):
-    config = fused.Config(16, 4, values=16, keys=16)
+    config = fused.Config(16, 4, 16, (4, 16), (4, 16))
     assert_equals_the_equation(
         make(1, 20, 2, 40, 24, per_key=per_key), packed(1, 20), config=config
     )
@@ -112,7 +112,7 @@ def test_a_head_in_several_tiles(per_key):
 
 @pytest.mark.parametrize("steps", [15, 16, 17] if INTERPRETED else [31, 32, 33, 63, 64, 65])
 def test_rows_about_as_long_as_a_chunk(steps):
-    config = fused.Config(16, 4) if INTERPRETED else None
+    config = fused.PER_KEY[0] if INTERPRETED else None
     packing = Packing.unbroken(2, steps, torch.device(DEVICE))
     assert_equals_the_equation(make(2, steps, 1, 3, 4), packing, config=config)
 
