@@ -131,10 +131,6 @@ def _begun_from(folder: Path) -> tuple[Checkpoint, SequencePolicy]:
     except UserError as error:
         raise UserError(f"--from {error}") from error
     policy = saved.rebuild(found)
-    if not isinstance(policy, Policy):
-        raise UserError(
-            f"--from {folder}: its policy aims at no return; give a run of --algo decision-s4"
-        )
     if type(policy) is not SequencePolicy:
         kind = f"--algo {found.metadata['algo']}"
         if isinstance(policy, Policy):

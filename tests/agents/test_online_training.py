@@ -6,13 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gymnasium import spaces
 from torch.testing import assert_close
 from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from decision_s4 import evaluate
 from decision_s4.agents import checkpoint, saved
-from decision_s4.agents.actor_critic import ActorCritic, ActorCriticOptions
 from decision_s4.agents.ds4_online import DS4OnlineLearner
 from decision_s4.agents.online_training import DS4OnlineConfig, OnlineTraining
 from decision_s4.agents.replay import this_step
@@ -204,14 +202,6 @@ def test_an_episodes_stored_states_are_those_that_its_replay_recomputes():
 def test_what_cannot_be_trained_is_refused(options, message):
     with pytest.raises(UserError, match=message):
         OnlineTraining.begin(settings(**options), CPU)
-
-
-def test_a_run_of_ppo_is_no_beginning(run, monkeypatch):
-    space = spaces.Box(-1, 1, (2,))
-    critic = ActorCritic(space, space, ActorCriticOptions(d_model=4, n_layers=1))
-    monkeypatch.setattr(saved, "rebuild", lambda found: critic)
-    with pytest.raises(UserError, match="its policy aims at no return; give a run of --algo dec"):
-        OnlineTraining.begin(settings(from_run=run, env=None), CPU)
 
 
 def test_an_environment_of_other_spaces_is_refused(run):
