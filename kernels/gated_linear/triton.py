@@ -17,6 +17,7 @@ from decision_s4.kernels.gated_linear.misfit import misfit
 from decision_s4.kernels.packing import Packing
 
 VALUES = 64  # of a tile of the state
+REGISTERS = 168  # a thread of `outputs` in bfloat16: three programs side by side, not two
 
 
 class Config(NamedTuple):
@@ -108,7 +109,8 @@ class FusedScan(torch.autograd.Function):
         side = flags["L"]
         within = before.new_empty(len(before), chunks, side, side) if keep else None
         grid = len(before), chunks, values
-        kernels.outputs[grid](*inputs, before, o, within, v.shape[1], **flags, KEEP=keep)
+        limit = {"maxnreg": REGISTERS} if v.dtype == torch.bfloat16 else {}
+        kernels.outputs[grid](*inputs, before, o, within, v.shape[1], **flags, **limit, KEEP=keep)
         ctx.save_for_backward(*inputs, before, within)
         ctx.flags = flags
         return o, final

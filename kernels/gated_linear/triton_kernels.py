@@ -9,7 +9,8 @@ step holds anything not below TAME, they work on one episode after another and r
 A decay from step j to step i is exp of a sum of gates, and every such sum is a product with a
 matrix of zeros and ones: no difference of cumulative sums, so nothing overflows and nothing
 cancels. With a gate a key, steps i and j meet where their blocks of h = 1, 2, 4, … steps join, as
-in chunked.py.
+in chunked.py; but all at once, by exp of a sum and of its negative, where no sum of the chunk is
+below LOWEST: exp(−LOWEST) times TAME is far from overflow, and no term of a product grows.
 
 Marks (B, T): 0 for a step of no episode, 2 for the first of an episode, 1 for the others.
 Shapes: q, k (B, T, H or 1, K), v (B, T, H, V), gate (B, T, H, K or 1), states (B·H, chunks, K, V).
@@ -20,6 +21,7 @@ import triton.language as tl
 
 from decision_s4.kernels.triton_chunks import (
     RUNTIME,
+    TAME,
     count_wild,
     dot,
     gates_of,
@@ -33,6 +35,7 @@ from decision_s4.kernels.triton_chunks import (
 )
 
 CUT = tl.constexpr(-10_000.0)
+LOWEST = tl.constexpr(-40.0)
 
 
 @triton.jit(do_not_specialize=RUNTIME)
@@ -106,6 +109,31 @@ def _piece(marks, row, t, first, end, steps, lane, apart, K: tl.constexpr):
 
 
 @triton.jit
+def _own_sums(gate, cuts, lane, EXACT: tl.constexpr):
+    """Gates summed from where a step's episode begins in the chunk, itself included, (L, K); the
+    episodes' numbers; and which steps j are of that of i and not after it."""
+    episode = tl.cumsum(cuts.to(tl.int32), axis=0)
+    before = (lane[None, :] <= lane[:, None]) & (episode[:, None] == episode[None, :])
+    return sums(before, tl.where(cuts[:, None], 0.0, gate), EXACT, True), episode, before
+
+
+@triton.jit
+def _at_once(summed, k):
+    """Whether exp of the negated sums is harmless."""
+    return tl.sum(tl.where((summed >= LOWEST) & (tl.abs(k) < TAME), 0, 1)) == 0
+
+
+@triton.jit
+def _since(summed, episode, at_once, gate, earlier, EXACT: tl.constexpr):
+    """What of the state before the chunk reaches each step, (L, K)."""
+    if at_once:
+        decay = tl.where((episode == 0)[:, None], tl.exp(summed), 0.0)
+    else:
+        decay = tl.exp(sums(earlier, gate, EXACT, True))
+    return decay
+
+
+@triton.jit
 def _weights(
     q, k, gate, lane, LEVELS: tl.constexpr, PER_KEY: tl.constexpr,
     PRECISION: tl.constexpr, EXACT: tl.constexpr,
@@ -122,6 +150,29 @@ def _weights(
         return weights
     else:
         return dot(q, tl.trans(k), PRECISION) * scalar_decay(gate, lane)
+
+
+@triton.jit
+def _read(
+    q, k, gate, cuts, lane, LEVELS: tl.constexpr, PER_KEY: tl.constexpr,
+    PRECISION: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """The weights of the chunk's steps in each other, and what of the state before reaches each."""
+    earlier = lane[None, :] <= lane[:, None]
+    if PER_KEY:
+        summed, episode, before = _own_sums(gate, cuts, lane, EXACT)
+        at_once, gate = _at_once(summed, k), tl.where(cuts[:, None], CUT, gate)
+        since = _since(summed, episode, at_once, gate, earlier, EXACT)
+        if at_once:
+            weights = dot(q * tl.exp(summed), tl.trans(k * tl.exp(-summed)), PRECISION)
+            weights = tl.where(before, weights, 0.0)
+        else:
+            weights = _weights(q, k, gate, lane, LEVELS, True, PRECISION, EXACT)
+    else:
+        gate = tl.where(cuts[:, None], CUT, gate)
+        weights = _weights(q, k, gate, lane, LEVELS, False, PRECISION, EXACT)
+        since = tl.exp(sums(earlier, gate, EXACT, False))
+    return weights, since
 
 
 @triton.jit(do_not_specialize=RUNTIME)
@@ -151,23 +202,24 @@ def outputs(
         inside = member[:, None] & (n < K)[None, :]
         qs = load(head_of(q, row, t, head, steps, HEADS, K, SHARED), to_keys, inside)
         ks = load(head_of(k, row, t, head, steps, HEADS, K, SHARED), to_keys, inside)
-        v_t = head_of(v, row, t, head, steps, HEADS, V, False)
-        vs = load(v_t, to_values, member[:, None] & of_values)
+        v_t, of_member = (
+            head_of(v, row, t, head, steps, HEADS, V, False),
+            member[:, None] & of_values,
+        )
         gates = gates_of(gate, row, t, head, steps, HEADS, lane, n, member, K, PER_KEY)
         if tl.max(cuts.to(tl.int32)) > 0:  # q stays in its row
-            apart = count_wild(ks) + count_wild(vs) + count_wild(gates)
+            apart = count_wild(ks) + wild(v_t, to_values, of_member) + count_wild(gates)
             apart += wild(state, of_table, (n < entering)[:, None] & of_values)
             length = tl.where(apart > 0, 0, length)  # in pieces, from the next round on
-        gates = tl.where(cuts[:, None], CUT, gates)
-        weights = _weights(qs, ks, gates, lane, LEVELS, PER_KEY, PRECISION, EXACT)
+        weights, since = _read(qs, ks, gates, cuts, lane, LEVELS, PER_KEY, PRECISION, EXACT)
         if KEEP:
             first = (lane < length) & (tl.program_id(2) == 0)
             of_piece = within + (sequence * chunks + chunk) * L * L + (t - chunk * L) * (L + 1)
             at, both = lane[:, None] * L + lane[None, :], first[:, None] & first[None, :]
             tl.store(of_piece + at, weights, mask=both)
-        since = tl.exp(sums(lane[None, :] <= lane[:, None], gates, EXACT, PER_KEY))
         before_t = load(state, of_table, (n < entering)[:, None] & of_values)
-        out = dot(weights, vs, PRECISION) + dot(qs * since, before_t, PRECISION)
+        out = dot(qs * since, before_t, PRECISION)
+        out += dot(weights, load(v_t, to_values, of_member), PRECISION)
         out = tl.where(member[:, None], out, 0.0)
         o_t = head_of(o, row, t, head, steps, HEADS, V, False)
         tl.store(o_t + to_values, out, mask=(lane < length)[:, None] & of_values)
@@ -222,14 +274,17 @@ def gradients(
         qs = load(head_of(q, row, t, head, steps, HEADS, K, SHARED), to_keys, inside)
         ks = load(head_of(k, row, t, head, steps, HEADS, K, SHARED), to_keys, inside)
         gates = gates_of(gate, row, t, head, steps, HEADS, lane, n, member, K, PER_KEY)
+        if PER_KEY:
+            summed, episode, before_it = _own_sums(gates, cuts, lane, EXACT)
+            at_once = _at_once(summed, ks)
         gates = tl.where(cuts[:, None], CUT, gates)
+        earlier, later = lane[None, :] <= lane[:, None], lane[None, :] > lane[:, None]
         if PER_KEY:
             of_piece = within + (sequence * chunks + chunk) * L * L + (t - chunk * L) * (L + 1)
             both = (lane < length)[:, None] & (lane < length)[None, :]
             weights = load(of_piece, lane[:, None] * L + lane[None, :], both)
         else:
             weights = _weights(qs, ks, gates, lane, LEVELS, PER_KEY, PRECISION, EXACT)
-        earlier, later = lane[None, :] <= lane[:, None], lane[None, :] > lane[:, None]
         until = tl.exp(sums(later, gates, EXACT, PER_KEY))
         d_weights = tl.zeros([L, L], tl.float32)
         d_read = tl.zeros([L, KEYS], tl.float32)
@@ -254,27 +309,42 @@ def gradients(
             d_value = dot(tl.trans(weights), dos, PRECISION) + dot(ks * until, ds, PRECISION)
             d_value = tl.where(member[:, None], d_value, 0.0)
             tl.store(dv_t + to_values, d_value, mask=written & of_values)
-        d_query = d_read * tl.exp(sums(earlier, gates, EXACT, PER_KEY))
+        if PER_KEY:
+            since = _since(summed, episode, at_once, gates, earlier, EXACT)
+        else:
+            since = tl.exp(sums(earlier, gates, EXACT, False))
+        d_query = d_read * since
         d_key = d_write * until
         of_since, of_until = qs * d_query, ks * d_key
         of_total = through * tl.exp(tl.sum(gates, axis=0))
         to_own = tile(lane, n, HEADS, K, False)
         if PER_KEY:
-            d_gate = sums(tl.trans(earlier), of_since, EXACT, True)
-            d_gate += sums(tl.trans(later), of_until, EXACT, True) + of_total[None, :]
+            d_gate = sums(tl.trans(later), of_until, EXACT, True) + of_total[None, :]
             own = tl.sum(tl.where(lane[:, None] == lane[None, :], d_weights, 0.0), axis=1)[:, None]
             d_query += own * ks
             d_key += own * qs
-            for level in range(0, LEVELS):
-                between, pair = meet(lane, level)
-                decay = tl.exp(sums(between, gates, EXACT, True))
-                met = tl.where(pair, d_weights, 0.0)
-                of_query = dot(met, ks * decay, PRECISION) * decay
-                of_key = dot(tl.trans(met), qs * decay, PRECISION) * decay
+            if at_once:
+                met = tl.where(before_it & (lane[:, None] > lane[None, :]), d_weights, 0.0)
+                decay, growth = tl.exp(summed), tl.exp(-summed)
+                of_query = dot(met, ks * growth, PRECISION) * decay
+                of_key = dot(tl.trans(met), qs * decay, PRECISION) * growth
                 d_query += of_query
                 d_key += of_key
-                of_decay = qs * of_query + ks * of_key
-                d_gate += sums(tl.trans(between), of_decay, EXACT, True)
+                of_sums = of_since + qs * of_query - ks * of_key
+                d_gate += sums(tl.trans(before_it), of_sums, EXACT, True)
+                d_gate = tl.where(cuts[:, None], 0.0, d_gate)
+            else:
+                d_gate += sums(tl.trans(earlier), of_since, EXACT, True)
+                for level in range(0, LEVELS):
+                    between, pair = meet(lane, level)
+                    decay = tl.exp(sums(between, gates, EXACT, True))
+                    met = tl.where(pair, d_weights, 0.0)
+                    of_query = dot(met, ks * decay, PRECISION) * decay
+                    of_key = dot(tl.trans(met), qs * decay, PRECISION) * decay
+                    d_query += of_query
+                    d_key += of_key
+                    of_decay = qs * of_query + ks * of_key
+                    d_gate += sums(tl.trans(between), of_decay, EXACT, True)
             d_gate = tl.where(member[:, None], d_gate, 0.0)
             dgate_t = head_of(dgate, row, t, head, steps, HEADS, K, False)
             tl.store(dgate_t + to_own, d_gate, mask=written & (n < K)[None, :])
