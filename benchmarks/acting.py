@@ -12,6 +12,7 @@ CUDA graph. On a GPU observations are there already, and a step ends when the GP
 import argparse
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,7 +87,13 @@ class Counter(TorchDispatchMode):
         super().__init__()
         self.operations = 0
 
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self,
+        operation: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         self.operations += 1
         return operation(*args, **(kwargs or {}))
 
@@ -107,8 +114,8 @@ def contenders(device: str) -> dict[str, Agent]:
         print(f"Decision S4, {backbone}: {parameter_count(policy):,} parameters")
         agents[f"{backbone}, own step"] = OwnStep(policy)
         agents[f"{backbone}, torch"] = Actor(policy)
-        name, impl = ("C++", "cpu") if device == "cpu" else ("graph", "graph")
-        agents[f"{backbone}, {name}"] = Actor(policy, impl)
+        fast = Actor(policy, "cpu") if device == "cpu" else Actor(policy, "graph")
+        agents[f"{backbone}, {'C++' if device == 'cpu' else 'graph'}"] = fast
     return agents
 
 

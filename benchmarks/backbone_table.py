@@ -19,6 +19,7 @@ from pathlib import Path
 import csv_rows
 import micro_tasks
 import numpy as np
+from symbols import TASKS
 
 from decision_s4.envs.statistics import bootstrap_interval
 
@@ -95,7 +96,7 @@ def memory_cells(name: str, memory: list[csv_rows.Row], micro: list[csv_rows.Row
     for task in tasks_of(memory):
         own = [row for row in memory if (row["task"], row["learner"]) == (task, name)]
         cells.append(_memory_cell([float(row["return_mean"]) for row in own]))
-    for task in micro_tasks.TASKS:
+    for task in TASKS:
         own = [row for row in micro if (row["task"], row["name"]) == (task, name)]
         cells.append(micro_tasks.cell(own))
     return cells
@@ -105,7 +106,7 @@ def _memory_cell(means: list[float]) -> str:
     """The mean over seeds; the lowest and the highest too, where they differ."""
     if not means:
         return ""
-    mean, low, high = (f"{of(means):.2f}" for of in (np.mean, min, max))
+    mean, low, high = (f"{x:.2f}" for x in (np.mean(means), min(means), max(means)))
     return mean if low == high else f"{mean} ({low} … {high})"
 
 
@@ -124,7 +125,7 @@ def table(
     names = sorted(set(found) | set(cpu) | set(gpu))
     best = {name: np.mean(found.get(name, {}).get(targets[0], [-np.inf])) for name in names}
     asked = [f"asked for {target:g}" for target in targets]
-    head = ["backbone", *asked, *tasks_of(memory), *micro_tasks.TASKS, *COLUMNS]
+    head = ["backbone", *asked, *tasks_of(memory), *TASKS, *COLUMNS]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name in sorted(names, key=lambda name: -best[name]):
         cells = [return_cell(found.get(name, {}).get(target, [])) for target in targets]
@@ -145,8 +146,8 @@ def main() -> None:
     cpu, gpu = speeds(given.cpu), speeds(given.gpu)
     for device, rows in (("CPU", cpu), ("GPU", gpu)):
         for machine in sorted({row["machine"] for row in rows.values()}):
-            loads = [row["load"] for row in rows.values() if row["machine"] == machine]
-            loads = sorted(float(load) for load in loads if load) or [float("nan")]
+            given_loads = [row["load"] for row in rows.values() if row["machine"] == machine]
+            loads = sorted(float(load) for load in given_loads if load) or [float("nan")]
             print(f"{device}: {machine}; load {loads[0]:.0f} to {loads[-1]:.0f}")
     print()
     memory, micro = csv_rows.read(given.memory), csv_rows.read(given.micro)

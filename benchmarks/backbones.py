@@ -20,8 +20,10 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import csv_rows
 import numpy as np
@@ -43,7 +45,7 @@ NAMES = [*sorted(BACKBONES), *sorted(MEMORYLESS)]
 Call = Callable[[], object]
 
 
-def training_batch(device: str) -> SimpleNamespace:
+def training_batch(device: str) -> Any:
     """What PackedBatches gives, with random numbers."""
     torch.manual_seed(0)
     start = torch.arange(STEPS).expand(ROWS, STEPS) % EPISODE == 0
@@ -67,14 +69,15 @@ def calls(name: str, device: str) -> tuple[SequencePolicy, dict[str, Call]]:
     x = torch.randn(ROWS, STEPS, policy.options.d_model, device=device, requires_grad=True)
     unbroken = torch.zeros_like(batch.start)
     step, policy = tree_map(lambda leaf: leaf.to(device), time_step(1)), policy.eval()
-    impls = {"step": None} | ({"compiled": "compiled"} if device == "cpu" else {})
-    actors = {each: Actor(policy, impl) for each, impl in impls.items()}
+    actors = {"step": Actor(policy)}
+    if device == "cpu":
+        actors["compiled"] = Actor(policy, "compiled")
     for actor in actors.values():
         _, state = actor.act(step, actor.initial_state(1))
-    if "compiled" in actors and actors["compiled"]._act.rows is None:
+    if "compiled" in actors and getattr(actors["compiled"]._act, "rows", None) is None:
         del actors["compiled"]  # a warning has said why
     steps = {
-        each: synchronised(lambda actor=actor: actor.act(step, state), device)
+        each: synchronised(partial(actor.act, step, state), device)
         for each, actor in actors.items()
     }
     constants, token = policy.backbone.constants(), x[0, :1].detach()
@@ -90,7 +93,7 @@ def calls(name: str, device: str) -> tuple[SequencePolicy, dict[str, Call]]:
     }
 
 
-def update(policy: SequencePolicy, batch: SimpleNamespace, device: str) -> Call:
+def update(policy: SequencePolicy, batch: Any, device: str) -> Call:
     """A whole update as train.py does it: on CUDA recorded, where it can be."""
     learner = DecisionLearner(copy.deepcopy(policy), OptimiserOptions(), total_steps=10**6)
     recorded = recorded_updates(learner, torch.device(device))
@@ -109,7 +112,12 @@ def both_ways(backbone: torch.nn.Module, x: torch.Tensor, start: torch.Tensor) -
 def synchronised(call: Call, device: str) -> Call:
     if device == "cpu":
         return call
-    return lambda: (call(), torch.cuda.synchronize())
+
+    def both() -> None:
+        call()
+        torch.cuda.synchronize()
+
+    return both
 
 
 def gru_cell(device: str) -> Call:
@@ -117,7 +125,7 @@ def gru_cell(device: str) -> Call:
     return synchronised(torch.inference_mode()(lambda: cell(x, x)), device)
 
 
-def row(name: str, device: str, repeats: int) -> dict[str, object]:
+def row(name: str, device: str, repeats: int) -> dict[str, Any]:
     """What was measured of a backbone."""
     policy, timed = calls(name, device)
     update = {"update": timed.pop("update")}
@@ -151,7 +159,7 @@ def row(name: str, device: str, repeats: int) -> dict[str, object]:
     }
 
 
-def line(found: dict[str, object]) -> str:
+def line(found: dict[str, Any]) -> str:
     name, parameters, rate, resets, p50, p99, c50, c99, own, acting, _, state, *_ = found.values()
     return (
         f"| {name} | {int(parameters):,} | {int(rate):,} | {float(resets):+.0f}% "

@@ -35,7 +35,7 @@ def export(data: Trajectories, path: Path) -> None:
         terminals=np.asarray(data.terminations, np.float32),
         timeouts=np.isin(step, data.action_offsets[1:] - 1) & ~np.asarray(data.terminations),
         reward_scale=1000 / (returns.max() - returns.min()),
-        env_id=data.env_id,
+        env_id=data.env_id or "",
     )
 
 

@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import decision_s4
 
@@ -117,7 +118,8 @@ def jobs_of(given: argparse.Namespace) -> list[Job]:
     for seed in given.seeds:
         for dataset in given.datasets:
             for spec in given.algorithms:
-                label, words = re.fullmatch(r"(?:([\w%.+-]+)=)?(.*)", spec).groups()
+                match = re.fullmatch(r"(?:([\w%.+-]+)=)?(.*)", spec)
+                label, words = match.groups() if match else (None, spec)
                 algo, *own = shlex.split(words)
                 data = names_of(dataset, given.source, given.root)
                 flags = ("--algo", algo, "--dataset", data, "--no-video", *given.flags, *own)
@@ -140,7 +142,8 @@ def run_on_ray(jobs: Iterable[Job], processes: int, deadline: float) -> None:
 
     ray.init(ignore_reinit_error=True, log_to_driver=False)
     task = ray.remote(num_cpus=1)(_until)
-    waiting, running = list(jobs), []
+    waiting = list(jobs)
+    running: list[Any] = []
     while waiting or running:
         while waiting and len(running) < processes:
             running.append(task.remote(waiting.pop(0), deadline))
@@ -168,12 +171,12 @@ def _until(job: Job, deadline: float) -> str | None:
     return job.run(left) if left > 0 else None
 
 
-def rows_of(job: Job) -> list[dict[str, str]]:
+def rows_of(job: Job) -> list[dict[str, Any]]:
     """The evaluations of a run, each with what the table needs to know of it."""
     path = job.folder / "eval.csv"
     if not path.exists():
         return []
-    about = {"dataset": job.dataset, "algorithm": job.label, "seed": job.seed}
+    about: dict[str, Any] = {"dataset": job.dataset, "algorithm": job.label, "seed": job.seed}
     about |= {"seconds": round(_seconds(job.folder).get("seconds", 0)), "finished": job.done}
     return [about | row for row in _read(path)]
 

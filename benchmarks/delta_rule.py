@@ -57,7 +57,9 @@ def make_inputs(size: tuple[int, ...], kind: str, low: torch.dtype) -> list[Tens
 
 
 def ours(scan: Scan, **more: object) -> Scan:
-    def run(q, k, v, beta, gate, state):
+    def run(
+        q: Tensor, k: Tensor, v: Tensor, beta: Tensor, gate: Tensor, state: Tensor
+    ) -> tuple[Tensor, Tensor]:
         return scan(q, k, beta[..., None] * k, v, gate, state, **more)
 
     return run
@@ -73,7 +75,9 @@ def fla_scan(kind: str, most: int | None) -> Scan | None:
     if most is not None:
         fla.settle(op, most)
 
-    def scan(q, k, v, beta, gate, state):
+    def scan(
+        q: Tensor, k: Tensor, v: Tensor, beta: Tensor, gate: Tensor, state: Tensor
+    ) -> tuple[Tensor, Tensor]:
         gates = {"none": {}, "head": {"g": gate.squeeze(-1)}, "key": {"g": gate}}[kind]
         more = {"scale": 1.0, "initial_state": state, "output_final_state": True}
         o, final = op(q=q, k=k, v=v, beta=beta, **gates, **more)

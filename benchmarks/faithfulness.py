@@ -17,7 +17,9 @@ import gzip
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import csv_rows
 import numpy as np
@@ -74,6 +76,7 @@ def measure(
     until = time.monotonic() + 60 * minutes
     found = checkpoint.load(run, "best")
     policy, task = saved.rebuild(found), saved.task(found)
+    assert isinstance(policy, Policy), "a policy that aims at a return"
     recordings = play(policy, task, EPISODES, seed)
     contexts = spread_queries(policy, recordings, targets_of(policy), queries)
     judge = Judge(probes_for(policy, names))
@@ -124,9 +127,13 @@ def tables(rows: Sequence[csv_rows.Row]) -> None:
         show(_judged(here, {name: groups[env, name][0] for name in here}))
         for title, gain in GAINS.items():
             print(f"\n{title}:\n")
-            show(_by_method(here, lambda each, m, gain=gain: bold(gain(each, m))))
+            show(_by_method(here, partial(_bold_gain, gain)))
         print(f"\n{KEPT_TITLE}:\n")
         show(_by_method(here, _kept))
+
+
+def _bold_gain(gain: Callable[..., Any], each: Faithfulness, method: str) -> str:
+    return bold(gain(each, method))
 
 
 def bold(values: tuple[float, float, float]) -> str:

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import torch
 
 import decision_s4
@@ -93,7 +94,8 @@ def main() -> None:
         truths.append(truth)
         print(f"| {name} | {target:g} | {estimates[-1]:.1f} | {truth:.0f} |", flush=True)
     seconds = (time.perf_counter() - begin) / len(truths)
-    print(f"\nrank correlation {rank_correlation(estimates, truths):.2f}, {seconds:.0f} s a value")
+    agreement = rank_correlation(np.array(estimates), np.array(truths))
+    print(f"\nrank correlation {agreement:.2f}, {seconds:.0f} s a value")
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def fla_scan(per_key: bool, most: int | None = None) -> Scan | None:
     if most is not None:
         fla.settle(chunk_gla, most)
 
-    def scan(q, k, v, gate, state):
+    def scan(q: Tensor, k: Tensor, v: Tensor, gate: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         gate = gate if per_key else gate.squeeze(-1)
         run = chunk_gla if per_key else chunk_simple_gla
         return run(q, k, v, gate, scale=1.0, initial_state=state, output_final_state=True)
@@ -115,8 +115,8 @@ def contenders(
 
 def errors(inputs: list[Tensor], scans: dict[str, Scan]) -> str:
     exact = [x.detach().cpu().double().requires_grad_() for x in inputs]
-    packing = Packing.unbroken(*exact[0].shape[:2])
-    o, _ = naive.scan(*exact, packing)
+    q, k, v, gate, state = exact
+    o, _ = naive.scan(q, k, v, gate, state, Packing.unbroken(*q.shape[:2]))
     (dgate,) = torch.autograd.grad(o.sum(), exact[3])
     cells = []
     for name in ("fla", "fused"):
@@ -155,8 +155,8 @@ def compile_first(sizes: Sequence[int], configs: bool, most: int | None = None) 
     flags = ["--repeats", "1", *(["--configs"] if configs else [])]
     flags += [*(["--fla-configs", str(most)] if most else []), "--sizes"]
     command = [sys.executable, __file__, *flags]
-    quiet = {"stdout": subprocess.DEVNULL}
-    for process in [subprocess.Popen([*command, str(size)], **quiet) for size in sizes]:
+    quiet = subprocess.DEVNULL
+    for process in [subprocess.Popen([*command, str(size)], stdout=quiet) for size in sizes]:
         process.wait()
 
 

@@ -8,7 +8,9 @@ over seeds, stratified by dataset; with fewer seeds than three they say little.
 
 import csv
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -102,7 +104,7 @@ def _cell(values: list[float]) -> str:
     return f"{np.mean(values):.1f} ± {np.std(values):.1f} ({len(values)})" if values else "–"
 
 
-def _interval(scores: np.ndarray | None, statistic: object) -> str:
+def _interval(scores: np.ndarray | None, statistic: Callable[..., Any]) -> str:
     if scores is None:
         return "–"
     each = [statistic(np.ravel(sample)) for sample in stratified_resamples(scores)]
@@ -133,16 +135,18 @@ def draw(runs: Rows, folder: Path) -> None:
     from matplotlib.figure import Figure
 
     scores, datasets = scores_of(runs, "last"), list(dict.fromkeys(run["dataset"] for run in runs))
-    whole = {name: matrix(scores[name], datasets) for name in scores}
-    whole = {name: values for name, values in whole.items() if values is not None}
+    found = {name: matrix(scores[name], datasets) for name in scores}
+    whole = {name: values for name, values in found.items() if values is not None}
     bars, lines = Figure(figsize=(7, 0.5 * len(whole) + 1.2)), Figure(figsize=(7, 4))
     bar, line = bars.subplots(), lines.subplots()
     thresholds = np.linspace(0, 120, 121)
     for place, (name, values) in enumerate(whole.items()):
-        each = [interquartile_mean(np.ravel(sample)) for sample in stratified_resamples(values)]
+        resampled = (np.ravel(sample) for sample in stratified_resamples(values))
+        each = np.array([interquartile_mean(sample) for sample in resampled])
         low, high = np.percentile(each, [2.5, 97.5])
         bar.barh(place, high - low, left=low, alpha=0.6)
-        bar.plot([interquartile_mean(np.ravel(values))] * 2, [place - 0.4, place + 0.4], color="k")
+        middle = float(interquartile_mean(np.ravel(values)))
+        bar.plot([middle] * 2, [place - 0.4, place + 0.4], color="k")
         line.plot(thresholds, performance_profile(values, thresholds), label=name)
     bar.set_yticks(range(len(whole)), whole)
     bar.set_xlabel(f"interquartile mean of the last score, {len(datasets)} datasets, 95% interval")

@@ -29,7 +29,8 @@ class OwnRandom:
 
 def interleaved(runs: Iterable[Generator[Any, Any, R]], count: int, cuda: bool) -> Iterator[R]:
     """What each run returns, as it ends; `count` go on in turns, each on a stream of its own."""
-    waiting, running = iter(runs), []
+    waiting = iter(runs)
+    running: list[tuple[Generator[Any, Any, R], torch.cuda.Stream | None]] = []
     while True:
         new = islice(waiting, count - len(running))
         running += [(run, torch.cuda.Stream() if cuda else None) for run in new]

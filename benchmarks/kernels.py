@@ -14,6 +14,7 @@ import argparse
 import subprocess
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import s4d
@@ -32,7 +33,9 @@ from decision_s4.kernels.selective_scan import selective_scan
 Scan = Callable[..., Tensor]
 
 
-def make_inputs(rows: int, steps: int, channels: int, states: int, **kind) -> dict[str, Tensor]:
+def make_inputs(
+    rows: int, steps: int, channels: int, states: int, **kind: Any
+) -> dict[str, Tensor]:
     """Inputs of a Mamba layer at its initialisation; A and D in float32, the others in `kind`."""
     torch.manual_seed(0)
     device = kind["device"]
@@ -55,8 +58,8 @@ def both_ways(scan: Scan, inputs: dict[str, Tensor]) -> dict[str, Callable[[], o
     return {"forward": torch.no_grad()(lambda: scan(**inputs)), "both": train}
 
 
-def ours(impl: str, start: Tensor | None) -> Scan:
-    def scan(**inputs: Tensor) -> Tensor:
+def ours(impl: Any, start: Tensor | None) -> Scan:
+    def scan(**inputs: Any) -> Tensor:
         return selective_scan(**inputs, delta_softplus=True, start=start, impl=impl)[0]
 
     return scan
@@ -70,7 +73,16 @@ def mambapy_scan() -> Scan | None:
         print("mambapy does not import: no peer on the CPU (pip install mambapy)")
         return None
 
-    def scan(u, delta, A, B, C, D, z, delta_bias) -> Tensor:
+    def scan(
+        u: Tensor,
+        delta: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor,
+        z: Tensor,
+        delta_bias: Tensor,
+    ) -> Tensor:
         delta = torch.nn.functional.softplus(delta + delta_bias)[..., None]
         h = pscan(torch.exp(delta * A), delta * B[:, :, None] * u[..., None])
         return ((h @ C[..., None]).squeeze(-1) + D * u) * torch.nn.functional.silu(z)
@@ -86,7 +98,16 @@ def mamba_ssm_scan() -> Scan | None:
         print(f"mamba-ssm does not import ({error}): no peer on the GPU")
         return None
 
-    def scan(u, delta, A, B, C, D, z, delta_bias) -> Tensor:
+    def scan(
+        u: Tensor,
+        delta: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor,
+        z: Tensor,
+        delta_bias: Tensor,
+    ) -> Tensor:
         return selective_scan_fn(u, delta, A, B, C, D, z, delta_bias, delta_softplus=True)
 
     return scan
@@ -164,10 +185,10 @@ def gated(kind: type, packing: Packing) -> tuple[dict[str, Scan], dict[str, Tens
     order = packing.chunks(1)
     counts, data = torch.tensor(order.counts), rows.flatten(0, 1)[order.source.squeeze(1)]
 
-    def ours(impl: str) -> Scan:
+    def ours(impl: Any) -> Scan:
         return lambda x, **_: gated_scan(x, network, state, packing, impl)[0]
 
-    def theirs(data: Tensor, **_) -> Tensor:
+    def theirs(data: Tensor, **_: Tensor) -> Tensor:
         return network(PackedSequence(data, counts))[0].data
 
     impls = ("torch", "fused", "cpu")
@@ -182,7 +203,7 @@ def almost_linears(packing: Packing) -> tuple[dict[str, Scan], dict[str, Tensor]
     inputs["weight"] = torch.randn(64, 64) / 128
     state = torch.zeros(packing.rows, 64)
 
-    def ours(impl: str) -> Scan:
+    def ours(impl: Any) -> Scan:
         return lambda **inputs: almost_linear(
             **inputs, linear=48, state=state, packing=packing, impl=impl
         )[0]

@@ -7,12 +7,12 @@ CSV of counts and times by kernel and by operator with its shapes. Times are of 
 
 import argparse
 import csv
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import torch
 from timing import machine
-from torch.autograd import DeviceType
+from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from training import RUNS, WARMUP, recorded, updates
 
@@ -44,7 +44,8 @@ def rows_of(name: str, found: profile) -> list[list[object]]:
 
     On CUDA an operator's time is that of the kernels that it launched itself.
     """
-    count, spent = Counter(), Counter()
+    count: Counter[tuple[str, ...]] = Counter()
+    spent: dict[tuple[str, ...], float] = defaultdict(float)
     for event in found.events():
         if event.device_type == DeviceType.CUDA:
             key = name, "kernel", event.name, ""

@@ -50,7 +50,8 @@ def both_ways(scan: Scan, inputs: list[Tensor]) -> dict[str, Callable[[], None]]
 
 
 def table(title: str, scans: dict[str, Scan], inputs: list[Tensor], repeats: int) -> None:
-    calls, first = {}, next(iter(scans))
+    calls: dict[tuple[str, str], Callable[[], None]] = {}
+    first = next(iter(scans))
     for name, scan in scans.items():
         try:
             scan(*inputs)
@@ -72,8 +73,14 @@ def linear(repeats: int) -> None:
     for size in SIZES:
         packing = Packing(torch.rand(size[:2], device="cuda") < 0.004)
         for low in (torch.bfloat16, torch.float32):
-            for op, impls in ((delta_rule, ("torch", "fla")), (gated_linear, ("triton", "fla"))):
-                scans = {i: functools.partial(op, packing=packing, impl=i) for i in impls}
+            each: tuple[tuple[Scan, tuple[str, ...]], ...] = (
+                (delta_rule, ("torch", "fla")),
+                (gated_linear, ("triton", "fla")),
+            )
+            for op, impls in each:
+                scans: dict[str, Scan] = {
+                    impl: functools.partial(op, packing=packing, impl=impl) for impl in impls
+                }
                 inputs = linear_inputs(size, op is delta_rule, low)
                 table(f"{op.__name__} {size} {low}", scans, inputs, repeats)
 

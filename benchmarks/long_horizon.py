@@ -14,11 +14,13 @@ import os
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
+from torch import Tensor
 
 from decision_s4.agents.actor import Actor
 from decision_s4.agents.config import CONFIGS, parse
@@ -29,6 +31,7 @@ from decision_s4.envs.collect import sample_episodes
 from decision_s4.envs.minari_writer import Description, write_dataset
 from decision_s4.envs.rollout import rollout
 from decision_s4.envs.task import Task
+from decision_s4.envs.timestep import TimeStep
 
 SMALL = (
     "--d-model 32 --d-embed 16 --n-layers 2 --learning-rate 3e-3 --return-scale 1 --warmup-steps 50"
@@ -51,12 +54,14 @@ class Corridor(gym.Env):
     def __init__(self, length: int):
         self.length = length
 
-    def reset(self, *, seed=None, options=None):
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
         self.time, self.cue = 0, int(self.np_random.integers(2))
         return np.array([2 * self.cue - 1, 0], np.float32), {}
 
-    def step(self, action):
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         self.time += 1
         done = self.time == self.length
         seen = np.array([0, self.time == self.length - 1], np.float32)
@@ -66,20 +71,26 @@ class Corridor(gym.Env):
 class Forgetful:
     """Walks on, and at the end answers rightly three times in four."""
 
-    def initial_state(self, batch_size):
+    def initial_state(self, batch_size: int) -> Tensor:
         return torch.zeros(batch_size, dtype=torch.long)
 
-    def act(self, step, state, deterministic=False):
+    def act(
+        self, step: TimeStep, state: Tensor, deterministic: bool = False
+    ) -> tuple[Tensor, Tensor]:
         cue = torch.where(step.start, (step.observation[:, 0] > 0).long(), state)
         errs = torch.rand(cue.shape) < 0.25
         return torch.where(errs, 1 - cue, cue) * (step.observation[:, 1] > 0), cue
+
+
+def _corridor(**settings: Any) -> gym.Env:
+    return Corridor(**settings)
 
 
 def register(length: int) -> str:
     """The id of a corridor of `length` steps."""
     env_id = f"Corridor{length}-v0"
     if env_id not in gym.registry:
-        gym.register(env_id, entry_point=Corridor, kwargs={"length": length})
+        gym.register(env_id, entry_point=_corridor, kwargs={"length": length})
     return env_id
 
 
@@ -88,7 +99,7 @@ def make_dataset(env_id: str, episodes: int) -> str:
     length, name = gym.spec(env_id).kwargs["length"], f"corridor/{env_id.lower()}"
     torch.manual_seed(0)
     logged = sample_episodes(Forgetful(), env_id, episodes * length, 0, rows=episodes, workers=1)
-    write_dataset(logged, Description(name, env_id, "scripted", Forgetful.__doc__))
+    write_dataset(logged, Description(name, env_id, "scripted", Forgetful.__doc__ or ""))
     return name
 
 

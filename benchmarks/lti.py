@@ -7,6 +7,7 @@ constants prepared, as in training with train_ssm off. Medians of interleaved re
 
 import argparse
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,12 +40,12 @@ def calls(
     u, system, state, packing = make(rows, steps, low_rank, device)
     dy, prepared = torch.randn_like(u), prepare(system, chunk)
     frozen = system._replace(c=system.c.clone().requires_grad_())
-    trained = System(*(z if z is None else z.clone().requires_grad_() for z in system))
+    trained = System._make(z if z is None else z.clone().requires_grad_() for z in system)
 
-    def forward(system: System, **how) -> Callable[[], object]:
+    def forward(system: System, **how: Any) -> Callable[[], object]:
         return torch.no_grad()(lambda: lti_scan(u, system, state, packing, **how))
 
-    def both(system: System, **how) -> Callable[[], object]:
+    def both(system: System, **how: Any) -> Callable[[], object]:
         inputs = [u, *(z for z in system if z is not None and z.requires_grad)]
 
         def run() -> object:
@@ -52,7 +53,7 @@ def calls(
 
         return run
 
-    ways = {"torch": {"impl": "torch"}}
+    ways: dict[str, dict[str, Any]] = {"torch": {"impl": "torch"}}
     ways |= {"triton": {"impl": "triton", "prepared": prepared}} if device == "cuda" else {}
     made = {}
     for name, how in ways.items():

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,10 +57,11 @@ def extra(mark: Callable[[], object], plain: Callable[[], object], repeats: int 
 @contextmanager
 def counted() -> Iterator[Counter]:
     """Counts calls of each kind."""
-    counts, kept = Counter(), {kind: getattr(ops, kind) for kind in KINDS}
+    counts: Counter[str] = Counter()
+    kept = {kind: getattr(ops, kind) for kind in KINDS}
 
     def counting(kind: str) -> Callable:
-        def call(*arguments, **named):
+        def call(*arguments: Any, **named: Any) -> Any:
             counts[kind] += 1
             return kept[kind](*arguments, **named)
 

@@ -59,7 +59,7 @@ def jobs_of(given: argparse.Namespace) -> list[Job]:
                 config = ROOT / "configs/tasks" / f"{TASKS[task].settings}.yaml"
                 flags = ("--config", str(config), "--env", task, "--no-video", "--device", "cpu")
                 folder = (given.runs / task / name / str(seed)).absolute()
-                flags += (*shlex.split(TASKS[task].flags), *shlex.split(own), *given.flags)
+                flags = (*flags, *shlex.split(TASKS[task].flags), *shlex.split(own), *given.flags)
                 jobs.append(Job(task, name, flags, seed, folder))
     return jobs
 
@@ -97,13 +97,15 @@ def _line(task: str, learner: str, jobs: list[Job]) -> str:
     last, bar = np.array([run[-1][1] for run in runs]), TASKS[task].bar
     low, high = bootstrap_interval(last)
     reached = [next((step for step, value in run if value >= bar), None) for run in runs]
-    when = _thousands(max(reached)) if None not in reached else _count(reached)
+    known = [step for step in reached if step is not None]
+    when = _thousands(max(known)) if len(known) == len(reached) else _count(reached)
     steps = min(run[-1][0] for run in runs)
     minutes = np.mean([float(rows_of(job)[-1]["seconds"]) for job in jobs]) / 60
     digits = 2 if abs(bar) <= 1 else 0
-    mean, low, high, lowest = (f"{x:.{digits}f}" for x in (last.mean(), low, high, last.min()))
+    figures = (last.mean(), low, high, last.min())
+    mean, least, most, lowest = (f"{x:.{digits}f}" for x in figures)
     return (
-        f"| {task} | {learner} | {len(runs)} | {mean} [{low}, {high}] | {lowest} | "
+        f"| {task} | {learner} | {len(runs)} | {mean} [{least}, {most}] | {lowest} | "
         f"{bar:g} ({TASKS[task].source}) | {when} | {_thousands(steps)} | {minutes:.1f} |"
     )
 

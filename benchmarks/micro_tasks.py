@@ -57,7 +57,7 @@ class Reader(nn.Module):
         super().__init__()
         self.embed = nn.Embedding(task.symbols, WIDTH)
         name, *pairs = name.split(",")
-        chosen = options(name) | parse_options(pairs)
+        chosen: dict[str, Any] = options(name) | parse_options(pairs)
         self.backbone = make_backbone(name, WIDTH, LAYERS, mlp_ratio=2.0, **chosen)
         self.read_out = nn.Linear(WIDTH, task.answers)
 
@@ -167,11 +167,12 @@ def fill(given: argparse.Namespace) -> None:
     with ProcessPoolExecutor(given.processes, get_context("spawn")) as pool:
         runs = [pool.submit(in_time, deadline, *each, *rest) for each in wanted]
         for done in as_completed(runs):
-            if done.result() is not None:
-                csv_rows.append(given.results[0], [done.result()])
+            found = done.result()
+            if found is not None:
+                csv_rows.append(given.results[0], [found])
 
 
-def in_time(deadline: float, *args: object) -> Row | None:
+def in_time(deadline: float, *args: Any) -> Row | None:
     """`run`, unless it is too late to begin."""
     return run(*args) if time.time() < deadline else None
 
@@ -189,8 +190,8 @@ def table(rows: list[Row], names: list[str], tasks: list[str]) -> Iterator[str]:
         own = [row for row in rows if row["name"] == name]
         if own:
             by_task = [[row for row in own if row["task"] == task] for task in tasks]
-            seeds = sorted({len({row["seed"] for row in each}) for each in by_task})
-            seeds = " to ".join(map(str, seeds if len(seeds) == 1 else (seeds[0], seeds[-1])))
+            counts = sorted({len({row["seed"] for row in each}) for each in by_task})
+            seeds = " to ".join(map(str, counts if len(counts) == 1 else (counts[0], counts[-1])))
             yield f"| {name} | {' | '.join(map(cell, by_task))} | {seeds} |"
 
 

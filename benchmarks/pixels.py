@@ -36,7 +36,9 @@ class Controller:
     def initial_state(self, batch_size: int) -> None:
         """It remembers nothing."""
 
-    def act(self, step: TimeStep, state: None, deterministic: bool = False):
+    def act(
+        self, step: TimeStep, state: None, deterministic: bool = False
+    ) -> tuple[torch.Tensor, None]:
         x, speed, angle, turning = step.observation.unbind(1)
         push = (angle + 0.5 * turning + 0.05 * x + 0.1 * speed > 0).long()
         random = torch.rand(len(push)) < STUMBLES

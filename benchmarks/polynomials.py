@@ -11,10 +11,11 @@ Rows are written as they come and not made again.
 
 import argparse
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import csv_rows
 import torch
@@ -26,6 +27,7 @@ from decision_s4.agents.polynomial_report import errors, fit
 from decision_s4.agents.settings import settings
 from decision_s4.agents.training import Training
 from decision_s4.envs.errors import UserError
+from decision_s4.envs.timestep import Agent
 
 RESULTS = Path(__file__).parent / "results/polynomials.csv"
 FLAGS = "--algo decision-s4 --no-video --device cpu"
@@ -53,16 +55,15 @@ def run(backbone: str, weight: float, seed: int, given: argparse.Namespace) -> l
 def played(begun: Training, degree: int, episodes: int) -> Iterator[Row]:
     """A row a target; without a return where the polynomial leaves all numbers."""
     policy = begun.learner.averaged_policy.eval()
-    about, agent = (
-        {"degree": degree, "whole": "", "depth": "", "most": "", "median": ""},
-        Actor(policy),
-    )
+    about: dict[str, Any] = {"degree": degree, "whole": "", "depth": "", "most": "", "median": ""}
+    agent: Agent = Actor(policy)
     if degree:
         polynomials = fit(policy, begun.trajectories, degree)
         off = errors(policy, polynomials, begun.trajectories)
         about |= {"whole": polynomials.degree, "depth": polynomials.depth}
         about |= {"most": f"{off.max():.3g}", "median": f"{off.median():.3g}"}
         agent = PolynomialAgent(policy, polynomials)
+    rows: Sequence[Mapping[str, Any]]
     try:
         rows = begun.task.evaluate(agent, episodes, begun.config.seed)
     except UserError as error:

@@ -61,7 +61,8 @@ class RecordedUpdates:
         trained = [i for i, gradient in enumerate(found) if gradient is not None]
         gradients = clipped([found[i] for i in trained])
         parts = (self.parameters, self.means, self.squares)
-        adam(*([part[i] for i in trained] for part in parts), gradients, rates)
+        weights, means, squares = ([part[i] for i in trained] for part in parts)
+        adam(weights, means, squares, gradients, rates)
 
 
 def rates(updates: int, optimiser_of: Callable[..., tuple], device: torch.device) -> Tensor:
@@ -83,7 +84,7 @@ def rates(updates: int, optimiser_of: Callable[..., tuple], device: torch.device
 def clipped(gradients: list[Tensor], largest: float = 1.0) -> list[Tensor]:
     """Scaled together so that their norm is at most `largest`, as torch's clip_grad_norm_."""
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-    return torch._foreach_mul(gradients, (largest / (norm + 1e-6)).clamp(max=1))
+    return list(torch._foreach_mul(gradients, (largest / (norm + 1e-6)).clamp(max=1)))
 
 
 @torch.no_grad()

@@ -44,19 +44,23 @@ def operations(rows: int, steps: int) -> dict[str, Op]:
     selective = wide(256), torch.rand_like(wide(256)), -torch.rand(256, 16, device="cuda"), wide(16)
     return {
         "selective_scan": (
-            lambda *x, packing: selective_scan(*x, start=packing.start)[0],
+            lambda u, delta, A, B, C, packing: selective_scan(
+                u, delta, A, B, C, start=packing.start
+            )[0],
             [*selective, wide(16)],
         ),
         "gated_linear": (
-            lambda *x, packing: gated_linear(*x, packing)[0],
+            lambda q, k, v, gate, state, packing: gated_linear(q, k, v, gate, state, packing)[0],
             [wide(4, 64) / 8, wide(4, 64), wide(4, 64), gate, memory],
         ),
         "ssd": (
-            lambda *x, packing: ssd(*x, packing)[0],
+            lambda x, delta, A, B, C, state, packing: ssd(x, delta, A, B, C, state, packing)[0],
             [wide(4, 64, kind=single), spread, -torch.rand(4, device="cuda"), *read, memory],
         ),
         "delta_rule": (
-            lambda *x, packing: delta_rule(*x, packing)[0],
+            lambda q, k, w, v, gate, state, packing: delta_rule(q, k, w, v, gate, state, packing)[
+                0
+            ],
             [wide(4, 64) / 8, key, key / 2, wide(4, 64), gate, memory],
         ),
         "lti_scan": (
@@ -64,7 +68,7 @@ def operations(rows: int, steps: int) -> dict[str, Op]:
             [wide(64, kind=single), poles, *vectors, torch.zeros(rows, 64, 32, 2, device="cuda")],
         ),
         "diagonal_scan": (
-            lambda *x, packing: diagonal_scan(*x, packing)[0].real,
+            lambda u, a, state, packing: diagonal_scan(u, a, state, packing)[0].real,
             [
                 wide(64, kind=torch.complex64),
                 poles[0].repeat(2),
@@ -72,7 +76,7 @@ def operations(rows: int, steps: int) -> dict[str, Op]:
             ],
         ),
         "short_conv": (
-            lambda *x, packing: short_conv(*x, packing)[0],
+            lambda x, weight, bias, state, packing: short_conv(x, weight, bias, state, packing)[0],
             [wide(256, kind=single), *taps],
         ),
     }

@@ -83,7 +83,7 @@ def run_trial(trial: optuna.Trial, given: argparse.Namespace) -> float:
                 process.send_signal(signal.SIGINT)
                 process.wait()
                 raise optuna.TrialPruned
-    if process.returncode:
+    if process.returncode and process.stderr:
         raise SystemExit(process.stderr.read().strip().splitlines()[-1])
     return worth(evaluations(folder))[1]
 

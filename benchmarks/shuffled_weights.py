@@ -49,12 +49,13 @@ def kept(probe: AttributionProbe, context: Context, seed: int) -> Kept:
         beyond = partial_rank_correlation(*sizes, common)
         return rank_correlation(a, b), rank_correlation(*sizes), beyond
 
-    true, found, last = probe.attribute(context).values, {}, None
+    true = probe.attribute(context).values
+    found: dict[str, tuple[float, ...]] = {}
     seeds = range(seed + 1, seed + 2 + NETWORKS)
     *others, another = (map_of(shuffled_weights(context.policy, i)) for i in seeds)
     common = mean_ranks([other.abs() for other in others])
     for stage, policy in cascade(context.policy, seed):
-        last = map_of(policy)
+        last = map_of(policy)  # in the end, of shuffled weights alone
         found[stage] = alike(true, last)
     found["floor"] = alike(last, another)
     return found | {"theirs": (rank_correlation(true.abs(), common) ** 2,)}
@@ -75,6 +76,7 @@ def report(run: Path, names: list[str], queries: int, seed: int) -> None:
     """The table of one run."""
     found = checkpoint.load(run, "best")
     policy, task = saved.rebuild(found), saved.task(found)
+    assert isinstance(policy, Policy), "a policy that aims at a return"
     recordings = play(policy, task, EPISODES, seed)
     contexts = spread_queries(policy, recordings, targets_of(policy), queries)
     about = f"{task.env_id}, {policy.options.backbone}, {queries} queries"

@@ -8,13 +8,16 @@ import argparse
 import itertools
 import runpy
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import lti
 import numpy as np
 import torch
 from timing import machine
+from torch import Tensor
 
 from decision_s4.kernels.lti_scan import triton as lti_module
 from decision_s4.kernels.packing import Packing
@@ -63,15 +66,20 @@ def conv_calls(size: tuple[int, int, int]) -> dict[str, Callable[[], object]]:
     shapes = size, (channels, 4), (channels,), (rows, channels, 3)
     inputs = [torch.randn(shape, device="cuda").requires_grad_() for shape in shapes]
     dy = torch.randn_like(inputs[0])
-    made = {}
+    made: dict[str, Callable[[], object]] = {}
     for impl in ("triton", "torch"):
-
-        def run(impl: str = impl) -> object:
-            return short_conv(*inputs, packing, impl=impl)[0]
-
-        made[f"{impl} forward"] = torch.no_grad()(run)
-        made[f"{impl} both"] = lambda run=run: torch.autograd.grad(run(), inputs, dy)
+        made[f"{impl} forward"] = torch.no_grad()(partial(_conv, inputs, packing, impl))
+        made[f"{impl} both"] = partial(_conv_and_back, inputs, packing, impl, dy)
     return made
+
+
+def _conv(inputs: list[Tensor], packing: Packing, impl: Any) -> Tensor:
+    x, weight, bias, state = inputs
+    return short_conv(x, weight, bias, state, packing, impl)[0]
+
+
+def _conv_and_back(inputs: list[Tensor], packing: Packing, impl: Any, dy: Tensor) -> object:
+    return torch.autograd.grad(_conv(inputs, packing, impl), inputs, dy)
 
 
 def s6_calls(size: tuple[int, int, int, int]) -> dict[str, Callable[[], object]]:
@@ -89,15 +97,15 @@ def main() -> None:
         for size in ((1, 2048, 128), (64, 1000, 512)):
             sweep(conv_module, CONV, f"short_conv {size}", lambda size=size: conv_calls(size))
     if "lti" in given.what:
-        for size in ((1, 2048), (64, 1000)):
-            sweep(lti_module, LTI, f"lti {size}", lambda size=size: lti_calls(size))
+        for rows in ((1, 2048), (64, 1000)):
+            sweep(lti_module, LTI, f"lti {rows}", lambda rows=rows: lti_calls(rows))
     if "s6" in given.what:
-        for size in ((8, 2048, 2048, 16), (64, 1000, 256, 16)):
-            sweep(s6_module, S6, f"s6 {size}", lambda size=size: s6_calls(size))
+        for wide in ((8, 2048, 2048, 16), (64, 1000, 256, 16)):
+            sweep(s6_module, S6, f"s6 {wide}", lambda wide=wide: s6_calls(wide))
 
 
 def lti_calls(size: tuple[int, int]) -> dict[str, Callable[[], object]]:
-    made = lti.calls(*size, True, "cuda", lti_module.CHUNK)
+    made = lti.calls(*size, True, "cuda", vars(lti_module)["CHUNK"])
     ways = "triton forward", "triton both, c alone"
     return {name: call for name, call in made.items() if name in ways}
 

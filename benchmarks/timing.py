@@ -5,9 +5,12 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
+
+K = TypeVar("K")
 
 
 def machine() -> str:
@@ -21,20 +24,20 @@ def machine() -> str:
 
 
 def interleaved_on_gpu(
-    contenders: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 3
-) -> dict[str, np.ndarray]:
+    contenders: Mapping[K, Callable[[], object]], repeats: int, warmup: int = 3
+) -> dict[K, np.ndarray]:
     """As `interleaved`, by the clock of the GPU: work is queued while the call before runs."""
     for call in contenders.values():
         for _ in range(warmup):
             call()
-    marks = {name: [] for name in contenders}
+    marks: dict[K, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {n: [] for n in contenders}
     for _ in range(repeats):
         for name, call in contenders.items():
-            pair = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
-            pair[0].record()
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
             call()
-            pair[1].record()
-            marks[name].append(pair)
+            end.record()
+            marks[name].append((begin, end))
     torch.cuda.synchronize()
     return {
         name: np.array([begin.elapsed_time(end) / 1e3 for begin, end in pairs])
@@ -43,11 +46,11 @@ def interleaved_on_gpu(
 
 
 def interleaved(
-    contenders: Mapping[str, Callable[[], object]],
+    contenders: Mapping[K, Callable[[], object]],
     repeats: int,
     warmup: int = 20,
     clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, np.ndarray]:
+) -> dict[K, np.ndarray]:
     """Seconds of each call (repeats,) on `clock`, the contenders taking turns."""
     for call in contenders.values():
         for _ in range(warmup):

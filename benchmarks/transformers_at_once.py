@@ -66,7 +66,9 @@ def train(learner: Learner, seconds: float, most: int, every: int, keep: Keep) -
 
 def config_of(flags: list[str]) -> TrainConfig:
     """Decision Transformer's settings with the flags of train.py on top."""
-    return parse(algorithm_of(LABEL).config, ["--algo", LABEL, *flags])
+    config = parse(algorithm_of(LABEL).config, ["--algo", LABEL, *flags])
+    assert isinstance(config, TrainConfig)
+    return config
 
 
 def new_policy(data: Trajectories, config: TrainConfig, seed: int) -> Policy:

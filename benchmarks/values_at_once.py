@@ -16,7 +16,7 @@ import copy
 import multiprocessing
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +31,7 @@ from decision_s4.agents.actor import Actor
 from decision_s4.agents.algorithms import algorithm_of
 from decision_s4.agents.config import parse
 from decision_s4.agents.policy import Policy
-from decision_s4.agents.training import Training
+from decision_s4.agents.value_training import ValueTraining
 from decision_s4.envs.task import Task
 from decision_s4.kernels.cuda_graph import Recorded
 
@@ -44,7 +44,7 @@ class Run(NamedTuple):
 
     dataset: str
     seed: int
-    training: Training
+    training: ValueTraining
     policy: Policy
     """Untrained, on the CPU."""
 
@@ -55,7 +55,7 @@ class Evaluations:
     def __init__(self, given: argparse.Namespace, pool: ProcessPoolExecutor):
         self.given, self.pool, self.begin = given, pool, time.monotonic()
 
-    def add(self, runs: list[Run], states: Iterator[dict[str, torch.Tensor]], updates: int) -> None:
+    def add(self, runs: list[Run], states: Iterable[dict[str, torch.Tensor]], updates: int) -> None:
         """Each run's policy after so many updates."""
         for run, state in zip(runs, states, strict=True):
             config, policy = run.training.config, copy.deepcopy(run.policy)
@@ -86,11 +86,13 @@ def evaluate(
     return [about | row for row in task.evaluate(Actor(policy.eval()), episodes, seed)]
 
 
-def training_of(given: argparse.Namespace, dataset: str, seed: int) -> Training:
+def training_of(given: argparse.Namespace, dataset: str, seed: int) -> ValueTraining:
     """A run as train.py begins it."""
     algorithm, data = algorithm_of(given.algorithm), names_of(dataset, "minari", given.root)
     flags = ["--algo", given.algorithm, "--dataset", data, "--seed", str(seed), *given.flags]
-    return algorithm.begin(parse(algorithm.config, flags), torch.device("cpu"))
+    run = algorithm.begin(parse(algorithm.config, flags), torch.device("cpu"))
+    assert isinstance(run, ValueTraining)
+    return run
 
 
 def groups_of(given: argparse.Namespace) -> list[list[Run]]:
@@ -105,7 +107,7 @@ def groups_of(given: argparse.Namespace) -> list[list[Run]]:
     return list(groups.values())
 
 
-def trained(runs: list[Run], evaluations: Evaluations) -> Iterator[None]:
+def trained(runs: list[Run], evaluations: Evaluations) -> Generator[None, None, None]:
     """Train the runs, with a pause after each launch."""
     given, config = evaluations.given, runs[0].training.config
     sets = {run.dataset: run.training.batches for run in runs}

@@ -56,9 +56,11 @@ class Worker:
 
     def ask(self, backbone: str, turns: int) -> dict[str, list[float]]:
         """Seconds of `turns` calls of each kind."""
-        self.process.stdin.write(json.dumps([backbone, turns]) + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
+        into, out = self.process.stdin, self.process.stdout
+        assert into and out, "pipes"
+        into.write(json.dumps([backbone, turns]) + "\n")
+        into.flush()
+        return json.loads(out.readline())
 
 
 def work() -> None:

@@ -65,6 +65,8 @@ class DecisionTransformer(nn.Module):
         self.norm_in, self.norm_out = nn.LayerNorm(width), nn.LayerNorm(width)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
         self.head = nn.Linear(width, action_width)
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.zeros(observation_width))
         self.register_buffer("std", torch.ones(observation_width))
 

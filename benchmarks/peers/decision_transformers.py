@@ -9,6 +9,7 @@ data.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,10 +29,8 @@ class Windows:
 
     def __init__(self, sets: list[Trajectories], runs: list[int], device: str):
         """`runs` (E,): the number of each run's set."""
-        width, actions = (
-            max(s.observation_space.shape[0] for s in sets),
-            max(s.action_space.shape[0] for s in sets),
-        )
+        width = max(s.observations.shape[1] for s in sets)
+        actions = max(s.actions.shape[1] for s in sets)
         parts = [_flat(s, width, actions) for s in sets]
         first = torch.tensor([0, *(len(p["end"]) for p in parts)]).cumsum(0)
         for each, offset in zip(parts, first.tolist(), strict=False):
@@ -184,7 +183,7 @@ class Learner:
     def _adam(self, gradients: tuple[Tensor, ...]) -> None:
         config = self.config
         self.step += 1
-        norm = sum(g.flatten(1).square().sum(1) for g in gradients).sqrt()
+        norm = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0).sqrt()
         scale = (config.gradient_clip / (norm + 1e-6)).clamp(max=1)
         rate = config.learning_rate * (self.step / config.warmup_steps).clamp(max=1)
         corrections = [1 - (self.step * math.log(b)).exp() for b in BETAS]
@@ -202,7 +201,7 @@ class Learner:
         return {"weights": plain, "moments": self.moments, "step": self.step}
 
     @torch.no_grad()
-    def load_state_dict(self, state: dict[str, object]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
         for name, weight in self.weights.items():
             weight.copy_(state["weights"][name])

@@ -5,8 +5,9 @@ of E learners with the same spaces and settings; nothing couples them. Shapes: E
 transitions.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,8 +60,10 @@ class Together:
     """E learners with stacked weights; a subclass says what an update is."""
 
     trained: tuple[str, ...] = ("policy", "critic")
+    first: Any
+    """One of the learners."""
 
-    def __init__(self, learners: list[ValueLearner], device: str):
+    def __init__(self, learners: Sequence[ValueLearner], device: str):
         states = [Asked(learner).state_dict() for learner in learners]
         self.weights = {n: torch.stack([s[n] for s in states]).to(device) for n in states[0]}
         self.first, self.asked = learners[0], Asked(learners[0]).to(device)
