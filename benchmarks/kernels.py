@@ -3,8 +3,9 @@
     python benchmarks/kernels.py                  CPU: S6 on one and two threads beside mambapy's
                                                   pscan, GRU, LSTM and AL-RNN on a batch of Hopper
                                                   beside torch's packed GRU and LSTM, S4D beside FFT
-    python benchmarks/kernels.py --device cuda    S6 beside mamba-ssm and the memory's bandwidth,
-                                                  gated linear attention beside fla
+    python benchmarks/kernels.py --device cuda    S6 beside mamba-ssm, accelerated-scan and the
+                                                  memory's bandwidth, gated linear attention
+                                                  beside fla
 
 Peers that do not import are left out, in one line. Ours runs with episode starts, theirs without,
 for they have none. Medians of interleaved repeats in ms; "x": how many times faster than the peer.
@@ -113,6 +114,36 @@ def mamba_ssm_scan() -> Scan | None:
     return scan
 
 
+def accelerated_scan() -> Scan | None:
+    """accelerated-scan's first-order scan of all states, inside what Mamba does around it."""
+    try:
+        from accelerated_scan.warp import scan as first_order  # compiles with nvcc
+    except (ImportError, OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        print(f"accelerated-scan does not import ({reason}): not compared")
+        return None
+    return around(first_order)
+
+
+def around(first_order: Scan) -> Scan:
+    """Mamba's S6 by a scan of gates and tokens (B, D · N, T), T a power of two."""
+
+    def states_last(x: Tensor, steps: int) -> Tensor:
+        return nn.functional.pad(x.flatten(2).mT, (0, steps - x.shape[1])).contiguous()
+
+    def scan(u, delta, A, B, C, D, z, delta_bias) -> Tensor:
+        steps = u.shape[1]
+        padded = 1 << (steps - 1).bit_length()
+        delta = nn.functional.softplus(delta + delta_bias)
+        gates = states_last(torch.exp(delta[..., None] * A), padded)
+        tokens = states_last((delta * u)[..., None] * B[:, :, None], padded)
+        h = first_order(gates, tokens)[..., :steps].unflatten(1, A.shape)
+        y = torch.einsum("bdnt,btn->btd", h, C.to(h.dtype))
+        return ((y + D * u) * nn.functional.silu(z)).to(u.dtype)
+
+    return scan
+
+
 def by_channel(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """(B, T, …) as (B, …, T)."""
     moved = {n: x.detach().mT.contiguous() if x.ndim == 3 else x for n, x in inputs.items()}
@@ -139,14 +170,14 @@ def table(
     }
     seconds = timer(calls, repeats, warmup=2)
     median = {key: float(np.median(s)) for key, s in seconds.items()}
-    print(f"\n{title}\n{'':10}{'forward':>12}{'x':>8}{'both':>12}{'x':>8}")
+    print(f"\n{title}\n{'':16}{'forward':>12}{'x':>8}{'both':>12}{'x':>8}")
     for name in contenders:
         cells = ""
         for way in ("forward", "both"):
             theirs = median.get((peer, way))
             ratio = f"{theirs / median[name, way]:8.2f}" if theirs else f"{'':8}"
             cells += f"{median[name, way] * 1e3:9.2f} ms{ratio}"
-        print(f"{name:10}{cells}")
+        print(f"{name:16}{cells}")
     return median
 
 
@@ -241,6 +272,8 @@ def on_cuda(size: tuple[int, int, int, int], repeats: int) -> None:
     contenders["no starts"] = ours("cuda", None)
     peer = mamba_ssm_scan()
     contenders |= {"mamba-ssm": peer} if peer else {}
+    other = accelerated_scan()
+    contenders |= {"accelerated-scan": other} if other else {}
     bandwidth, special = copy_bandwidth(), special_rate()
     title = f"{torch.cuda.get_device_name()}, (B, T, D, N) = {size}, bfloat16"
     title += f"; copy {bandwidth / 1e12:.2f} TB/s"
