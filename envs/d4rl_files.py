@@ -64,7 +64,8 @@ def read_d4rl(path: Path, name: str) -> tuple[DatasetInfo, Iterator[Episode]]:
 
 def _check_arrays(file: h5py.File, name: str) -> None:
     if missing := [key for key in REQUIRED if not getattr(file.get(key), "shape", None)]:
-        raise UserError(f"dataset '{name}': no array '{missing[0]}' in the file; {REPAIR}")
+        needed = ", ".join(REQUIRED)
+        raise UserError(f"dataset '{name}': no array '{missing[0]}' in the file; give it {needed}")
     steps = len(file["rewards"])
     for key in ("observations", "actions", "terminals", "timeouts"):
         if key in file and len(file[key]) != steps:
@@ -139,4 +140,8 @@ def _episode(
 
 def _damaged(name: str, error: OSError) -> UserError:
     reason = " ".join(str(error).split())
+    if Path(name).suffix not in (".hdf5", ".h5", ""):
+        return UserError(
+            f"dataset '{name}' is no HDF5 file ({reason}); convert it, docs/data.md shows how"
+        )
     return UserError(f"dataset '{name}' is damaged or no HDF5 file ({reason}); {REPAIR}")

@@ -1,6 +1,7 @@
 """Bad datasets: each failure is one line that names the dataset, the place and the fix."""
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -210,7 +211,7 @@ def write_d4rl(path: Path, **changes) -> None:
     ("changes", "expected"),
     [
         ({"next_observations": np.zeros((4, 3))}, "next_observations differ in shape"),
-        ({"rewards": None}, "no array 'rewards' in the file; download it again"),
+        ({"rewards": None}, "no array 'rewards' in the file; give it observations, actions, "),
         ({"terminals": np.zeros(3, bool)}, "terminals has 3 rows, rewards 4"),
         ({"terminals": np.zeros(4, bool)}, "none of its 4 steps ends an episode; mark the ends"),
         ({"rewards": np.array([0, 0, 0, np.nan])}, "episode 1: rewards is nan at step 1"),
@@ -230,6 +231,13 @@ def test_a_truncated_d4rl_file(tmp_path, message):
     write_d4rl(path)
     path.write_bytes(path.read_bytes()[:2000])
     assert "is damaged or no HDF5 file" in message("file.hdf5")
+
+
+def test_a_pickle_is_told_how_it_becomes_a_file(tmp_path, message):
+    (tmp_path / "hopper.pkl").write_bytes(pickle.dumps([{"rewards": np.zeros(3)}]))
+    found = message("hopper.pkl")
+    assert found.startswith("dataset 'hopper.pkl' is no HDF5 file")
+    assert found.endswith("convert it, docs/data.md shows how")
 
 
 def test_sets_that_differ_do_not_combine(folder, tmp_path, message):
