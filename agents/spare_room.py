@@ -17,9 +17,10 @@ from decision_s4.agents.backbones.s4 import LinearStateSpace
 from decision_s4.agents.backbones.transformer import Transformer
 from decision_s4.envs.spaces import Tree
 from decision_s4.envs.steps import Batch
+from decision_s4.kernels.chunk_layout import ChunkLayout, widened
 from decision_s4.kernels.lti_scan import fastest
 from decision_s4.kernels.lti_scan.chunked import chunk_length
-from decision_s4.kernels.packing import ChunkLayout, Packing, Walk, widened
+from decision_s4.kernels.packing import Packing, Walk
 
 STEPS, CHUNKS = 256, 4  # room is made in multiples of so many
 

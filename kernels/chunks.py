@@ -1,6 +1,6 @@
 """Rows to chunks and back, and the state passed from chunk to chunk: what chunked scans share.
 
-Shapes: B rows, T steps, M chunks of L steps. No chunk holds two episodes (see packing.py), so
+Shapes: B rows, T steps, M chunks of L steps. No chunk holds two episodes (see chunk_layout.py), so
 resets need no mask; the padding of an episode's last chunk reads as zero.
 """
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from decision_s4.kernels.packing import ChunkLayout
+from decision_s4.kernels.chunk_layout import ChunkLayout
 
 
 class _Rearrange(torch.autograd.Function):

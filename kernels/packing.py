@@ -1,47 +1,16 @@
 """Where the episodes of packed rows lie, as index tensors that every scan shares.
 
-Shapes: B rows, T steps, L chunk length, M chunks of all episodes together.
+Shapes: B rows, T steps, E episodes.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class ChunkLayout:
-    """Episodes cut into chunks of L, ordered as a packed sequence: all first chunks, then all
-    second ones, …, longest episode first. Chunks of rank k + 1 then continue a prefix of rank k's.
-
-    No chunk holds two episodes, so resets need no mask; only an episode's last chunk is padded.
-    All that is read of it on CUDA is a field: what a recorded graph reads must live as long as it.
-    """
-
-    source: Tensor
-    """(M, L) step read by each place of a chunk, latest first; B·T means none (read as zero)."""
-    target: Tensor
-    """(B·T,) place in the chunks, in time order (M·L), of each step; M·L means none."""
-    counts: tuple[int, ...]
-    """Number of chunks of each rank."""
-    previous: Tensor
-    """(M − counts[0],) the chunk before each that is not an episode's first."""
-    carry_rows: Tensor
-    """(C,) rows whose first episode goes on from the state carried in."""
-    carry_chunks: Tensor
-    """(C,) the rank-0 chunk in which each of those begins."""
-    final_rows: Tensor
-    """(F,) rows with at least one valid step."""
-    final_chunks: Tensor
-    """(F,) the chunk in which each such row ends."""
-    final_episodes: Tensor
-    """(F,) the episode in which each such row ends: its place, longest first."""
-    final_lengths: Tensor
-    """(F,) how many steps, 1 … L, that chunk holds."""
-    tail: Tensor
-    """(F, L) the steps of that chunk, latest first."""
+from decision_s4.kernels.chunk_layout import ChunkLayout, Ends, Episodes, cut
 
 
 class Walk(NamedTuple):
@@ -107,8 +76,7 @@ class Packing:
         return packing
 
     @cached_property
-    def _episodes(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Valid steps (flat), the episode of each, its position there, episode begins, lengths."""
+    def _episodes(self) -> Episodes:
         start = self.start.flatten()
         if self.valid is None:
             index = torch.arange(start.numel(), device=start.device)
@@ -123,23 +91,22 @@ class Packing:
         first = begins.nonzero().squeeze(1)
         ends = torch.cat([first[1:], first.new_tensor([len(index)])])
         position = torch.arange(len(index), device=start.device) - first[episode]
-        return index, episode, position, first, ends[: len(first)] - first
+        return Episodes(index, episode, position, first, ends[: len(first)] - first)
 
     @cached_property
-    def _ends(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Of each episode: its row, whether it begins from the state carried in, ends its row."""
-        index, _, _, first, _ = self._episodes
+    def _ends(self) -> Ends:
+        index, first = self._episodes.steps, self._episodes.first
         row = index[first] // self.steps
         opens = torch.ones_like(row, dtype=torch.bool)
         opens[1:] = row[1:] != row[:-1]
         closes = torch.ones_like(opens)
         closes[:-1] = opens[1:]
-        return row, opens & ~self.start.flatten()[index[first]], closes
+        return Ends(row, opens & ~self.start.flatten()[index[first]], closes)
 
     @cached_property
     def sequences(self) -> Sequences:
         """The episodes as sequences of their own lengths."""
-        index, _, _, first, _ = self._episodes
+        index, first = self._episodes.steps, self._episodes.first
         row, carries, closes = self._ends
         return Sequences(
             steps=index,
@@ -153,7 +120,7 @@ class Packing:
     @cached_property
     def longest(self) -> int:
         """Steps of the longest episode, at least 1."""
-        lengths = self._episodes[-1]
+        lengths = self._episodes.lengths
         return int(lengths.max()) if len(lengths) else 1
 
     @cached_property
@@ -202,83 +169,5 @@ class Packing:
     def chunks(self, length: int) -> ChunkLayout:
         """The episodes cut into chunks of `length` steps."""
         if length not in self._layouts:
-            self._layouts[length] = self._cut(length)
+            self._layouts[length] = cut(self._episodes, self._ends, self.start.numel(), length)
         return self._layouts[length]
-
-    def _cut(self, length: int) -> ChunkLayout:
-        index, episode, position, _, lengths = self._episodes
-        total = self.start.numel()
-        n_chunks = (lengths + length - 1) // length
-        place = torch.empty_like(n_chunks)
-        place[n_chunks.argsort(descending=True, stable=True)] = torch.arange(
-            len(n_chunks), device=n_chunks.device
-        )
-        counts = _suffix_counts(n_chunks)
-        offsets = counts.cumsum(0) - counts
-        chunk = offsets[position // length] + place[episode]
-        within = position % length
-        m = int(n_chunks.sum())
-
-        source = index.new_full((m * length,), total)
-        source[chunk * length + (length - 1 - within)] = index
-        target = index.new_full((total,), m * length)
-        target[index] = chunk * length + within
-
-        row, carries, closes = self._ends
-        final_chunks = (offsets[n_chunks - 1] + place)[closes]
-        final_lengths = (lengths - (n_chunks - 1) * length)[closes]
-        source = source.view(m, length)
-        return ChunkLayout(
-            source=source,
-            target=target,
-            counts=tuple(counts.tolist()),
-            previous=_previous(counts),
-            carry_rows=row[carries],
-            carry_chunks=place[carries],
-            final_rows=row[closes],
-            final_chunks=final_chunks,
-            final_episodes=place[closes],
-            final_lengths=final_lengths,
-            tail=_latest_first(source[final_chunks], final_lengths, total),
-        )
-
-
-def widened(layout: ChunkLayout, counts: tuple[int, ...]) -> ChunkLayout:
-    """The same layout with empty chunks: `counts` of each rank, never fewer than it has."""
-    length, wide = layout.source.shape[1], sum(counts)
-    ranks = enumerate(layout.counts)
-    ranges = (torch.arange(count) + sum(counts[:rank]) for rank, count in ranks)
-    place = torch.cat([torch.arange(0), *ranges])  # where no step is valid there are none
-    source = layout.source.new_full((wide, length), len(layout.target))
-    source[place] = layout.source
-    moved = torch.cat([place, place.new_tensor([wide])])  # a step in none stays in none
-    return replace(
-        layout,
-        source=source,
-        target=moved[layout.target // length] * length + layout.target % length,
-        counts=counts,
-        previous=_previous(torch.tensor(counts, dtype=torch.long)),
-        final_chunks=place[layout.final_chunks],
-    )
-
-
-def _suffix_counts(n_chunks: Tensor) -> Tensor:
-    """counts[k] = number of episodes with more than k chunks."""
-    if len(n_chunks) == 0:
-        return n_chunks
-    histogram = torch.bincount(n_chunks)[1:]
-    return histogram.flip(0).cumsum(0).flip(0)
-
-
-def _previous(counts: Tensor) -> Tensor:
-    """See `ChunkLayout`: chunks of rank k continue the first ones of rank k − 1."""
-    back = counts[:-1].repeat_interleave(counts[1:])
-    return torch.arange(len(back), device=counts.device) + counts[:1].sum() - back
-
-
-def _latest_first(source: Tensor, lengths: Tensor, none: int) -> Tensor:
-    """Shift each chunk (F, L), latest first, so that its last valid step stands first."""
-    length = source.shape[1]
-    shifted = torch.arange(length, device=source.device) + (length - lengths)[:, None]
-    gathered = source.gather(1, shifted.clamp(max=length - 1))
-    return gathered.masked_fill(shifted >= length, none)

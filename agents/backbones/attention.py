@@ -2,7 +2,7 @@
 
     y_t = Σ_s softmax_s(q_t · k_s / √d) v_s   over t − W < s <= t of t's own episode
 
-Episodes are cut into chunks of L <= W steps (kernels/packing.py: no chunk holds two episodes).
+Episodes are cut into chunks of L <= W steps (kernels/chunk_layout.py: no chunk holds two episodes).
 A chunk attends to itself and to the P = W − 1 steps before it, so T steps cost O(T · W). One acting
 step is the same with L = 1. Shapes: M chunks, H heads, d head width, P past steps, R rows.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from decision_s4.agents.backbones import ops
-from decision_s4.kernels.packing import ChunkLayout
+from decision_s4.kernels.chunk_layout import ChunkLayout
 
 ROTARY_BASE = 10_000.0
 Weigh: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]

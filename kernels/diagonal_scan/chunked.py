@@ -2,7 +2,7 @@
 
 Shapes: P poles, L chunk length, M chunks. T steps take L operations inside the chunks and about
 T / L between them, each on many chunks at once, instead of T on few rows. Episodes are cut so
-that no chunk holds two (see packing.py); a reset therefore costs nothing and needs no mask.
+that no chunk holds two (see chunk_layout.py); a reset therefore costs nothing and needs no mask.
 """
 
 import torch

@@ -6,7 +6,7 @@ Shapes: M valid steps of E episodes; all first steps come first, then all second
 import torch
 from torch import Tensor
 
-from decision_s4.kernels.packing import ChunkLayout
+from decision_s4.kernels.chunk_layout import ChunkLayout
 
 
 def pack(x: Tensor, state: Tensor, layout: ChunkLayout) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """lti_scan by chunks: inside a chunk a Toeplitz product, between chunks the state is passed on.
 
 Shapes: H channels, N = 2n real states, L chunk length, M chunks. All work is batched matrix
-products over channels. Episodes are cut so that no chunk holds two (see packing.py); a reset
+products over channels. Episodes are cut so that no chunk holds two (see chunk_layout.py); a reset
 therefore costs nothing and needs no mask.
 """
 

@@ -15,8 +15,9 @@ from decision_s4.envs.batches import PackedBatches
 from decision_s4.envs.trajectories import Trajectories
 from decision_s4.kernels import choice, cuda_graph
 from decision_s4.kernels.choice import interpreted
+from decision_s4.kernels.chunk_layout import widened
 from decision_s4.kernels.lti_scan import System, chunked, lti_scan
-from decision_s4.kernels.packing import Packing, widened
+from decision_s4.kernels.packing import Packing
 
 CPU = torch.device("cpu")
 SEEN, DONE = Box(-np.inf, np.inf, (3,)), Box(-1, 1, (2,))

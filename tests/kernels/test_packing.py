@@ -4,7 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decision_s4.kernels.packing import Packing, widened
+from decision_s4.kernels.chunk_layout import widened
+from decision_s4.kernels.packing import Packing
 
 
 def bools(text: str) -> torch.Tensor:
