@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 import tyro
@@ -25,6 +25,9 @@ from decision_s4.agents.readings import ReadingOptions, agent_of_reading, data_f
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.task import Task, check_environment, with_environment
 from decision_s4.envs.timestep import Agent
+
+if TYPE_CHECKING:
+    from decision_s4.agents.probes.explain import Plan
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ def _introduce(console: Console, found: Checkpoint, task: Task, config: Evaluate
 
 
 def _explain(
-    plan: Any, policy: Policy, task: Task, about: str, config: EvaluateConfig, console: Console
+    plan: "Plan", policy: Policy, task: Task, about: str, config: EvaluateConfig, console: Console
 ) -> None:
     """The report, and with --video the film of what mattered; "…" marks what passes."""
     from decision_s4.agents.probes.explain import explain
@@ -173,7 +176,7 @@ def _check_unplayed(config: EvaluateConfig) -> None:
         )
 
 
-def _planned_explanation(policy: saved.Saved, config: EvaluateConfig) -> Any:
+def _planned_explanation(policy: saved.Saved, config: EvaluateConfig) -> "Plan | None":
     """What the probes asked for will do, checked; None where none is asked for."""
     if not (config.probe or config.report):
         return None

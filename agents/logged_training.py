@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -24,6 +24,53 @@ from decision_s4.envs.trajectories import Trajectories
 
 LARGEST_INPUT = 1e6
 """Numbers beyond this, either way, drown all else that networks of float32 read or predict."""
+
+
+class Learner(Protocol):
+    """What takes gradient steps on batches."""
+
+    @property
+    def policy(self) -> Policy:
+        """What it fits."""
+        ...
+
+    @property
+    def averaged_policy(self) -> Policy:
+        """What acts."""
+        ...
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the next step."""
+        ...
+
+    def update(self, batch: Any) -> dict[str, Tensor]:
+        """One step; detached scalars."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        ...
+
+
+class Batches(Protocol):
+    """An endless order of batches that can be gone on with."""
+
+    def __next__(self) -> Any:
+        """The next one: it has `valid`, and moves `to` a device."""
+        ...
+
+    def state_dict(self) -> dict[str, int]:
+        """Where it stands."""
+        ...
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on where `state_dict` was taken."""
+        ...
 
 
 class LoggedTraining(Resumable):
@@ -73,11 +120,11 @@ class LoggedTraining(Resumable):
         """What a run's introduction calls the policy's body."""
         raise NotImplementedError
 
-    def new_learner(self) -> Any:
+    def new_learner(self) -> Learner:
         """The untrained learner."""
         raise NotImplementedError
 
-    def new_batches(self) -> Any:
+    def new_batches(self) -> Batches:
         """The data order from its beginning."""
         raise NotImplementedError
 

@@ -62,9 +62,8 @@ class ChunkedAgent:
     "Overflow Prevention", arXiv 2505.07793). Memory and time a step grow with the chunks.
     """
 
-    def __init__(self, policy: Policy | ActorCritic, steps: int):
-        _check_recurrent("--chunk-steps", policy)
-        self.actor, self.steps = Actor(policy), steps
+    def __init__(self, policy: Saved, steps: int):
+        self.actor, self.steps = Actor(_recurrent("--chunk-steps", policy)), steps
         self.policy = self.actor.policy
         with torch.inference_mode():  # in which the actor's copy of the weights was made
             self._constants = self.policy.backbone.constants()
@@ -151,8 +150,8 @@ class Tokens(NamedTuple):
 class DecimatedAgent:
     """Reads the episode anew at each step, all but `keep` tokens left out: see decimation.py."""
 
-    def __init__(self, policy: Policy | ActorCritic, keep: int):
-        _check_recurrent("--keep-steps", policy)
+    def __init__(self, policy: Saved, keep: int):
+        policy = _recurrent("--keep-steps", policy)
         if not isinstance(policy, SequencePolicy | ActorCritic) or not selects(policy.backbone):
             raise UserError(
                 f"--keep-steps keeps what selective layers open for, and backbone "
@@ -191,7 +190,8 @@ class DecimatedAgent:
         return action, Tokens(time, tokens, plain)
 
 
-def _check_recurrent(flag: str, policy: Saved) -> None:
+def _recurrent(flag: str, policy: Saved) -> Policy | ActorCritic:
+    """The policy. Raises UserError for one that does not go on from a state."""
     if not isinstance(policy, Policy | ActorCritic):
         raise UserError(f"{flag} is for policies of this project, not those of its baselines")
     if isinstance(policy, Policy) and policy.options.context_mode == "recompute":
@@ -199,6 +199,7 @@ def _check_recurrent(flag: str, policy: Saved) -> None:
             f"{flag} is for policies that go on from a state; this one reads its last "
             f"{policy.options.context_steps} steps anew, so its context is never longer"
         )
+    return policy
 
 
 def _each(function: Callable[..., Tensor], *trees: Any) -> Any:

@@ -3,12 +3,17 @@
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import torch
 
 from decision_s4.envs.dataset_sources import DEFAULT_DATASET
 from decision_s4.envs.errors import UserError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+D = TypeVar("D", bound="DataclassInstance")
 
 
 class Range(NamedTuple):
@@ -138,7 +143,7 @@ class DataOptions(RunOptions):
         return self.dataset
 
 
-def part(config: Any, options: type) -> Any:
+def part(config: object, options: type[D]) -> D:
     """Those of the settings that the dataclass `options` holds."""
     return options(**{field.name: getattr(config, field.name) for field in fields(options)})
 

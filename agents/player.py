@@ -73,12 +73,14 @@ class Player:
         found = checkpoint.load(Path(run), which, with_trainer=False)
         policy, task = saved.rebuild(found), saved.task(found)
         target = task.target_returns[0] if target_return is None else target_return
-        if impl is not None and not isinstance(policy, Acting):
+        spaces = policy.observation_space, policy.action_space
+        if impl is None:
+            return cls(saved.agent_of(policy), *spaces, task.aim(target))
+        if not isinstance(policy, Acting):
             raise UserError(
                 f"impl '{impl}' is for policies of this project; leave it out for {run}"
             )
-        agent = saved.agent_of(policy) if impl is None else Actor(policy, impl)
-        return cls(agent, policy.observation_space, policy.action_space, task.aim(target))
+        return cls(Actor(policy, impl), *spaces, task.aim(target))
 
     def reset(self) -> None:
         """Forget: the next observation is the first of an episode."""

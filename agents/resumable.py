@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from decision_s4.agents import checkpoint, saved
 from decision_s4.agents.distributed import ALONE, World
 from decision_s4.agents.options import RunOptions
@@ -29,7 +27,7 @@ class Resumable:
         return self.step >= self.config.steps
 
     @property
-    def acting_policy(self) -> nn.Module:
+    def acting_policy(self) -> saved.Saved:
         """What is evaluated and saved."""
         raise NotImplementedError
 

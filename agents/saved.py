@@ -1,7 +1,8 @@
 """A policy as plain values and tensors, and back: what a checkpoint holds and evaluate.py reads."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gymnasium import Space
 from minari.serialization import deserialize_space, serialize_space
@@ -17,8 +18,11 @@ from decision_s4.envs.task import Task
 from decision_s4.envs.timestep import Agent
 from decision_s4.envs.trajectories import Trajectories
 
-Saved = Policy | ActorCritic | Any
-"""A policy of ours, or a ModelAgent, whose library is imported where one is rebuilt."""
+if TYPE_CHECKING:
+    from decision_s4.agents.model_agent import ModelAgent
+
+Saved: TypeAlias = "Policy | ActorCritic | ModelAgent"
+"""A policy of ours, or one of another library, which is imported where one is rebuilt."""
 
 
 def _sequence_policy(observed: Space, done: Space, options: dict[str, Any]) -> Policy:
@@ -29,13 +33,17 @@ def _actor_critic(observed: Space, done: Space, options: dict[str, Any]) -> Acto
     return ActorCritic(observed, done, _with_options(ActorCriticOptions, options))
 
 
-def _model_agent(observed: Space, done: Space, options: dict[str, Any]) -> Any:
+def _model_agent(observed: Space, done: Space, options: dict[str, Any]) -> "ModelAgent":
     from decision_s4.agents.models import ModelOptions, make_agent
 
     return make_agent(observed, done, ModelOptions(**options))
 
 
-KINDS = {"policy": _sequence_policy, "actor-critic": _actor_critic, "model": _model_agent}
+KINDS: dict[str, Callable[[Space, Space, dict[str, Any]], Saved]] = {
+    "policy": _sequence_policy,
+    "actor-critic": _actor_critic,
+    "model": _model_agent,
+}
 
 
 def agent_of(policy: Saved) -> Agent:

@@ -50,6 +50,7 @@ class Training(LoggedTraining):
     """A run of a sequence policy. See LoggedTraining."""
 
     config: TrainConfig
+    learner: DecisionLearner
 
     def __init__(
         self,
@@ -102,8 +103,8 @@ class Training(LoggedTraining):
             case "distill_from":
                 return self._pupil(options, rates)
             case "range_weight":
-                own = part(self.config, RangeOptions)
-                return RangeAwareLearner(*self._start(options, rates), own, self.world)
+                limits = part(self.config, RangeOptions)
+                return RangeAwareLearner(*self._start(options, rates), limits, self.world)
             case "value_weight":
                 self.check_alone("--value-weight 0")
                 own = part(self.config, ValueRegularisation)

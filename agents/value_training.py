@@ -1,7 +1,6 @@
 """Runs of value-based learners from logged transitions: td3-bc and iql."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from decision_s4.agents.feed_forward import FeedForwardPolicy
 from decision_s4.agents.iql import IQLLearner, IQLOptions
@@ -39,13 +38,16 @@ class IQLConfig(IQLOptions, PerceptronOptions, DataOptions):
 class ValueTraining(LoggedTraining):
     """A run over single transitions; `batch_steps` of them make a batch."""
 
+    config: TD3BCConfig | IQLConfig
+    batches: TransitionBatches
     body = "a perceptron"
 
     def new_policy_of_sizes(self) -> FeedForwardPolicy:
         """The untrained perceptron."""
         self.check_alone("--algo decision-s4")
-        sizes = {"d_model": self.config.d_model, "n_layers": self.config.n_layers}
-        policy = self.new_policy(PolicyOptions(tokens="observation", **sizes))
+        width, layers = self.config.d_model, self.config.n_layers
+        options = PolicyOptions(tokens="observation", d_model=width, n_layers=layers)
+        policy = self.new_policy(options)
         assert isinstance(policy, FeedForwardPolicy)
         return policy
 
@@ -65,13 +67,15 @@ class TD3BCTraining(ValueTraining):
         """Raise UserError for rewards too large to learn values of."""
         check_values(self.trajectories)
 
-    def new_learner(self) -> Any:
+    def new_learner(self) -> TD3BCLearner:
         """The untrained learner."""
         return TD3BCLearner(self.new_policy_of_sizes(), part(self.config, TD3BCOptions))
 
 
 class IQLTraining(ValueTraining):
     """A run of implicit Q-learning."""
+
+    config: IQLConfig
 
     def check_rewards(self) -> None:
         """Raise UserError for rewards too large to learn values of."""
@@ -84,7 +88,7 @@ class IQLTraining(ValueTraining):
         span = float(returns.max() - returns.min())
         return 1000 / span if self.config.scale_rewards and span > 0 else 1.0
 
-    def new_learner(self) -> Any:
+    def new_learner(self) -> IQLLearner:
         """The untrained learner."""
         options = part(self.config, IQLOptions)
         policy = self.new_policy_of_sizes()

@@ -45,7 +45,7 @@ def true_returns(run: Path, step: int) -> dict[float, float]:
 def policies_of(run: Path) -> Iterator[tuple[str, Agent, float, float]]:
     """(name, agent, target, true return) of a run's last checkpoint."""
     found = checkpoint.load(run, "last")
-    actor = Actor(saved.rebuild(found))
+    actor = saved.agent_of(saved.rebuild(found))
     for target, truth in true_returns(run, found.step).items():
         yield run.name, actor, target, truth
 
