@@ -131,7 +131,16 @@ def around(first_order: Scan) -> Scan:
     def states_last(x: Tensor, steps: int) -> Tensor:
         return nn.functional.pad(x.flatten(2).mT, (0, steps - x.shape[1])).contiguous()
 
-    def scan(u, delta, A, B, C, D, z, delta_bias) -> Tensor:
+    def scan(
+        u: Tensor,
+        delta: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor,
+        z: Tensor,
+        delta_bias: Tensor,
+    ) -> Tensor:
         steps = u.shape[1]
         padded = 1 << (steps - 1).bit_length()
         delta = nn.functional.softplus(delta + delta_bias)
