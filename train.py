@@ -22,7 +22,7 @@ from decision_s4.agents.interrupt import Interrupt
 from decision_s4.agents.options import RunOptions, check_ranges, choose_device
 from decision_s4.agents.program import exit_code
 from decision_s4.agents.run import Row, Run
-from decision_s4.agents.run_dir import create_run_dir, default_run_dir
+from decision_s4.agents.run_dir import alone_in, create_run_dir, default_run_dir
 from decision_s4.agents.settings import portable, save_settings, saved_settings, settings
 from decision_s4.envs.errors import DivergedError, SimulatorError, UserError
 
@@ -73,25 +73,27 @@ def _begin(run: Run) -> Path:
     run_dir = create_run_dir(
         config.run_dir or default_run_dir(config.algo, config.subject, config.seed)
     )
-    try:
-        save_settings(config, run_dir)
-        _record(run, run_dir)
-    except Exception:
-        if not checkpoint.any_in(run_dir):
-            shutil.rmtree(run_dir)  # nothing to go on with, and a retry finds its folder free
-        raise
+    with alone_in(run_dir):
+        try:
+            save_settings(config, run_dir)
+            _record(run, run_dir)
+        except Exception:
+            if not checkpoint.any_in(run_dir):
+                shutil.rmtree(run_dir)  # nothing to go on with, and a retry finds its folder free
+            raise
     return run_dir
 
 
 def _resume(run: Run, run_dir: Path, before: RunOptions) -> Path:
-    run.restore(run_dir)
-    if run.finished:
-        done = f"step {run.step} of {run.config.steps}"
-        print(f"{run_dir} is finished: {done}; train on with more --steps")
-        return run_dir
-    changes = describe_changes(before, portable(run.config))
-    save_settings(run.config, run_dir)
-    _record(run, run_dir, [f"resumed at step {run.step}", *(f"changed {c}" for c in changes)])
+    with alone_in(run_dir):
+        run.restore(run_dir)
+        if run.finished:
+            done = f"step {run.step} of {run.config.steps}"
+            print(f"{run_dir} is finished: {done}; train on with more --steps")
+            return run_dir
+        changes = describe_changes(before, portable(run.config))
+        save_settings(run.config, run_dir)
+        _record(run, run_dir, [f"resumed at step {run.step}", *(f"changed {c}" for c in changes)])
     return run_dir
 
 

@@ -1,10 +1,12 @@
 """Run folders: safe names, never mixed with another run."""
 
+from multiprocessing import get_context
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
 
-from decision_s4.agents.run_dir import create_run_dir, default_run_dir
+from decision_s4.agents.run_dir import alone_in, create_run_dir, default_run_dir
 from decision_s4.envs.errors import UserError
 
 
@@ -18,10 +20,35 @@ from decision_s4.envs.errors import UserError
         ("x" * 500, "x" * 120),
     ],
 )
-def test_an_id_becomes_one_folder(data: str, name: str) -> None:
-    path = default_run_dir("decision-s4", data, 3, Path("runs"))
-    assert path.parent == Path("runs/decision-s4") / name
+def test_an_id_becomes_one_folder(data: str, name: str, tmp_path: Path) -> None:
+    path = default_run_dir("decision-s4", data, 3, tmp_path / "runs")
+    assert path.parent == tmp_path / "runs/decision-s4" / name
     assert path.name.startswith("3-20")
+
+
+def test_runs_of_the_same_second_have_folders_of_their_own(tmp_path: Path) -> None:
+    folders = {default_run_dir("ppo", "Hopper-v5", 0, tmp_path) for _ in range(20)}
+    assert len(folders) == 20
+    assert all(create_run_dir(folder) == folder for folder in folders)
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
+    """The lock goes with the process that holds it."""
+    held, ready = get_context("spawn").Event(), get_context("spawn").Event()
+    other = get_context("spawn").Process(target=hold, args=(tmp_path, held, ready))
+    other.start()
+    assert held.wait(60)
+    with pytest.raises(UserError, match="another process trains there"), alone_in(tmp_path):
+        pass
+    other.kill()
+    with alone_in(tmp_path):
+        other.join()
+
+
+def hold(run_dir: Path, held: Event, never: Event) -> None:
+    with alone_in(run_dir):
+        held.set()
+        never.wait()
 
 
 def test_a_run_never_enters_a_used_folder(tmp_path: Path) -> None:
