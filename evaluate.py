@@ -2,7 +2,11 @@
 
 import os
 
+from decision_s4.agents.interrupt import end_quietly
+
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # idle threads must not starve the simulators
+if __name__ == "__main__":
+    end_quietly()
 
 import sys
 from collections.abc import Sequence

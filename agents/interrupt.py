@@ -4,6 +4,21 @@ import signal
 from typing import Self
 
 
+def end_quietly() -> None:
+    """Until `interruptible`, Ctrl-C ends the program without a traceback: libraries still load.
+
+    Where Ctrl-C is ignored, as in a background job, it stays so.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def interruptible() -> None:
+    """From now on, Ctrl-C is a KeyboardInterrupt again."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 class Interrupt:
     """A context in which Ctrl-C or SIGTERM sets `asked`; a second one stops at once."""
 

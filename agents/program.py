@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 
+from decision_s4.agents.interrupt import interruptible
 from decision_s4.envs.errors import explanation
 
 
@@ -15,6 +16,7 @@ def exit_code(program: str, work: Callable[[], object]) -> int:
     """
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     logging.getLogger("decision_s4.kernels.extension").setLevel(logging.INFO)  # why it waits
+    interruptible()
     try:
         work()
     except KeyboardInterrupt:

@@ -132,6 +132,16 @@ def test_sigint_to_a_process(whole_long_run, tmp_path):
     assert contents(tmp_path / "run") == whole_long_run
 
 
+@pytest.mark.parametrize("name", ["train.py", "evaluate.py"])
+def test_ctrl_c_while_libraries_load_is_no_traceback(name, tmp_path):
+    """A signal that comes with the first import, of a module that stands in torch's place."""
+    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    command = [sys.executable, str(Path(program.__file__).with_name(name))]
+    path = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    ended = subprocess.run(command, env=path, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (-signal.SIGINT, "")
+
+
 def test_sigkill_at_random_moments(whole_long_run, tmp_path):
     moments = random.Random(0)
     flags = [*LONG, "--run-dir", str(tmp_path / "run")]
