@@ -5,7 +5,8 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from decision_s4.agents.backbones.base import BACKBONES, Mixer, State, register
-from decision_s4.agents.backbones.stack import Backbone, make_backbone
+from decision_s4.agents.backbones.make import make_backbone
+from decision_s4.agents.backbones.stack import Backbone
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
