@@ -25,6 +25,7 @@ from gated_linear import both_ways, table
 from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
+from triton.runtime.errors import TritonError
 
 from decision_s4.kernels import fla
 from decision_s4.kernels.delta_rule import delta_rule, naive
@@ -118,7 +119,7 @@ def errors(inputs: list[Tensor], scans: dict[str, Scan]) -> str:
             found, _ = scans[name](*inputs)
             try:
                 (gradient,) = torch.autograd.grad(found.sum(), inputs[4])
-            except RuntimeError:  # refused, as `table` has said
+            except (RuntimeError, TritonError):  # refused, as `table` has said
                 continue
             pairs = (found, o), (gradient, dgate)
             cells += [f"{name}"] + [f"{(a.cpu() - b).norm() / b.norm():.1e}" for a, b in pairs]
@@ -131,9 +132,12 @@ def kernel_times(scans: dict[str, Scan], inputs: list[Tensor]) -> None:
         if name in ("resets", "torch", ANY):
             continue
         train = both_ways(scan, inputs)["both"]
-        with profile(activities=[ProfilerActivity.CUDA]) as found:
-            for _ in range(CALLS):
-                train()
+        try:
+            with profile(activities=[ProfilerActivity.CUDA]) as found:
+                for _ in range(CALLS):
+                    train()
+        except (RuntimeError, TritonError):  # refused, as `table` has said
+            continue
         events = sorted(found.key_averages(), key=lambda e: -e.device_time_total)
         cells = [f"{e.key[:40]} {e.device_time_total / CALLS / 1e3:.3f}" for e in events[:14]]
         print(f"  kernels of {name}: {'; '.join(cells)}", flush=True)

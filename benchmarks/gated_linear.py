@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from timing import interleaved
 from torch import Tensor
+from triton.runtime.errors import TritonError
 
 from decision_s4.kernels import fla
 from decision_s4.kernels.gated_linear import gated_linear, naive
@@ -80,7 +81,7 @@ def table(title: str, contenders: dict[str, Scan], inputs: list[Tensor], repeats
         for way, call in both_ways(scan, inputs).items():
             try:
                 call()
-            except RuntimeError as error:
+            except (RuntimeError, TritonError) as error:
                 print(f"{title:34}{name:20}  {way}: {str(error).splitlines()[0]}", flush=True)
             else:
                 calls[name, way] = call

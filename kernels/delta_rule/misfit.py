@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 MAX_KEYS = 128  # a program holds a state's whole column
+MAX_STEPS = 65_535 * 16  # a grid has no more chunks
 PROVEN = False  # tests/kernels/test_delta_rule_cuda.py has passed on a GPU
 
 
@@ -14,6 +15,8 @@ def misfit(q: Tensor, k: Tensor, w: Tensor, v: Tensor) -> str | None:
             return f"needs bfloat16 or float32, not {x.dtype}"
     if k.shape[-1] > MAX_KEYS:
         return f"takes K up to {MAX_KEYS}, not {k.shape[-1]}"
+    if v.dim() == 4 and v.shape[1] > MAX_STEPS:
+        return f"takes rows of up to {MAX_STEPS:,} steps, not {v.shape[1]:,}"
     return None
 
 

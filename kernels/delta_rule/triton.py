@@ -34,8 +34,8 @@ class Config(NamedTuple):
 
 
 SHORT, LONG = Config(32, 4, 64, (2, 32), (4, 64)), Config(64, 4, 64, (4, 64), (4, 64))
-PER_KEY = (Config(16, 4, 64, (1, 64), (1, 32)), SHORT, Config(32, 2, 32, (4, 32), (2, 32)), LONG)
-PER_HEAD = (*PER_KEY, Config(64, 4, 32, (4, 32), (4, 32)), Config(64, 8, 64, (8, 64), (8, 64)))
+PER_KEY = (Config(16, 4, 64, (1, 64), (1, 32)), SHORT)
+PER_HEAD = (*PER_KEY, LONG)
 
 
 def scan(

@@ -12,7 +12,12 @@ of zeros and ones.
 import triton
 import triton.language as tl
 
-from decision_s4.kernels.delta_rule.triton_forward import episodes, passage, per_episode
+from decision_s4.kernels.delta_rule.triton_forward import (
+    episodes,
+    meet_at_once,
+    passage,
+    per_episode,
+)
 from decision_s4.kernels.triton_chunks import (
     RUNTIME,
     count_wild,
@@ -40,7 +45,7 @@ def reach(
     head, row, t = sequence % HEADS, sequence // HEADS, tl.program_id(1).to(tl.int64) * L
     m, lane = tl.program_id(2) * VALUES + tl.arange(0, VALUES), tl.arange(0, L)
     of_values = (m < V)[None, :]
-    member, episode, first, last = episodes(marks, row, t, steps, lane)
+    member, episode, first, last, _ = episodes(marks, row, t, steps, lane)
     ps = load(read + of_chunk * L * L, lane[:, None] * L + lane[None, :], lane[:, None] < L)
     do_t = head_of(do, row, t, head, steps, HEADS, V, False)
     dos = load(do_t, tile(lane, m, HEADS, V, False), member[:, None] & of_values)
@@ -108,7 +113,7 @@ def value_gradients(
     head, row, t = sequence % HEADS, sequence // HEADS, tl.program_id(1).to(tl.int64) * L
     lane = tl.arange(0, L)
     i, j = lane[:, None], lane[None, :]
-    member, episode, first, last = episodes(marks, row, t, steps, lane)
+    member, episode, first, last, _ = episodes(marks, row, t, steps, lane)
     inverted = tl.trans(load(inverse + of_chunk * L * L, i * L + j, i < L))
     do_t = head_of(do, row, t, head, steps, HEADS, V, False)
     dv_t = head_of(dv, row, t, head, steps, HEADS, V, False)
@@ -144,7 +149,7 @@ def key_gradients(
     n, lane = tl.program_id(2) * KEYS + tl.arange(0, KEYS), tl.arange(0, L)
     i, j = lane[:, None], lane[None, :]
     of_keys, stored = (n < K)[None, :], (t + lane < steps)[:, None] & (n < K)[None, :]
-    member, episode, first, last = episodes(marks, row, t, steps, lane)
+    member, episode, first, last, begins = episodes(marks, row, t, steps, lane)
     to_keys = tile(lane, n, HEADS, K, False)
     q_t, k_t = (
         head_of(q, row, t, head, steps, HEADS, K, False),
@@ -191,8 +196,11 @@ def key_gradients(
         inside = piece[:, None] & of_keys
         qs, ks = load(q_t, to_keys, inside), load(k_t, to_keys, inside)
         ws = load(w_t, to_keys, inside)
-        gates = gates_of(gate, row, t, head, steps, HEADS, lane, n, piece, K, PER_KEY)
-        since = tl.exp(sums(j <= i, gates, EXACT, PER_KEY))
+        counted = piece & (begins == 0)
+        gates = gates_of(gate, row, t, head, steps, HEADS, lane, n, counted, K, PER_KEY)
+        same = piece[:, None] & piece[None, :] & (episode[:, None] == episode[None, :])
+        summed = sums(same & (j <= i), gates, EXACT, PER_KEY)
+        since = tl.exp(summed)
         until = tl.exp(sums(j > i, gates, EXACT, PER_KEY))
         d_query, d_key = tl.where(own, reads * since, 0.0), tl.where(own, finds * since, 0.0)
         d_write = tl.where(own, writes * until, 0.0)
@@ -200,31 +208,43 @@ def key_gradients(
         of_total = through * tl.exp(tl.sum(gates, axis=0))
         met_read, met_found = tl.where(own, by_read, 0.0), tl.where(own, by_found, 0.0)
         if PER_KEY:
-            d_gate = sums(j >= i, of_since, EXACT, True) + sums(j < i, of_until, EXACT, True)
-            d_gate += of_total[None, :]
+            d_gate = sums(j < i, of_until, EXACT, True) + of_total[None, :]
             itself = tl.sum(tl.where(i == j, met_read, 0.0), axis=1)[:, None]
             d_query += itself * ws
             d_write += itself * qs
-            for level in range(0, LEVELS):
-                between, pair = meet(lane, level)
-                decay = tl.exp(sums(between, gates, EXACT, True))
-                pair_read, pair_found = (
-                    tl.where(pair, met_read, 0.0),
-                    tl.where(pair, met_found, 0.0),
-                )
-                w_decay = ws * decay
-                more_query = dot(pair_read, w_decay, PRECISION) * decay
-                more_key = dot(pair_found, w_decay, PRECISION) * decay
-                more_write = dot(tl.trans(pair_read), qs * decay, PRECISION)
-                more_write += dot(tl.trans(pair_found), ks * decay, PRECISION)
-                more_write *= decay
+            if meet_at_once(summed, ws):
+                met_read, growth = tl.where(j < i, met_read, 0.0), tl.exp(-summed)
+                w_growth = ws * growth
+                more_query = dot(met_read, w_growth, PRECISION) * since
+                more_key = dot(met_found, w_growth, PRECISION) * since
+                more_write = dot(tl.trans(met_read), qs * since, PRECISION)
+                more_write += dot(tl.trans(met_found), ks * since, PRECISION)
+                more_write *= growth
                 d_query += more_query
                 d_key += more_key
                 d_write += more_write
-                of_decay = qs * more_query + ks * more_key + ws * more_write
-                d_gate += sums(tl.trans(between), of_decay, EXACT, True)
+                flow = of_since + qs * more_query + ks * more_key - ws * more_write
+                d_gate += sums(same & (j >= i), flow, EXACT, True)
+            else:
+                d_gate += sums(j >= i, of_since, EXACT, True)
+                for level in range(0, LEVELS):
+                    between, pair = meet(lane, level)
+                    decay = tl.exp(sums(between, gates, EXACT, True))
+                    pair_read = tl.where(pair, met_read, 0.0)
+                    pair_found = tl.where(pair, met_found, 0.0)
+                    w_decay = ws * decay
+                    more_query = dot(pair_read, w_decay, PRECISION) * decay
+                    more_key = dot(pair_found, w_decay, PRECISION) * decay
+                    more_write = dot(tl.trans(pair_read), qs * decay, PRECISION)
+                    more_write += dot(tl.trans(pair_found), ks * decay, PRECISION)
+                    more_write *= decay
+                    d_query += more_query
+                    d_key += more_key
+                    d_write += more_write
+                    of_decay = qs * more_query + ks * more_key + ws * more_write
+                    d_gate += sums(tl.trans(between), of_decay, EXACT, True)
             dgate_t = head_of(dgate, row, t, head, steps, HEADS, K, False)
-            d_gate = tl.where(piece[:, None], d_gate, 0.0)
+            d_gate = tl.where(counted[:, None], d_gate, 0.0)
             tl.store(dgate_t + to_keys, d_gate, mask=own & stored)
         else:
             decay = scalar_decay(gates, lane)
@@ -237,10 +257,9 @@ def key_gradients(
             d_write += dot(tl.trans(met_read), qs, PRECISION)
             d_write += dot(tl.trans(met_found), ks, PRECISION)
             flow = tl.sum(of_since, axis=1) + tl.sum(crossing, axis=1) - tl.sum(crossing, axis=0)
-            onward = (j >= i) & (episode[:, None] == episode[None, :])
-            d_gate = tl.sum(tl.where(onward, flow[None, :], 0.0), axis=1)
+            d_gate = tl.sum(tl.where(same & (j >= i), flow[None, :], 0.0), axis=1)
             d_gate += tl.sum(tl.where(j < i, tl.sum(of_until, axis=1)[None, :], 0.0), axis=1)
-            d_gate = tl.where(piece, d_gate + tl.sum(of_total, axis=0), 0.0)
+            d_gate = tl.where(counted, d_gate + tl.sum(of_total, axis=0), 0.0)
             part = tl.program_id(2) * rows
             dgate_t = head_of(dgate, part + row, t, head, steps, HEADS, 1, False)
             tl.store(dgate_t + lane * HEADS, d_gate, mask=mine & (t + lane < steps))

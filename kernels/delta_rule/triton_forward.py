@@ -15,6 +15,9 @@ Where an episode begins inside a chunk, weights across it are set to 0, and what
 other chunks is set to 0 by step. But 0 NaN is NaN: where such a chunk holds anything not below
 TAME, products over steps are taken of one episode after another (in `rounds`).
 
+With a gate a key, steps meet where their blocks of 1, 2, 4, … steps join, as in gated_linear, and
+as there all at once where no sum of an episode's gates in the chunk is below LOWEST.
+
 Marks (B, T): 0 for a step of no episode, 2 for the first of an episode, 1 for the others. Shapes:
 q, k, w (B, T, H, K), v (B, T, H, V), gate (B, T, H, K or 1), states (B·H, chunks, K, V), what is
 handed on (B·H, chunks, L, K, V or L), decay (B·H, chunks, K or 1).
@@ -25,6 +28,7 @@ import triton.language as tl
 
 from decision_s4.kernels.triton_chunks import (
     RUNTIME,
+    TAME,
     count_wild,
     dot,
     gates_of,
@@ -38,34 +42,46 @@ from decision_s4.kernels.triton_chunks import (
 )
 
 BLOCK = tl.constexpr(16)
+LOWEST = tl.constexpr(-40.0)
 
 
 @triton.jit
 def episodes(marks, row, t, steps, lane):
     """Of a chunk from step t on: who belongs to an episode; the number of each step's, 0 for the
-    one that goes on from the chunk before; the first number and the last."""
+    one that goes on from the chunk before; the first number and the last; who begins one."""
     mark = tl.load(marks + row * steps + t + lane, mask=t + lane < steps, other=0)
     episode = tl.cumsum((mark == 2).to(tl.int32), axis=0)
-    return mark != 0, episode, tl.min(episode), tl.max(episode)
+    return mark != 0, episode, tl.min(episode), tl.max(episode), mark == 2
+
+
+@triton.jit
+def meet_at_once(summed, w):
+    """Whether exp of the negated sums of gates (L, K) is harmless."""
+    return tl.sum(tl.where((summed >= LOWEST) & (tl.abs(w) < TAME), 0, 1)) == 0
 
 
 @triton.jit
 def weights(
-    q, k, w, gate, lane, same, L: tl.constexpr, LEVELS: tl.constexpr, PER_KEY: tl.constexpr,
-    PRECISION: tl.constexpr, EXACT: tl.constexpr,
+    q, k, w, gate, summed, lane, same, L: tl.constexpr, LEVELS: tl.constexpr,
+    PER_KEY: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """P and A, (L, L): weights of what step j wrote in what step i reads (j <= i) and finds
-    (j < i), both of the `same` episode."""
+    (j < i), both of the `same` episode; `summed` are its gates in the chunk up to a step."""
     i, j = lane[:, None], lane[None, :]
     if PER_KEY:
-        read = tl.where(i == j, tl.sum(q * w, axis=1)[:, None], 0.0)
-        found = tl.zeros([L, L], tl.float32)
-        for level in range(0, LEVELS):
-            between, pair = meet(lane, level)
-            decay = tl.exp(sums(between, gate, EXACT, True))
-            written = tl.trans(w * decay)
-            read += tl.where(pair & same, dot(q * decay, written, PRECISION), 0.0)
-            found += tl.where(pair & same, dot(k * decay, written, PRECISION), 0.0)
+        if meet_at_once(summed, w):
+            decay, written = tl.exp(summed), tl.trans(w * tl.exp(-summed))
+            read = tl.where(same & (j <= i), dot(q * decay, written, PRECISION), 0.0)
+            found = tl.where(same & (j < i), dot(k * decay, written, PRECISION), 0.0)
+        else:
+            read = tl.where(i == j, tl.sum(q * w, axis=1)[:, None], 0.0)
+            found = tl.zeros([L, L], tl.float32)
+            for level in range(0, LEVELS):
+                between, pair = meet(lane, level)
+                decay = tl.exp(sums(between, gate, EXACT, True))
+                written = tl.trans(w * decay)
+                read += tl.where(pair & same, dot(q * decay, written, PRECISION), 0.0)
+                found += tl.where(pair & same, dot(k * decay, written, PRECISION), 0.0)
     else:
         decay, written = scalar_decay(gate, lane), tl.trans(w)
         read = tl.where(same & (j <= i), dot(q, written, PRECISION) * decay, 0.0)
@@ -116,7 +132,7 @@ def prepare(
     head, row, t = sequence % HEADS, sequence // HEADS, tl.program_id(1).to(tl.int64) * L
     lane = tl.arange(0, L)
     i, j = lane[:, None], lane[None, :]
-    member, episode, first, last = episodes(marks, row, t, steps, lane)
+    member, episode, first, last, begins = episodes(marks, row, t, steps, lane)
     q_t = head_of(q, row, t, head, steps, HEADS, K, False)
     k_t = head_of(k, row, t, head, steps, HEADS, K, False)
     w_t = head_of(w, row, t, head, steps, HEADS, K, False)
@@ -131,7 +147,6 @@ def prepare(
         for begin in tl.range(0, V, VALUES, num_stages=1):
             m = begin + tl.arange(0, VALUES)
             apart += wild(v_t, tile(lane, m, HEADS, V, False), member[:, None] & (m < V)[None, :])
-    begins = tl.load(marks + row * steps + t + lane, mask=t + lane < steps, other=0) == 2
     tl.store(cuts + of_chunk * 2, tl.min(tl.where(begins, lane, L)))
     tl.store(cuts + of_chunk * 2 + 1, tl.max(tl.where(begins, lane, -1)))
     rounds = tl.where(apart > 0, last - first + 1, 1)
@@ -146,8 +161,10 @@ def prepare(
             n = begin + tl.arange(0, KEYS)
             of_keys, to_keys = (n < K)[None, :], tile(lane, n, HEADS, K, False)
             inside, stored = piece[:, None] & of_keys, mine[:, None] & of_keys
-            gates = gates_of(gate, row, t, head, steps, HEADS, lane, n, piece, K, PER_KEY)
-            since = tl.exp(sums(j <= i, gates, EXACT, PER_KEY))
+            counted = piece & (begins == 0)  # where an episode begins, nothing decays
+            gates = gates_of(gate, row, t, head, steps, HEADS, lane, n, counted, K, PER_KEY)
+            summed = sums(same & (j <= i), gates, EXACT, PER_KEY)
+            since = tl.exp(summed)
             until = tl.exp(sums(j > i, gates, EXACT, PER_KEY))
             at = of_chunk * L * K + lane[:, None] * K + n[None, :]
             qs = tl.where(entering, load(q_t, to_keys, inside) * since, 0.0)
@@ -165,7 +182,7 @@ def prepare(
             qs, ks = load(q_t, to_keys, inside), load(k_t, to_keys, inside)
             ws = load(w_t, to_keys, inside)
             of_read, of_found = weights(
-                qs, ks, ws, gates, lane, same, L, LEVELS, PER_KEY, PRECISION, EXACT
+                qs, ks, ws, gates, summed, lane, same, L, LEVELS, PER_KEY, PRECISION, EXACT
             )
             reads += of_read
             found += of_found
@@ -267,7 +284,7 @@ def outputs(
     n, m = tl.arange(0, KEYS), tl.program_id(2) * VALUES + tl.arange(0, VALUES)
     lane = tl.arange(0, L)
     of_keys, of_values = (n < K)[None, :], (m < V)[None, :]
-    member, episode, first, last = episodes(marks, row, t, steps, lane)
+    member, episode, first, last, _ = episodes(marks, row, t, steps, lane)
     ps = load(read + of_chunk * L * L, lane[:, None] * L + lane[None, :], lane[:, None] < L)
     qs = load(reading + of_chunk * L * K, lane[:, None] * K + n[None, :], of_keys)
     us = load(written + of_chunk * L * V, lane[:, None] * V + m[None, :], of_values)
