@@ -18,6 +18,21 @@ from decision_s4.kernels.delta_rule.misfit import misfit
 from decision_s4.kernels.packing import Packing
 
 
+class Launch(NamedTuple):
+    """Of `prepare` or `key_gradients`."""
+
+    warps: int
+    keys: int
+    """Taken at once."""
+    registers: int | None = None
+    """A thread's at most, so that more programs run side by side."""
+
+    @property
+    def options(self) -> dict[str, int]:
+        limit = {} if self.registers is None else {"maxnreg": self.registers}
+        return {"num_warps": self.warps} | limit
+
+
 class Config(NamedTuple):
     """How the kernels are launched."""
 
@@ -27,15 +42,15 @@ class Config(NamedTuple):
     """Of those that walk along rows, and of those that take values."""
     values: int
     """Of a tile of the state that is walked with."""
-    prepare: tuple[int, int]
-    """Warps, and keys at once, of `prepare`."""
-    gradients: tuple[int, int]
-    """The same of `key_gradients`."""
+    prepare: Launch
+    gradients: Launch
 
 
-SHORT, LONG = Config(32, 4, 64, (2, 32), (4, 64)), Config(64, 4, 64, (4, 64), (4, 64))
-PER_KEY = (Config(16, 4, 64, (1, 64), (1, 32)), SHORT)
-PER_HEAD = (*PER_KEY, LONG)
+SHORT = Config(32, 4, 64, Launch(2, 32), Launch(4, 64))
+NARROW = Config(32, 4, 32, Launch(2, 32, 168), Launch(4, 64, 168))
+LONG = Config(64, 4, 64, Launch(4, 64), Launch(4, 64))
+PER_KEY = (SHORT, NARROW)
+PER_HEAD = (SHORT, NARROW, LONG)
 
 
 def scan(
@@ -130,10 +145,9 @@ class FusedScan(torch.autograd.Function):
         shape = _shape(k, v, gate, config)
         steps, warps = shape.steps, {"num_warps": config.warps}
         x = _room(v, shape, keep)
-        alone, keys = config.prepare
         forwards.prepare[shape.grid](
             q, k, w, v, gate, marks, *x, steps,
-            **shape.flags(ALL, keys=keys), num_warps=alone, KEEP=keep,
+            **shape.flags(ALL, keys=config.prepare.keys), **config.prepare.options, KEEP=keep,
         )  # fmt: skip
         before, final = _states(state, shape)
         walk = shape.flags(WALK, config.values)
@@ -171,15 +185,14 @@ class FusedScan(torch.autograd.Function):
             x.inverse, x.written, marks, do, d_written, dv, d_read, d_found,
             steps, **base, **warps,
         )  # fmt: skip
-        alone, keys = config.gradients
-        flags = shape.flags(ALL, keys=keys)
+        flags = shape.flags(ALL, keys=config.gradients.keys)
         blocks = triton.cdiv(shape.keys, flags["KEYS"])
         dq, dk, dw, d_gate = (torch.empty_like(like) for like in (q, k, w, gate))
         parts = not shape.per_key and blocks > 1
         d_gates = do.new_empty(blocks, *gate.shape, dtype=torch.float32) if parts else d_gate
         backwards.key_gradients[(*shape.grid, blocks)](
             q, k, w, gate, marks, x.written, before, after, do, dv, d_read, d_found,
-            dq, dk, dw, d_gates, steps, shape.rows, **flags, num_warps=alone,
+            dq, dk, dw, d_gates, steps, shape.rows, **flags, **config.gradients.options,
         )  # fmt: skip
         if parts:
             d_gate = d_gates.sum(0).to(gate.dtype)
