@@ -14,6 +14,7 @@ from torch import Tensor
 LOG = logging.getLogger(__name__)
 NO_FLA = "has no such kernel"
 COMPILED = (torch.float32, torch.float64)
+COMPLEX = (*COMPILED, torch.complex64, torch.complex128)
 
 
 def fastest(
@@ -50,24 +51,36 @@ def interpreted() -> bool:
 
 
 @functools.cache
-def fastest_on_cpu(op: str, device: str, dtype: torch.dtype, more: str = "") -> str:
-    """ "cpu", the library of `op`, for what it takes where it compiles, else "torch"; the log says
-    so, and `more`."""
+def fastest_on_cpu(
+    op: str,
+    device: str,
+    dtype: torch.dtype,
+    more: str = "",
+    types: tuple[torch.dtype, ...] = COMPILED,
+) -> str:
+    """ "cpu", the library of `op`, for the `types` it takes where it compiles, else "torch"; the
+    log says so, and `more`."""
     impl = "torch"
-    if device == "cpu" and dtype in COMPILED:
+    if device == "cpu" and dtype in types:
         compiled = importlib.import_module(f"decision_s4.kernels.{op}.cpu")
         impl = "cpu" if compiled.library() else "torch"
     LOG.info("%s: '%s' runs on %s in %s%s", op, impl, device, dtype, more)
     return impl
 
 
-def check_compiled(op: str, tensor: Tensor, library: Callable[[], ModuleType | None]) -> None:
+def check_compiled(
+    op: str,
+    tensor: Tensor,
+    library: Callable[[], ModuleType | None],
+    types: tuple[torch.dtype, ...] = COMPILED,
+) -> None:
     """Raises ValueError where the C++ library of `op` does not take such tensors, RuntimeError
     where there is none."""
-    if tensor.device.type != "cpu" or tensor.dtype not in COMPILED:
+    if tensor.device.type != "cpu" or tensor.dtype not in types:
+        *others, last = (str(each).removeprefix("torch.") for each in types)
         raise ValueError(
-            f"{op}: impl 'cpu' needs float32 or float64 on the CPU, not {tensor.dtype} on "
-            f"{tensor.device}; use 'torch'"
+            f"{op}: impl 'cpu' needs {', '.join(others)} or {last} on the CPU, not {tensor.dtype} "
+            f"on {tensor.device}; use 'torch'"
         )
     check_library(op, library)
 

@@ -67,7 +67,7 @@ class MimoStateSpace(Mixer):
         with torch.autocast(x.device.type, enabled=False):
             system, u = self.constants(), ops.tap("layer.values", x.to(self.b.dtype))
             driven, carried = _complex(u @ system.b), torch.view_as_complex(state)
-            states, final = diagonal_scan(driven, system.a, carried, packing)
+            states, final = diagonal_scan(driven, system.a, carried, packing, ops.impl())
             y = _read(states, system, u)
         return self.mix_channels(y), torch.view_as_real(final)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from decision_s4.kernels.delta_rule import delta_rule
+from decision_s4.kernels.diagonal_scan import cpu as diagonal_cpu
 from decision_s4.kernels.diagonal_scan import diagonal_scan
 from decision_s4.kernels.gated_linear import gated_linear
 from decision_s4.kernels.gated_scan import cpu as gated_cpu
@@ -113,8 +114,8 @@ def recurrent(kind: Kind, gate: float, impl: str) -> tuple[Callable, list, tuple
 
 
 CASES: list[Any] = [
-    *((selective, impl) for impl in ("torch", "cpu")),
-    *((make, "torch") for make in (state_space, attention, delta, diagonal, invariant)),
+    *((make, impl) for make in (selective, diagonal) for impl in ("torch", "cpu")),
+    *((make, "torch") for make in (state_space, attention, delta, invariant)),
     (convolution, "torch"),
     *((recurrent, impl) for impl in ("torch", "cpu", "fused")),
 ]
@@ -127,7 +128,8 @@ cases = pytest.mark.parametrize(
 def compiled(request):
     """Skips what needs a C++ library where it cannot be built."""
     given = request.node.callspec.params
-    library = {selective: selective_cpu, recurrent: gated_cpu}.get(given["make"])
+    libraries = {selective: selective_cpu, diagonal: diagonal_cpu, recurrent: gated_cpu}
+    library = libraries.get(given["make"])
     if given["impl"] == "cpu" and library.library() is None:
         pytest.skip("no C++ library: needs a compiler and ninja")
 

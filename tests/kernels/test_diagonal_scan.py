@@ -1,23 +1,30 @@
-"""The chunked scan equals the equation's loop: states, final state, every gradient."""
+"""The fast scans equal the equation's loop: states, final state, every gradient."""
+
+import functools
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decision_s4.kernels.diagonal_scan import chunked, diagonal_scan, diagonal_step, naive
+from decision_s4.kernels.diagonal_scan import chunked, cpu, diagonal_scan, diagonal_step, naive
 from decision_s4.kernels.packing import Packing
 
 POLES, ROWS = 5, 4
-impls = pytest.mark.parametrize("impl", ["naive", "torch"])
+needs_compiler = pytest.mark.skipif(cpu.library() is None, reason="needs a C++ compiler and ninja")
+COMPILED = pytest.param("cpu", marks=needs_compiler)
+impls = pytest.mark.parametrize("impl", ["naive", "torch", COMPILED])
+fast = pytest.mark.parametrize("impl", ["torch", COMPILED])
 kinds = pytest.mark.parametrize("dtype", [torch.complex128, torch.float64])
 
 
-def make(steps: int, rows: int = ROWS, dtype=torch.complex128) -> list[torch.Tensor]:
+def make(
+    steps: int, rows: int = ROWS, dtype=torch.complex128, poles: int = POLES
+) -> list[torch.Tensor]:
     """u (B, T, P), a (P,) inside the unit circle, state (B, P)."""
-    a = torch.randn(POLES, dtype=dtype)
+    a = torch.randn(poles, dtype=dtype)
     a = a / (1 + a.abs())
-    u, state = torch.randn(rows, steps, POLES, dtype=dtype), torch.randn(rows, POLES, dtype=dtype)
+    u, state = torch.randn(rows, steps, poles, dtype=dtype), torch.randn(rows, poles, dtype=dtype)
     return [z.requires_grad_() for z in (u, a, state)]
 
 
@@ -29,25 +36,99 @@ def outcome(run, inputs, packing) -> list[torch.Tensor]:
     return [x, final, *torch.autograd.grad(loss, inputs, materialize_grads=True)]
 
 
-def assert_all_near(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
+def assert_all_near(
+    found: list[torch.Tensor], expected: list[torch.Tensor], tolerance: float = 1e-10
+) -> None:
     for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
+@fast
 @kinds
 @pytest.mark.parametrize("steps", [1, 2, 3, 31, 32, 33, 257, 1000])
-def test_chunked_equals_the_loop(steps, dtype):
+def test_it_equals_the_loop(steps, dtype, impl):
     torch.manual_seed(steps)
     inputs = make(steps, dtype=dtype)
     start, valid = torch.rand(ROWS, steps) < 0.05, torch.rand(ROWS, steps) < 0.8
     start[0], valid[1], valid[2] = False, True, False
     start[3, 0] = True
-    packing = Packing(start, valid)
-    assert_all_near(outcome(diagonal_scan, inputs, packing), outcome(naive.scan, inputs, packing))
+    packing, run = Packing(start, valid), functools.partial(diagonal_scan, impl=impl)
+    assert_all_near(outcome(run, inputs, packing), outcome(naive.scan, inputs, packing))
+
+
+@needs_compiler
+@pytest.mark.parametrize("poles", [1, 2, 4, 8, 9, 15, 16, 17, 33, 40, 70])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.complex128])
+def test_poles_of_any_number_in_vectors_of_any_width(poles, dtype):
+    torch.manual_seed(poles)
+    inputs = make(37, dtype=dtype, poles=poles)
+    packing = Packing(torch.rand(ROWS, 37) < 0.1, torch.rand(ROWS, 37) < 0.8)
+    run = functools.partial(diagonal_scan, impl="cpu")
+    found, expected = outcome(run, inputs, packing), outcome(naive.scan, inputs, packing)
+    assert all(each.dtype == dtype for each in found)
+    assert_all_near(found, expected, 1e-10 if inputs[0].real.dtype == torch.float64 else 2e-5)
+
+
+@fast
+def test_views_are_read_as_what_they_stand_for(impl):
+    """Conjugates, negated views, parts of tensors, other orders of dimensions, starts too."""
+    torch.manual_seed(6)
+    start = (torch.rand(7, ROWS) < 0.3).T
+    u, a, state = (z.detach() for z in make(7))
+    views = u.transpose(0, 1).contiguous().transpose(0, 1).conj(), a.conj(), state.conj()
+    real = u.conj().imag, a.conj().imag, state.conj().imag
+    assert real[0].is_neg() and views[1].is_conj()
+    for inputs in (views, real):
+        x, final = diagonal_scan(*inputs, Packing(start), impl=impl)
+        expected = naive.scan(*(z.clone() for z in inputs), Packing(start))
+        assert_all_near([x, final], list(expected))
+
+
+@needs_compiler
+@kinds
+def test_threads_change_no_bit(dtype):
+    torch.manual_seed(7)
+    arguments = make(300, dtype=dtype, poles=70), Packing(torch.rand(ROWS, 300) < 0.02)
+    run = functools.partial(diagonal_scan, impl="cpu")
+    found, before = [], torch.get_num_threads()
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        found.append(outcome(run, *arguments))
+    torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+def test_what_the_library_cannot_do_is_refused():
+    u, a, state = make(3, rows=1)
+    packing = Packing.unbroken(1, 3)
+    if cpu.library() is not None:
+        x, _ = diagonal_scan(u, a, state, packing, impl="cpu")
+        with pytest.raises(RuntimeError, match="'cpu' has no second derivatives"):
+            torch.autograd.grad(x.abs().sum(), u, create_graph=True)
+        with pytest.raises(RuntimeError, match="do not go together"):
+            diagonal_scan(u, a[1:], state, packing, impl="cpu")
+        with pytest.raises(RuntimeError, match="do not go together"):
+            diagonal_scan(u, a, state, Packing.unbroken(1, 2), impl="cpu")
+    half = [z.detach().real.bfloat16() for z in (u, a, state)]
+    with pytest.raises(ValueError, match="needs float32, float64, complex64 or complex128 on the"):
+        diagonal_scan(*half, packing, impl="cpu")
+
+
+@fast
+def test_a_complex_state_under_real_inputs(impl):
+    """What is given is taken as of the type that holds all of it."""
+    torch.manual_seed(8)
+    u, a, state = make(5)
+    u = u.detach().real.clone().requires_grad_()
+    run, packing = functools.partial(diagonal_scan, impl=impl), Packing.unbroken(ROWS, 5)
+    assert_all_near(
+        outcome(run, [u, a, state], packing), outcome(naive.scan, [u, a, state], packing)
+    )
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.data(), st.sampled_from([1, 2, 3, 4, 8]))
+@given(st.data(), st.sampled_from([1, 2, 3, 4, 8, None]))
 def test_any_mix_of_starts_and_holes(data, chunk):
     torch.manual_seed(0)
     rows, steps = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 11))
@@ -55,10 +136,10 @@ def test_any_mix_of_starts_and_holes(data, chunk):
     start, valid = (torch.tensor(data.draw(mask)).view(rows, steps) for _ in range(2))
     inputs, packing = make(steps, rows), Packing(start, valid)
 
-    def fast(*each):
-        return chunked.scan(*each, chunk=chunk)
+    def run(*each):
+        return chunked.scan(*each, chunk=chunk) if chunk else diagonal_scan(*each)
 
-    assert_all_near(outcome(fast, inputs, packing), outcome(naive.scan, inputs, packing))
+    assert_all_near(outcome(run, inputs, packing), outcome(naive.scan, inputs, packing))
 
 
 def test_the_loop_equals_its_closed_form():
@@ -111,6 +192,8 @@ def test_neither_other_episodes_nor_holes_leak(impl, poison):
     assert torch.equal(x[:, 4:], clean[0][:, 4:])
     assert torch.equal(final, clean[1])
     assert x[0, 6].tolist() == [0] * POLES
+    of_second = torch.autograd.grad(x[:, 4:].abs().sum(), u)[0]
+    assert of_second[:, 4:].isfinite().all() and of_second[:, :4].abs().max() == 0
 
 
 @impls
@@ -132,11 +215,12 @@ def test_a_step_is_the_scan_of_one_and_writes_nothing():
     torch.testing.assert_close(after, diagonal_scan(u, a, state, Packing.unbroken(ROWS, 1))[1])
 
 
-def test_it_does_not_drift():
+@fast
+def test_it_does_not_drift(impl):
     """|a| = 1: the state still turns by exactly a a step after 10,000, and keeps its length."""
     steps, phase = 10_000, torch.tensor([0.1, 1.0, 3.0], dtype=torch.float64)
     a, state = torch.polar(torch.ones_like(phase), phase), torch.ones(1, 3, dtype=torch.complex128)
-    x, _ = diagonal_scan(state.new_zeros(1, steps, 3), a, state, Packing.unbroken(1, steps))
+    x, _ = diagonal_scan(state.new_zeros(1, steps, 3), a, state, Packing.unbroken(1, steps), impl)
     expected = torch.polar(torch.ones_like(phase), phase * steps)
     torch.testing.assert_close(x[0, -1], expected, rtol=0, atol=1e-10)
 

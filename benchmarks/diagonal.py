@@ -1,0 +1,104 @@
+"""diagonal_scan on the CPU, C++ beside torch: `python benchmarks/diagonal.py [--updates]`.
+
+The operation at sizes of training and beyond, with a start in 250 steps, ms forward and forward +
+backward; then whole updates of Decision S4 on S5 and LRU, width 64, batches of 3,000 steps of
+Hopper. One thread; medians of interleaved repeats by the process's own time.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from timing import interleaved, machine
+
+from decision_s4.agents.backbones import mimo
+from decision_s4.agents.config import parse
+from decision_s4.agents.training import TrainConfig, Training
+from decision_s4.envs.datasets import load
+from decision_s4.envs.task import task_of
+from decision_s4.kernels.diagonal_scan import diagonal_scan
+from decision_s4.kernels.packing import Packing
+
+Kind = Literal["torch", "cpu"]
+IMPLS: tuple[Kind, ...] = ("torch", "cpu")
+SIZES = [(1, 1, 64), (64, 1, 64), (1, 16, 64), (64, 20, 64), (1, 3000, 64), (64, 1000, 64)]
+SIZES += [(1, 3000, 20), (4, 1000, 256)]  # B, T, P
+TYPES = (torch.complex64, torch.complex128, torch.float32)
+
+
+def calls(size: tuple[int, int, int], dtype: torch.dtype) -> dict[Any, Callable[[], object]]:
+    """Forward alone, and with the backward pass, of each implementation."""
+    rows, steps, poles = size
+    torch.manual_seed(0)
+    a = torch.randn(poles, dtype=dtype)
+    u, state = torch.randn(*size, dtype=dtype), torch.randn(rows, poles, dtype=dtype)
+    inputs = [x.requires_grad_() for x in (u, a / (1 + a.abs()), state)]
+    packing, dx = Packing(torch.rand(rows, steps) < 1 / 250), torch.randn_like(u)
+
+    def both(impl: Kind) -> object:
+        return torch.autograd.grad(diagonal_scan(*inputs, packing, impl)[0], inputs, dx)
+
+    def forward(impl: Kind) -> object:
+        with torch.no_grad():
+            return diagonal_scan(*inputs, packing, impl)
+
+    ways = {"forward": forward, "both": both}
+    return {
+        (impl, way): lambda run=run, impl=impl: run(impl)
+        for impl in IMPLS
+        for way, run in ways.items()
+    }
+
+
+def updates(backbone: str) -> dict[Any, Callable[[], object]]:
+    """One update, of a run for each implementation."""
+    flags = f"--algo decision-s4 --backbone {backbone} --batch-steps 3000"
+    config, data = parse(TrainConfig, flags.split()), load("hopper-mixed")
+
+    def by(impl: Kind) -> Callable[[], object]:
+        run = Training(config, data, task_of(data, "none", ()), torch.device("cpu"))
+
+        def update() -> object:
+            mimo.diagonal_scan = lambda u, a, state, packing, _: diagonal_scan(
+                u, a, state, packing, impl
+            )
+            return run.update()
+
+        return update
+
+    return {impl: by(impl) for impl in IMPLS}
+
+
+def medians(contenders: dict[Any, Callable[[], object]], repeats: int) -> dict[Any, float]:
+    found = interleaved(contenders, repeats, warmup=3, clock=time.process_time)
+    return {key: 1e3 * float(np.median(seconds)) for key, seconds in found.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--updates", action="store_true", help="those alone")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"{machine()}; 1 thread\n")
+    print("| (B, T, P) | | forward: torch | C++ | × | both: torch | C++ | × |")
+    print("|---|---|---|---|---|---|---|---|")
+    for size in () if given.updates else SIZES:
+        for dtype in TYPES:
+            ms, cells = medians(calls(size, dtype), given.repeats), ""
+            for way in ("forward", "both"):
+                before, after = ms["torch", way], ms["cpu", way]
+                cells += f" {before:.3f} | {after:.3f} | {before / after:.1f} |"
+            print(f"| {size} | {str(dtype).removeprefix('torch.')} |{cells}", flush=True)
+    print("\n| an update of | torch | C++ | × |\n|---|---|---|---|")
+    for backbone in ("s5", "lru"):
+        ms = medians(updates(backbone), given.repeats)
+        before, after = ms["torch"], ms["cpu"]
+        print(f"| {backbone} | {before:.1f} | {after:.1f} | {before / after:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
