@@ -6,13 +6,16 @@ Hopper. One thread; medians of interleaved repeats by the process's own time.
 """
 
 import argparse
+import functools
 import time
 from collections.abc import Callable
 from typing import Any, Literal
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from timing import interleaved, machine
+from torch import Tensor
 
 from decision_s4.agents.backbones import mimo
 from decision_s4.agents.config import parse
@@ -34,22 +37,21 @@ def calls(size: tuple[int, int, int], dtype: torch.dtype) -> dict[Any, Callable[
     rows, steps, poles = size
     torch.manual_seed(0)
     a = torch.randn(poles, dtype=dtype)
-    u, state = torch.randn(*size, dtype=dtype), torch.randn(rows, poles, dtype=dtype)
-    inputs = [x.requires_grad_() for x in (u, a / (1 + a.abs()), state)]
+    a = (a / (1 + a.abs())).requires_grad_()
+    u = torch.randn(*size, dtype=dtype, requires_grad=True)
+    state = torch.randn(rows, poles, dtype=dtype, requires_grad=True)
     packing, dx = Packing(torch.rand(rows, steps) < 1 / 250), torch.randn_like(u)
 
     def both(impl: Kind) -> object:
-        return torch.autograd.grad(diagonal_scan(*inputs, packing, impl)[0], inputs, dx)
+        return torch.autograd.grad(diagonal_scan(u, a, state, packing, impl)[0], [u, a, state], dx)
 
     def forward(impl: Kind) -> object:
         with torch.no_grad():
-            return diagonal_scan(*inputs, packing, impl)
+            return diagonal_scan(u, a, state, packing, impl)
 
     ways = {"forward": forward, "both": both}
     return {
-        (impl, way): lambda run=run, impl=impl: run(impl)
-        for impl in IMPLS
-        for way, run in ways.items()
+        (impl, way): functools.partial(run, impl) for impl in IMPLS for way, run in ways.items()
     }
 
 
@@ -61,11 +63,12 @@ def updates(backbone: str) -> dict[Any, Callable[[], object]]:
     def by(impl: Kind) -> Callable[[], object]:
         run = Training(config, data, task_of(data, "none", ()), torch.device("cpu"))
 
+        def scan(u: Tensor, a: Tensor, state: Tensor, packing: Packing, _: object) -> object:
+            return diagonal_scan(u, a, state, packing, impl)
+
         def update() -> object:
-            mimo.diagonal_scan = lambda u, a, state, packing, _: diagonal_scan(
-                u, a, state, packing, impl
-            )
-            return run.update()
+            with patch.object(mimo, "diagonal_scan", scan):
+                return run.update()
 
         return update
 
@@ -77,6 +80,19 @@ def medians(contenders: dict[Any, Callable[[], object]], repeats: int) -> dict[A
     return {key: 1e3 * float(np.median(seconds)) for key, seconds in found.items()}
 
 
+def operations(repeats: int) -> None:
+    print("| (B, T, P) | | forward: torch | C++ | × | both: torch | C++ | × |")
+    print("|---|---|---|---|---|---|---|---|")
+    for size in SIZES:
+        for dtype in TYPES:
+            ms, cells = medians(calls(size, dtype), repeats), ""
+            for way in ("forward", "both"):
+                before, after = ms["torch", way], ms["cpu", way]
+                cells += f" {before:.3f} | {after:.3f} | {before / after:.1f} |"
+            print(f"| {size} | {str(dtype).removeprefix('torch.')} |{cells}", flush=True)
+    print()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--repeats", type=int, default=15)
@@ -84,16 +100,9 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{machine()}; 1 thread\n")
-    print("| (B, T, P) | | forward: torch | C++ | × | both: torch | C++ | × |")
-    print("|---|---|---|---|---|---|---|---|")
-    for size in () if given.updates else SIZES:
-        for dtype in TYPES:
-            ms, cells = medians(calls(size, dtype), given.repeats), ""
-            for way in ("forward", "both"):
-                before, after = ms["torch", way], ms["cpu", way]
-                cells += f" {before:.3f} | {after:.3f} | {before / after:.1f} |"
-            print(f"| {size} | {str(dtype).removeprefix('torch.')} |{cells}", flush=True)
-    print("\n| an update of | torch | C++ | × |\n|---|---|---|---|")
+    if not given.updates:
+        operations(given.repeats)
+    print("| an update of | torch | C++ | × |\n|---|---|---|---|")
     for backbone in ("s5", "lru"):
         ms = medians(updates(backbone), given.repeats)
         before, after = ms["torch"], ms["cpu"]
