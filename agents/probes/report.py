@@ -15,8 +15,9 @@ from torch import Tensor
 
 from decision_s4.agents.encoders import Standardised
 from decision_s4.agents.policy import Policy
-from decision_s4.agents.probes.base import Attribution, Findings, Table, Target
+from decision_s4.agents.probes.base import Attribution, Findings, Target
 from decision_s4.agents.probes.faithfulness import GRADIENT, RANDOM, Faithfulness
+from decision_s4.agents.probes.plain_values import evidence_values, finding_values
 from decision_s4.agents.probes.recordings import Recording
 from decision_s4.envs.feature_names import action_names, observation_names
 from decision_s4.envs.task import Task
@@ -102,8 +103,8 @@ def page_data(report: Report) -> dict[str, Any]:
         "first_method": _most_faithful(report.evidence, methods),
         "limits": _limits(report, len(names)),
         "episodes": [_episode(policy, episode, len(names)) for episode in report.episodes],
-        "faithfulness": _evidence(report.evidence),
-        "findings": [_finding(found) for found in report.findings],
+        "faithfulness": evidence_values(report.evidence),
+        "findings": [finding_values(found) for found in report.findings],
     }
 
 
@@ -200,53 +201,6 @@ def _map(found: Attribution, width: int) -> dict[str, Any]:
         "baseline": found.baseline,
         "notes": list(found.notes),
     }
-
-
-def _evidence(evidence: Faithfulness | None) -> dict[str, Any] | None:
-    if evidence is None:
-        return None
-    gains: list[dict[str, Any]] = [
-        {"name": n, "random": evidence.beats(n, RANDOM), "gradient": evidence.beats(n, GRADIENT)}
-        for n in evidence.methods
-    ]
-    gains.append({"name": GRADIENT, "random": evidence.beats(GRADIENT, RANDOM), "gradient": None})
-    note = (
-        "Taken away means: holds what other episodes held at the same time step. ↑ larger is "
-        "better, ↓ smaller. A map is the policy's own where it beats the same method's map of the "
-        "same network with shuffled weights, and is no more like that one than two such maps are "
-        "like each other: so much of any map is the layers' and the inputs'."
-    )
-    tables = [_table(evidence.table()), _table(evidence.weights_table())]
-    return {"gains": gains, "tables": tables, "note": note}
-
-
-def _finding(found: Findings) -> dict[str, Any]:
-    return {
-        "method": found.method,
-        "notes": list(found.notes),
-        "tables": [_table(table) for table in found.tables],
-        "curves": [
-            {
-                "title": c.title,
-                "x_label": c.x_label,
-                "x": [float(x) for x in c.x],
-                "lines": {name: [float(y) for y in ys] for name, ys in c.lines.items()},
-            }
-            for c in found.curves
-        ],
-    }
-
-
-def _table(table: Table) -> dict[str, Any]:
-    return {
-        "title": table.title,
-        "columns": list(table.columns),
-        "rows": [[_plain(cell) for cell in row] for row in table.rows],
-    }
-
-
-def _plain(cell: str | float) -> str | float:
-    return cell if isinstance(cell, str) else float(cell) if np.isfinite(cell) else "–"
 
 
 def _rounded(values: Tensor) -> list[float]:
