@@ -52,11 +52,24 @@ def log_probes(
     step: int,
 ) -> None:
     """Maps as figures, what they are worth as scalars."""
-    policy = copy.deepcopy(policy).cpu().eval()
+    contexts = _contexts(copy.deepcopy(policy).cpu().eval(), data)
+    maps = [probe for probe in probes if isinstance(probe, AttributionProbe)]
+    if maps:
+        logger.log(step, _worth(maps, contexts))
+    for probe in probes:
+        if isinstance(probe, PolicyProbe):
+            values = probe.examine(contexts).scalars
+            logger.log(step, {f"probe/{name}": value for name, value in values.items()})
+        elif isinstance(probe, AttributionProbe):
+            _log_maps(probe, contexts, env_id, logger, step)
+
+
+def _contexts(policy: Policy, data: Trajectories) -> list[Context]:
+    """Two thirds into some logged episodes, for one target after another."""
     middle = np.linspace(0, data.num_episodes - 1, EPISODES + 2).astype(int)[1:-1]
     recordings = logged(policy, data, middle.tolist())
     targets = targets_of(policy)
-    contexts = [
+    return [
         make_context(
             policy,
             recording,
@@ -66,21 +79,18 @@ def log_probes(
         )
         for i, recording in enumerate(recordings)
     ]
-    maps = [probe for probe in probes if isinstance(probe, AttributionProbe)]
-    if maps:
-        found = faithfulness(maps, contexts, weights=False)
-        scalars = {f"probe/{name}/deletion": found.mean(name)[0] for name in found.scores}
-        scalars |= {
+
+
+def _worth(maps: Sequence[AttributionProbe], contexts: Sequence[Context]) -> dict[str, float]:
+    """What taking inputs away in the order of each map does."""
+    found = faithfulness(maps, contexts, weights=False)
+    return {
+        **{f"probe/{name}/deletion": found.mean(name)[0] for name in found.scores},
+        **{
             f"probe/{probe.name}/deletion_over_random": found.beats(probe.name, RANDOM)[0]
             for probe in maps
-        }
-        logger.log(step, scalars)
-    for probe in probes:
-        if isinstance(probe, PolicyProbe):
-            values = probe.examine(contexts).scalars
-            logger.log(step, {f"probe/{name}": value for name, value in values.items()})
-        elif isinstance(probe, AttributionProbe):
-            _log_maps(probe, contexts, env_id, logger, step)
+        },
+    }
 
 
 def _log_maps(

@@ -22,6 +22,7 @@ RIDGE = 1e-2
 """Penalty, in units of the standardised regressors' mean square."""
 LEAST_EPISODES = 3
 LAGS = (1, 4, 16)
+MEMORY = "memory: R²"
 PROGRESS_LABELS = ("progress through the episode", "return still to come")
 
 
@@ -33,35 +34,38 @@ class LinearProbe(PolicyProbe):
 
     def examine(self, contexts: Sequence[Context], task: Task | None = None) -> Findings:
         """Half of the episodes to fit, the others to judge."""
-        policy = contexts[0].policy
         recordings = recordings_of(contexts)
         if len(recordings) < LEAST_EPISODES:
             note = f"{len(recordings)} episodes do not suffice; {LEAST_EPISODES} do"
             return Findings(self.name, notes=[note])
-        hidden = [_hidden(policy, recording) for recording in recordings]
-        present = [recording.features.double().numpy() for recording in recordings]
-        time = [_clock(recording.steps) for recording in recordings]
-        both = [np.concatenate(pair, 1) for pair in zip(hidden, present, strict=True)]
+        inputs = _inputs(contexts[0].policy, recordings)
         rows: list[Row] = []
         scalars: dict[str, float] = {}
         for name, labels in labels_of(recordings).items():
-            scores = [r_squared(x, labels) for x in (hidden, both, present, time)]
-            chance = r_squared(hidden, _shuffled(labels))
+            scores = [r_squared(x, labels) for x in inputs.values()]
+            chance = r_squared(inputs[MEMORY], _shuffled(labels))
             rows.append([name, *scores, chance])
             scalars[f"linear-probe/{name}"] = scores[0]
-        columns = [
-            "what",
-            "memory: R²",
-            "memory and present input",
-            "present input alone",
-            "time alone",
-            "shuffled labels",
-        ]
+        columns = ["what", *inputs, "shuffled labels"]
         title = f"Fitted on half of {len(recordings)} episodes, judged on the others"
         note = "1: known exactly; 0 or less: no better than the mean. Controls beside it."
         return Findings(
             self.name, tables=[Table(title, columns, rows)], scalars=scalars, notes=[note]
         )
+
+
+def _inputs(policy: Policy, recordings: Sequence[Recording]) -> dict[str, list[np.ndarray]]:
+    """What is read of each episode, (T, …): the memory first, then what it is compared with."""
+    hidden = [_hidden(policy, recording) for recording in recordings]
+    present = [recording.features.double().numpy() for recording in recordings]
+    return {
+        MEMORY: hidden,
+        "memory and present input": [
+            np.concatenate(pair, 1) for pair in zip(hidden, present, strict=True)
+        ],
+        "present input alone": present,
+        "time alone": [_clock(recording.steps) for recording in recordings],
+    }
 
 
 def recordings_of(contexts: Sequence[Context]) -> list[Recording]:

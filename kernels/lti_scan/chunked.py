@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from decision_s4.kernels.chunk_layout import ChunkLayout
 from decision_s4.kernels.chunks import chunk_for, from_chunks, states_before, to_chunks
 from decision_s4.kernels.lti_scan.system import System, columns, rows, transition
 from decision_s4.kernels.packing import Packing
@@ -33,7 +34,7 @@ def scan(
     u: Tensor, system: System, state: Tensor, packing: Packing, chunk: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """See `lti_scan`."""
-    batch, steps, channels = u.shape
+    batch, steps, _ = u.shape
     length = chunk_for(steps, chunk) if chunk else chunk_length(steps, u.device)
     layout = packing.chunks(length)
     if not layout.counts:
@@ -55,12 +56,18 @@ def scan(
     y = torch.baddbmm(direct, before, operators.read).permute(1, 2, 0)
     y = from_chunks(y, layout, batch)
 
-    padded = torch.cat([u.reshape(-1, channels), u.new_zeros(1, channels)])
-    tail = padded[layout.tail].permute(2, 0, 1)  # (H, F, L)
-    final = _remainder(before[:, layout.final_chunks], operators, layout.final_lengths)
-    final = final + torch.bmm(tail, operators.inject[..., length:])
+    final = _final(u, before, operators, layout)
     final = carried.index_copy(1, layout.final_rows, final).transpose(0, 1)
     return y, torch.stack(final.chunk(2, dim=-1), dim=-1)
+
+
+def _final(u: Tensor, before: Tensor, operators: Operators, layout: ChunkLayout) -> Tensor:
+    """(H, F, N) states after the last step of rows, from those before their last chunks."""
+    channels, length = u.shape[2], layout.source.shape[1]
+    padded = torch.cat([u.reshape(-1, channels), u.new_zeros(1, channels)])
+    tail = padded[layout.tail].permute(2, 0, 1)  # (H, F, L)
+    carried = _remainder(before[:, layout.final_chunks], operators, layout.final_lengths)
+    return carried + torch.bmm(tail, operators.inject[..., length:])
 
 
 def chunk_length(steps: int, device: torch.device) -> int:
