@@ -5,8 +5,9 @@ Medium is a policy at about a third of the expert's performance (arXiv 2004.0721
 
 from collections.abc import Iterator, Sequence
 
-from decision_s4.agents.data_maker import Curve, DataMaker, RandomAgent
+from decision_s4.agents.data_maker import Curve, DataMaker
 from decision_s4.agents.dataset_writer import write
+from decision_s4.agents.random_agent import RandomAgent
 from decision_s4.envs.collect import sample_episodes
 from decision_s4.envs.errors import UserError, nearest
 from decision_s4.envs.make import make

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from gymnasium import spaces
@@ -24,7 +23,6 @@ from decision_s4.envs.errors import UserError
 from decision_s4.envs.make import make
 from decision_s4.envs.rollout import rollout
 from decision_s4.envs.spaces import LeafSpace, leaf_shape, leaf_spaces, map_tree
-from decision_s4.envs.timestep import State, TimeStep
 from decision_s4.envs.trajectories import Episode
 
 
@@ -40,22 +38,6 @@ class MakerOptions:
     """Episodes of an evaluation, acting deterministically."""
     save_every: int = 50_000
     """Environment steps between states from which an interrupted training goes on."""
-
-
-class RandomAgent:
-    """Draws actions uniformly from the space."""
-
-    def __init__(self, space: spaces.Space, seed: int):
-        self.space = space
-        self.space.seed(seed)
-
-    def initial_state(self, batch_size: int) -> State:
-        """Nothing."""
-        return ()
-
-    def act(self, step: TimeStep, state: State, deterministic: bool = False) -> tuple[Any, State]:
-        """Actions (B, …) in the action space's units."""
-        return np.stack([self.space.sample() for _ in step.start]), state
 
 
 @dataclass
