@@ -242,7 +242,7 @@ def test_offsets_beyond_32_bits():
         pytest.skip("needs 70 GB of GPU memory")
     v = torch.randn(1, steps, 1, 128, device=DEVICE, dtype=torch.bfloat16)
     k = F.normalize(torch.randn(1, steps, 1, 16, device=DEVICE), dim=-1).bfloat16()
-    one = [k, k, k, v, torch.full((1, steps, 1, 1), -0.1, device=DEVICE)]
+    one = [k, k.clone(), k.clone(), v, torch.full((1, steps, 1, 1), -0.1, device=DEVICE)]
     many = [torch.cat([x.flip(1).expand(rows - 1, *x.shape[1:]), x]) for x in one]
     assert many[3].numel() > 2**31
     for a, b in zip(last_row(many), last_row(one), strict=True):
