@@ -7,6 +7,10 @@
 #include <cstring>
 #include <limits>
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 namespace {
 
 #if defined(__AVX512F__)
@@ -61,18 +65,42 @@ inline void store(T* to, Vec<T> v) {
   std::memcpy(to, &v, sizeof v);
 }
 
+// The first `count` lanes; the others are zero. A mask where there are masks: a loop of unknown
+// length is a call, before which all registers are put away.
+#if defined(__AVX512F__)
+inline Vec<float> load_first(const float* from, int64_t count) {
+  return (Vec<float>)_mm512_maskz_loadu_ps((1u << count) - 1, from);
+}
+inline Vec<double> load_first(const double* from, int64_t count) {
+  return (Vec<double>)_mm512_maskz_loadu_pd((1u << count) - 1, from);
+}
+inline void store_first(float* to, Vec<float> v, int64_t count) {
+  _mm512_mask_storeu_ps(to, (1u << count) - 1, (__m512)v);
+}
+inline void store_first(double* to, Vec<double> v, int64_t count) {
+  _mm512_mask_storeu_pd(to, (1u << count) - 1, (__m512d)v);
+}
+#else
 template <typename T>
-inline Vec<T> load_some(const T* from, int64_t count) {
-  if (count == kWidth<T>) return load(from);
+inline Vec<T> load_first(const T* from, int64_t count) {
   Vec<T> v = {};
   for (int64_t i = 0; i < count; ++i) v[i] = from[i];
   return v;
 }
+template <typename T>
+inline void store_first(T* to, Vec<T> v, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) to[i] = v[i];
+}
+#endif
+
+template <typename T>
+inline Vec<T> load_some(const T* from, int64_t count) {
+  return count == kWidth<T> ? load(from) : load_first(from, count);
+}
 
 template <typename T>
 inline void store_some(T* to, Vec<T> v, int64_t count) {
-  if (count == kWidth<T>) return store(to, v);
-  for (int64_t i = 0; i < count; ++i) to[i] = v[i];
+  count == kWidth<T> ? store(to, v) : store_first(to, v, count);
 }
 
 // x = n + f, n whole, |f| <= 1/2: 2^x = scale (1 + excess), scale = 2^n made from its exponent bits.

@@ -135,7 +135,7 @@ class GatedLinearAttention(Mixer, Generic[Gate]):
         self, q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor, state: Tensor, packing: Packing
     ) -> tuple[Tensor, Tensor]:
         """The recurrence over all steps: outputs and the state after the last."""
-        return gated_linear(q, k, v, log_gate, state, packing)
+        return gated_linear(q, k, v, log_gate, state, packing, ops.impl())
 
     def _scan_step(
         self, q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor, state: Tensor

@@ -58,7 +58,7 @@ class LinearAttention(GatedLinearAttention[None]):
     def _scan(
         self, q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor, state: Tensor, packing: Packing
     ) -> tuple[Tensor, Tensor]:
-        o, state = gated_linear(q, k, _and_one(v), log_gate, state, packing)
+        o, state = gated_linear(q, k, _and_one(v), log_gate, state, packing, ops.impl())
         if packing.valid is not None:  # 0 / 0 elsewhere
             o = torch.where(packing.valid[..., None, None], o, 1)
         return _divide(o), state

@@ -89,7 +89,8 @@ class Mamba2(Mixer):
             x, B, C = self._split(xBC)
             dt, x = ops.coefficient("step", dt), ops.tap("scan.values", x)
             B, C = ops.coefficient("B", B, factors=3), ops.coefficient("C", C, factors=3)
-            y, ssm = ssd(ops.value(x, 3), dt, self.constants(), B, C, state[1], packing)
+            of = state[1], packing, ops.impl()
+            y, ssm = ssd(ops.value(x, 3), dt, self.constants(), B, C, *of)
             y = ops.tap("layer.mixed", self._gate(ops.tap("scan.mixed", y), x, z))
         return self.out_proj(y), (conv, ssm)
 

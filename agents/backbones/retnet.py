@@ -65,7 +65,7 @@ class RetNet(GatedLinearAttention[Tensor]):
     ) -> tuple[Tensor, Tensor]:
         """In the frame before each row's first step, so that its state stays; then to its last."""
         q, k = self._in_one_frame(q, k, packing)
-        o, state = gated_linear(q, k, v, log_gate, state, packing)
+        o, state = gated_linear(q, k, v, log_gate, state, packing, ops.impl())
         return o, _turn_state(state, -_positions(packing)[:, -1])
 
     def _in_one_frame(self, q: Tensor, k: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:

@@ -6,16 +6,18 @@ H is (P, N) in each head; B and C are shared by the heads (Dao and Gu, "Transfor
 arXiv 2405.21060, sections 6 and 7).
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor
 
-from decision_s4.kernels.choice import fastest
+from decision_s4.kernels import choice
 from decision_s4.kernels.gated_linear.misfit import misfit
 from decision_s4.kernels.packing import Packing
 from decision_s4.kernels.ssd import chunked, naive
 
 __all__ = ["ssd", "ssd_step"]
+
+Impl = Literal["naive", "torch", "cpu", "triton"]
 
 ssd_step = naive.step
 
@@ -28,7 +30,7 @@ def ssd(
     C: Tensor,
     state: Tensor,
     packing: Packing,
-    impl: Literal["naive", "torch", "triton"] | None = None,
+    impl: Impl | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run the recurrence over packed rows; differentiable in every float input.
 
@@ -40,22 +42,35 @@ def ssd(
         C: (B, T, N) read-out vector.
         state: (B, H, P, N) carried in.
         packing: where episodes start; the state is zero before each start.
-        impl: "naive" is the equation as a loop, "torch" runs anywhere, "triton" is gated_linear's,
-            fused for CUDA (N up to 128; differentiable once). None takes "triton" on CUDA for what
-            it takes, else "torch".
+        impl: "naive" is the equation as a loop, "torch" runs anywhere, "cpu" is gated_linear's
+            loop in C++ (compiled at its first use; differentiable once), "triton" is
+            gated_linear's, fused for CUDA (N up to 128; differentiable once). None takes "cpu" on
+            the CPU where it compiles (float32 and float64), "triton" on CUDA for what it takes,
+            else "torch".
 
     Returns:
         (y (B, T, H, P), final state (B, H, P, N)). y is 0 at steps that are not valid.
 
     Raises:
-        ValueError: for an unknown `impl`, or what "triton" does not take.
+        ValueError: for an unknown `impl`, or what it does not take.
+        RuntimeError: for "cpu" where the machine has no compiler.
     """
-    if impl not in (None, "naive", "torch", "triton"):
-        raise ValueError(f"ssd: impl '{impl}' is unknown; use 'naive', 'torch' or 'triton'")
-    chosen = impl or fastest("ssd", x.device, misfit(C, B, x))
+    if impl not in (None, *get_args(Impl)):
+        raise ValueError(f"ssd: impl '{impl}' is unknown; use {', '.join(get_args(Impl))}")
+    chosen = impl or _fastest(x, B, C, state)
+    if chosen == "cpu":
+        from decision_s4.kernels.ssd import cpu  # compiles
+
+        return cpu.scan(x, delta, A, B, C, state, packing)
     if chosen == "triton":
         from decision_s4.kernels.ssd import triton  # needs Triton
 
         return triton.scan(x, delta, A, B, C, state, packing)
     run = naive.scan if chosen == "naive" else chunked.scan
     return run(x, delta, A, B, C, state, packing)
+
+
+def _fastest(x: Tensor, B: Tensor, C: Tensor, state: Tensor) -> str:
+    if not state.is_cuda:
+        return choice.fastest_on_cpu("ssd", state.device.type, state.dtype)
+    return choice.fastest("ssd", x.device, misfit(C, B, x))

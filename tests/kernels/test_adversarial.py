@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from decision_s4.kernels.delta_rule import delta_rule
 from decision_s4.kernels.diagonal_scan import cpu as diagonal_cpu
 from decision_s4.kernels.diagonal_scan import diagonal_scan
+from decision_s4.kernels.gated_linear import cpu as linear_cpu
 from decision_s4.kernels.gated_linear import gated_linear
 from decision_s4.kernels.gated_scan import cpu as gated_cpu
 from decision_s4.kernels.gated_scan import gated_scan
@@ -114,8 +115,12 @@ def recurrent(kind: Kind, gate: float, impl: str) -> tuple[Callable, list, tuple
 
 
 CASES: list[Any] = [
-    *((make, impl) for make in (selective, diagonal) for impl in ("torch", "cpu")),
-    *((make, "torch") for make in (state_space, attention, delta, invariant)),
+    *(
+        (make, impl)
+        for make in (selective, state_space, attention, diagonal)
+        for impl in ("torch", "cpu")
+    ),
+    *((make, "torch") for make in (delta, invariant)),
     (convolution, "torch"),
     *((recurrent, impl) for impl in ("torch", "cpu", "fused")),
 ]
@@ -129,7 +134,7 @@ def compiled(request):
     """Skips what needs a C++ library where it cannot be built."""
     given = request.node.callspec.params
     libraries = {selective: selective_cpu, diagonal: diagonal_cpu, recurrent: gated_cpu}
-    library = libraries.get(given["make"])
+    library = libraries.get(given["make"], linear_cpu)
     if given["impl"] == "cpu" and library.library() is None:
         pytest.skip("no C++ library: needs a compiler and ninja")
 

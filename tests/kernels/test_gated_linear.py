@@ -1,15 +1,26 @@
-"""The chunked scan equals the equation's loop: outputs, final state, every gradient."""
+"""The fast scans equal the equation's loop: outputs, final state, every gradient."""
+
+import functools
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decision_s4.kernels.gated_linear import chunked, gated_linear, gated_linear_step, naive
+from decision_s4.kernels.gated_linear import (
+    chunked,
+    cpu,
+    gated_linear,
+    gated_linear_step,
+    naive,
+)
 from decision_s4.kernels.packing import Packing
 
 HEADS, KEY, VALUE = 2, 3, 4
-impls = pytest.mark.parametrize("impl", ["naive", "torch"])
+compiles = pytest.mark.skipif(cpu.library() is None, reason="needs a C++ compiler and ninja")
+COMPILED = pytest.param("cpu", marks=compiles)
+impls = pytest.mark.parametrize("impl", ["naive", "torch", COMPILED])
+fast = pytest.mark.parametrize("impl", ["torch", COMPILED])
 
 
 def make_input(rows: int, steps: int, lowest: float = -1.0, gates: int = KEY) -> list[torch.Tensor]:
@@ -33,54 +44,142 @@ def assert_all_near(found, expected, tolerance=1e-10) -> None:
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
+@fast
+@pytest.mark.parametrize("gates", [1, KEY])
 @pytest.mark.parametrize("lowest", [0.0, -0.01, -5.0, -30.0])
 @pytest.mark.parametrize("steps", [1, 2, 3, 31, 32, 33, 129])
-def test_chunked_equals_the_loop(steps, lowest):
+def test_it_equals_the_loop(steps, lowest, gates, impl):
     torch.manual_seed(steps)
     start, valid = torch.rand(4, steps) < 0.05, torch.rand(4, steps) < 0.8
     start[0], valid[1], valid[2] = False, True, False
     start[3, 0] = True
-    arguments = make_input(4, steps, lowest), Packing(start, valid)
-    assert_all_near(outcome(gated_linear, *arguments), outcome(naive.scan, *arguments))
+    arguments = make_input(4, steps, lowest, gates), Packing(start, valid)
+    run = functools.partial(gated_linear, impl=impl)
+    assert_all_near(outcome(run, *arguments), outcome(naive.scan, *arguments))
 
 
+@compiles
+@pytest.mark.parametrize("gates", ["head", "key"])
+@pytest.mark.parametrize(("key", "value"), [(1, 40), (8, 8), (9, 17), (16, 16), (17, 1), (48, 32)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_states_of_any_size_in_tiles_of_eight_or_sixteen(key, value, gates, dtype):
+    torch.manual_seed(value)
+    widths = key, key, value, 1 if gates == "head" else key
+    *steps, gate = (torch.randn(3, 37, HEADS, width) for width in widths)
+    inputs = *steps, -gate.abs(), torch.randn(3, HEADS, key, value)
+    inputs = [x.to(dtype).requires_grad_() for x in inputs]
+    packing = Packing(torch.rand(3, 37) < 0.1, torch.rand(3, 37) < 0.8)
+    run = functools.partial(gated_linear, impl="cpu")
+    found, expected = outcome(run, inputs, packing), outcome(naive.scan, inputs, packing)
+    assert_all_near(found, expected, 1e-10 if dtype == torch.float64 else 2e-4)
+
+
+@compiles
+def test_heads_may_share_queries_and_keys():
+    torch.manual_seed(4)
+    q, k, v, gate, state = (x.detach().requires_grad_() for x in make_input(2, 40))
+    shared = [q.detach()[:, :, :1].requires_grad_(), k.detach()[:, :, :1].requires_grad_()]
+    packing = Packing(torch.rand(2, 40) < 0.1)
+
+    def loop(q, k, *rest):
+        return naive.scan(q.expand_as(k := k.expand(-1, -1, HEADS, -1)), k, *rest)
+
+    inputs = [*shared, v, gate, state]
+    assert_all_near(outcome(cpu.scan, inputs, packing), outcome(loop, inputs, packing))
+
+
+@compiles
+def test_threads_change_no_bit():
+    torch.manual_seed(2)
+    arguments = make_input(3, 200), Packing.unbroken(3, 200)
+    run = functools.partial(gated_linear, impl="cpu")
+    found, before = [], torch.get_num_threads()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found.append(outcome(run, *arguments))
+    torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@compiles
+def test_every_element_is_written(nan_in_empty_memory):
+    """Holes and rows without a valid step too, of outputs and of gradients."""
+    torch.manual_seed(3)
+    valid = torch.rand(3, 37) < 0.5
+    valid[1] = False
+    arguments = make_input(3, 37), Packing(torch.rand(3, 37) < 0.1, valid)
+    with nan_in_empty_memory():
+        found = outcome(functools.partial(gated_linear, impl="cpu"), *arguments)
+    assert_all_near(found, outcome(naive.scan, *arguments))
+
+
+def test_what_the_library_cannot_do_is_refused():
+    inputs = make_input(1, 3)
+    if cpu.library() is not None:
+        o, _ = gated_linear(*inputs, Packing.unbroken(1, 3), impl="cpu")
+        with pytest.raises(RuntimeError, match="'cpu' has no second derivatives"):
+            torch.autograd.grad(o.sum(), inputs[0], create_graph=True)
+    half = [x.detach().bfloat16() for x in inputs]
+    with pytest.raises(ValueError, match="impl 'cpu' needs float32 or float64 on the CPU"):
+        gated_linear(*half, Packing.unbroken(1, 3), impl="cpu")
+
+
+@fast
 @pytest.mark.parametrize("gate", [0.0, -5.0, -30.0, -1e4])
-def test_constant_gates(gate):
+def test_constant_gates(gate, impl):
     """From a plain sum to forgetting all at once; at -1e4 every product of gates is 0."""
     torch.manual_seed(0)
     q, k, v, log_gate, state = make_input(2, 70)
     inputs = [q, k, v, torch.full_like(log_gate, gate, requires_grad=True), state]
-    packing = Packing.unbroken(2, 70)
-    assert_all_near(outcome(gated_linear, inputs, packing), outcome(naive.scan, inputs, packing))
+    packing, run = Packing.unbroken(2, 70), functools.partial(gated_linear, impl=impl)
+    assert_all_near(outcome(run, inputs, packing), outcome(naive.scan, inputs, packing))
     if gate == 0:
         total = torch.einsum("bthk,bthv->bhkv", k, v) + state
-        torch.testing.assert_close(gated_linear(*inputs, packing)[1], total)
+        torch.testing.assert_close(run(*inputs, packing)[1], total)
 
 
-def test_one_gate_a_head_stands_for_all_its_keys():
+@fast
+def test_one_gate_a_head_stands_for_all_its_keys(impl):
     torch.manual_seed(1)
     *inputs, gate, state = make_input(2, 40, gates=1)
-    packing = Packing.unbroken(2, 40)
-    found = outcome(gated_linear, [*inputs, gate, state], packing)
+    packing, run = Packing.unbroken(2, 40), functools.partial(gated_linear, impl=impl)
+    found = outcome(run, [*inputs, gate, state], packing)
     expected = outcome(naive.scan, [*inputs, gate, state], packing)
     assert_all_near(found, expected)
-    wide = gated_linear(*inputs, gate.expand(-1, -1, -1, KEY), state, packing)
+    wide = run(*inputs, gate.expand(-1, -1, -1, KEY), state, packing)
     assert_all_near(found[:2], wide)
+
+
+def masks(data, longest: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Starts and valid steps, (B, T) each."""
+    rows, steps = data.draw(st.integers(1, 3)), data.draw(st.integers(1, longest))
+    mask = st.lists(st.booleans(), min_size=rows * steps, max_size=rows * steps)
+    start, valid = (torch.tensor(data.draw(mask)).view(rows, steps) for _ in range(2))
+    return start, valid
 
 
 @settings(deadline=None, max_examples=40)
 @given(st.data(), st.sampled_from([1, 2, 4, 8]))
 def test_any_mix_of_starts_and_holes(data, chunk):
     torch.manual_seed(0)
-    rows, steps = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 11))
-    mask = st.lists(st.booleans(), min_size=rows * steps, max_size=rows * steps)
-    start, valid = (torch.tensor(data.draw(mask)).view(rows, steps) for _ in range(2))
-    arguments = make_input(rows, steps), Packing(start, valid)
+    start, valid = masks(data, 11)
+    arguments = make_input(*start.shape), Packing(start, valid)
 
     def fast(*each):
         return chunked.scan(*each, chunk=chunk)
 
     assert_all_near(outcome(fast, *arguments), outcome(naive.scan, *arguments))
+
+
+@compiles
+@settings(deadline=None, max_examples=40)
+@given(data=st.data())
+def test_any_mix_of_starts_and_holes_in_the_library(data):
+    torch.manual_seed(0)
+    start, valid = masks(data, 35)  # it keeps a state in 16 steps
+    arguments = make_input(*start.shape), Packing(start, valid)
+    run = functools.partial(gated_linear, impl="cpu")
+    assert_all_near(outcome(run, *arguments), outcome(naive.scan, *arguments))
 
 
 @impls
@@ -111,7 +210,7 @@ def test_second_derivatives_equal_finite_differences():
     torch.manual_seed(4)
     packing = Packing(torch.tensor([[False, True, False]]))
     assert torch.autograd.gradgradcheck(
-        lambda *inputs: gated_linear(*inputs, packing), make_input(1, 3), fast_mode=True
+        lambda *inputs: gated_linear(*inputs, packing, "torch"), make_input(1, 3), fast_mode=True
     )
 
 
@@ -150,15 +249,16 @@ def test_neither_other_episodes_nor_holes_leak(impl, poison):
     assert o[0, 6].abs().max() == 0
 
 
+@fast
 @pytest.mark.parametrize("poison", [float("nan"), 1e300])
-def test_no_gradient_comes_from_holes_or_crosses_a_start(poison):
+def test_no_gradient_comes_from_holes_or_crosses_a_start(poison, impl):
     torch.manual_seed(6)
     *steps, state = make_input(1, 9)
     start, hole = (torch.tensor([[t == at for t in range(9)]]) for at in (4, 6))
     with torch.no_grad():
         for each in steps:
             each[0, 6] = poison
-    o, final = gated_linear(*steps, state, Packing(start, ~hole))
+    o, final = gated_linear(*steps, state, Packing(start, ~hole), impl)
     *in_steps, in_state = torch.autograd.grad(o[:, 4:].sum() + final.sum(), [*steps, state])
     for gradient in in_steps:
         assert gradient.isfinite().all()
@@ -167,7 +267,7 @@ def test_no_gradient_comes_from_holes_or_crosses_a_start(poison):
     assert in_state.abs().max() == 0
 
 
-@pytest.mark.parametrize("impl", ["naive", "torch"])
+@impls
 def test_types_may_be_mixed(impl):
     """q, k, v in bfloat16, gates and state in float32, as the fused kernels take them."""
     inputs, packing = [x.detach() for x in make_input(2, 40)], Packing.unbroken(2, 40)
@@ -179,14 +279,16 @@ def test_types_may_be_mixed(impl):
     assert (final - expected[1]).norm() <= 1e-6 * expected[1].norm()
 
 
+@fast
 @pytest.mark.parametrize("lowest", [0.0, -5.0, -30.0])
-def test_float32_stays_near_float64(lowest):
+def test_float32_stays_near_float64(lowest, impl):
     """Outputs and gradients are finite and near, whatever the gates."""
     torch.manual_seed(7)
     inputs, packing = make_input(2, 200, lowest), Packing.unbroken(2, 200)
     expected = outcome(naive.scan, inputs, packing)
     single = [each.detach().float().requires_grad_() for each in inputs]
-    for a, b in zip(outcome(gated_linear, single, packing), expected, strict=True):
+    run = functools.partial(gated_linear, impl=impl)
+    for a, b in zip(outcome(run, single, packing), expected, strict=True):
         assert a.dtype == torch.float32
         assert (a - b).norm() <= 1e-6 * b.norm() + 1e-6
 

@@ -1,4 +1,6 @@
-"""The chunked scan equals the equation's loop: outputs, final state, every gradient."""
+"""The fast scans equal the equation's loop: outputs, final state, every gradient."""
+
+import functools
 
 import pytest
 import torch
@@ -6,10 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from decision_s4.kernels.packing import Packing
-from decision_s4.kernels.ssd import chunked, naive, ssd, ssd_step
+from decision_s4.kernels.ssd import chunked, cpu, naive, ssd, ssd_step
 
 HEADS, WIDTH, SIZE = 3, 2, 4
-impls = pytest.mark.parametrize("impl", ["naive", "torch"])
+compiles = pytest.mark.skipif(cpu.library() is None, reason="needs a C++ compiler and ninja")
+COMPILED = pytest.param("cpu", marks=compiles)
+impls = pytest.mark.parametrize("impl", ["naive", "torch", COMPILED])
+fast = pytest.mark.parametrize("impl", ["torch", COMPILED])
 
 
 def make_input(rows: int, steps: int, strength: float = 1.0) -> list[torch.Tensor]:
@@ -35,30 +40,88 @@ def assert_all_near(found, expected, tolerance=1e-10) -> None:
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
+@fast
 @pytest.mark.parametrize("strength", [0.01, 1.0, 30.0])
 @pytest.mark.parametrize("steps", [1, 2, 3, 63, 64, 65, 257])
-def test_chunked_equals_the_loop(steps, strength):
+def test_it_equals_the_loop(steps, strength, impl):
     torch.manual_seed(steps)
     start, valid = torch.rand(4, steps) < 0.05, torch.rand(4, steps) < 0.8
     start[0], valid[1], valid[2] = False, True, False
     start[3, 0] = True
     arguments = make_input(4, steps, strength), Packing(start, valid)
-    assert_all_near(outcome(ssd, *arguments), outcome(naive.scan, *arguments))
+    run = functools.partial(ssd, impl=impl)
+    assert_all_near(outcome(run, *arguments), outcome(naive.scan, *arguments))
+
+
+@compiles
+@pytest.mark.parametrize(("width", "size"), [(1, 40), (8, 16), (17, 9), (32, 64)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_states_of_any_size_in_tiles_of_eight_or_sixteen(width, size, dtype):
+    torch.manual_seed(size)
+    _, delta, A, *_ = make_input(3, 37)
+    x, state = torch.randn(3, 37, HEADS, width), torch.randn(3, HEADS, width, size)
+    B, C = torch.randn(2, 3, 37, size)
+    inputs = [each.detach().to(dtype).requires_grad_() for each in (x, delta, A, B, C, state)]
+    packing = Packing(torch.rand(3, 37) < 0.1, torch.rand(3, 37) < 0.8)
+    run = functools.partial(ssd, impl="cpu")
+    found, expected = outcome(run, inputs, packing), outcome(naive.scan, inputs, packing)
+    assert_all_near(found, expected, 1e-10 if dtype == torch.float64 else 5e-4)
+
+
+@compiles
+def test_threads_change_no_bit():
+    torch.manual_seed(2)
+    arguments = make_input(3, 200), Packing.unbroken(3, 200)
+    run = functools.partial(ssd, impl="cpu")
+    found, before = [], torch.get_num_threads()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found.append(outcome(run, *arguments))
+    torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_what_the_library_cannot_do_is_refused():
+    inputs = make_input(1, 3)
+    if cpu.library() is not None:
+        y, _ = ssd(*inputs, Packing.unbroken(1, 3), impl="cpu")
+        with pytest.raises(RuntimeError, match="'cpu' has no second derivatives"):
+            torch.autograd.grad(y.sum(), inputs[0], create_graph=True)
+    half = [x.detach().bfloat16() for x in inputs]
+    with pytest.raises(ValueError, match="ssd: impl 'cpu' needs float32 or float64 on the CPU"):
+        ssd(*half, Packing.unbroken(1, 3), impl="cpu")
+
+
+def masks(data, longest: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Starts and valid steps, (B, T) each."""
+    rows, steps = data.draw(st.integers(1, 3)), data.draw(st.integers(1, longest))
+    mask = st.lists(st.booleans(), min_size=rows * steps, max_size=rows * steps)
+    start, valid = (torch.tensor(data.draw(mask)).view(rows, steps) for _ in range(2))
+    return start, valid
 
 
 @settings(deadline=None, max_examples=40)
 @given(st.data(), st.sampled_from([1, 2, 4, 8]))
 def test_any_mix_of_starts_and_holes(data, chunk):
     torch.manual_seed(0)
-    rows, steps = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 11))
-    mask = st.lists(st.booleans(), min_size=rows * steps, max_size=rows * steps)
-    start, valid = (torch.tensor(data.draw(mask)).view(rows, steps) for _ in range(2))
-    arguments = make_input(rows, steps), Packing(start, valid)
+    start, valid = masks(data, 11)
+    arguments = make_input(*start.shape), Packing(start, valid)
 
     def fast(*each):
         return chunked.scan(*each, chunk=chunk)
 
     assert_all_near(outcome(fast, *arguments), outcome(naive.scan, *arguments))
+
+
+@compiles
+@settings(deadline=None, max_examples=40)
+@given(data=st.data())
+def test_any_mix_of_starts_and_holes_in_the_library(data):
+    torch.manual_seed(0)
+    start, valid = masks(data, 35)  # it keeps a state in 16 steps
+    arguments = make_input(*start.shape), Packing(start, valid)
+    run = functools.partial(ssd, impl="cpu")
+    assert_all_near(outcome(run, *arguments), outcome(naive.scan, *arguments))
 
 
 @impls
@@ -92,7 +155,7 @@ def test_second_derivatives_equal_finite_differences():
     torch.manual_seed(3)
     packing = Packing(torch.tensor([[False, True, False]]))
     assert torch.autograd.gradgradcheck(
-        lambda *inputs: ssd(*inputs, packing), make_input(1, 3), fast_mode=True
+        lambda *inputs: ssd(*inputs, packing, "torch"), make_input(1, 3), fast_mode=True
     )
 
 
@@ -126,15 +189,16 @@ def test_neither_other_episodes_nor_holes_leak(impl, poison):
     assert y[0, 6].abs().max() == 0
 
 
+@fast
 @pytest.mark.parametrize("poison", [float("nan"), 1e300])
-def test_no_gradient_comes_from_holes_or_crosses_a_start(poison):
+def test_no_gradient_comes_from_holes_or_crosses_a_start(poison, impl):
     torch.manual_seed(5)
     inputs = make_input(1, 9)
     start, hole = (torch.tensor([[t == at for t in range(9)]]) for at in (4, 6))
     with torch.no_grad():
         for each in (inputs[0], inputs[1], inputs[3], inputs[4]):
             each[0, 6] = poison
-    y, final = ssd(*inputs, Packing(start, ~hole))
+    y, final = ssd(*inputs, Packing(start, ~hole), impl)
     gradients = torch.autograd.grad(y[:, 4:].sum() + final.sum(), inputs)
     assert all(gradient.isfinite().all() for gradient in gradients)
     for gradient in (gradients[0], gradients[1], gradients[3], gradients[4]):
@@ -153,13 +217,14 @@ def test_a_row_without_a_valid_step_keeps_its_state(impl):
     assert torch.equal(final, state)
 
 
+@fast
 @pytest.mark.parametrize("strength", [0.01, 1.0, 30.0])
-def test_float32_stays_near_float64(strength):
+def test_float32_stays_near_float64(strength, impl):
     """Also where decay is so strong that float32 sums of it would lose their differences."""
     torch.manual_seed(7)
     inputs, packing = make_input(2, 300, strength), Packing.unbroken(2, 300)
     expected, _ = naive.scan(*inputs, packing)
-    found, final = ssd(*(each.float() for each in inputs), packing)
+    found, final = ssd(*(each.float() for each in inputs), packing, impl)
     assert found.dtype == final.dtype == torch.float32
     assert (found - expected).norm() <= 1e-6 * expected.norm()
 

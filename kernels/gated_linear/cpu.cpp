@@ -1,0 +1,312 @@
+// Gated linear attention and its gradients: equation in __init__.py. Shapes: B rows, T steps, H heads,
+// K key and V value width, W lanes of a vector. No element of a state touches another: it is cut into
+// tiles of W keys by W values, each of which walks all steps in W registers. Outputs and the gradient
+// of v are sums over keys, so there a vector is a key's values; those of q, k and the gates are sums
+// over values, so there it is a value's keys. Work is cut by rows and heads, sums have one order:
+// results do not depend on the number of threads.
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "lanes.h"
+
+namespace {
+
+using at::Tensor;
+
+constexpr int64_t kChunk = 16;  // steps between the states kept for the backward pass
+enum Mark : uint8_t { kNone = 0, kStart = 2 };
+
+struct Shape {
+  int64_t rows, steps, heads, key_heads, key, value, gates, chunks, tiles;
+};
+
+template <typename T>
+struct Inputs {
+  Shape s;
+  const T *q, *k, *v, *gate;  // (B, T, H or 1, K), (B, T, H, V), gate (B, T, H, K or 1)
+  const uint8_t* marks;       // (B, T)
+
+  Inputs(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate, const Tensor& marks)
+      : q(q.const_data_ptr<T>()),
+        k(k.const_data_ptr<T>()),
+        v(v.const_data_ptr<T>()),
+        gate(gate.const_data_ptr<T>()),
+        marks(marks.const_data_ptr<uint8_t>()) {
+    const int64_t steps = v.size(1), key = k.size(3), value = v.size(3);
+    const auto up = [](int64_t n, int64_t by) { return (n + by - 1) / by; };
+    s = {v.size(0),    steps,           v.size(2),
+         k.size(2),    key,             value,
+         gate.size(3), up(steps, kChunk), up(key, kWidth<T>) * up(value, kWidth<T>)};
+  }
+};
+
+// A tile of the state of one head in one row: `keys` by `values`; W each where it is Full.
+template <typename T, bool Full>
+struct Tile {
+  const Inputs<T>& in;
+  int64_t row, head, given_head, number, key, key_count, value, value_count;
+
+  int64_t keys() const { return Full ? kWidth<T> : key_count; }
+  int64_t values() const { return Full ? kWidth<T> : value_count; }
+
+  int64_t state() const { return row * in.s.heads + head; }
+  int64_t step(int64_t t) const { return row * in.s.steps + t; }
+  int64_t at(int64_t t) const { return step(t) * in.s.heads + head; }
+  // Where a step's keys, values and gates lie in tensors of these.
+  int64_t to_keys(int64_t t) const { return at(t) * in.s.key + key; }
+  int64_t to_values(int64_t t) const { return at(t) * in.s.value + value; }
+  int64_t to_gates(int64_t t) const { return at(t) * in.s.gates + (in.s.gates == 1 ? 0 : key); }
+  int64_t to_given_keys(int64_t t) const {
+    return (step(t) * in.s.key_heads + given_head) * in.s.key + key;
+  }
+  int64_t to_state(int64_t i) const { return (state() * in.s.key + key + i) * in.s.value + value; }
+  int64_t to_kept(int64_t chunk) const {
+    return ((state() * in.s.chunks + chunk) * in.s.tiles + number) * kWidth<T> * kWidth<T>;
+  }
+};
+
+// Writes x, or adds it to what tiles before this one have written.
+template <typename T>
+inline void put(T* to, Vec<T> x, int64_t count, bool add) {
+  store_some(to, add ? load_some(to, count) + x : x, count);
+}
+
+// o and the final state; the state before each chunk too, where `kept` is not null.
+template <bool PerKey, typename T, bool Full>
+void forward_tile(const Tile<T, Full>& tile, const T* state, T* o, T* final, T* kept) {
+  const Inputs<T>& in = tile.in;
+  const int64_t keys = tile.keys();
+  Vec<T> S[kWidth<T>];
+  for (int64_t i = 0; i < keys; ++i) S[i] = load_some(state + tile.to_state(i), tile.values());
+  for (int64_t t = 0; t < in.s.steps; ++t) {
+    if (kept && t % kChunk == 0) {
+      T* to = kept + tile.to_kept(t / kChunk);
+      for (int64_t i = 0; i < keys; ++i) store(to + i * kWidth<T>, S[i]);
+    }
+    const uint8_t mark = in.marks[tile.step(t)];
+    Vec<T> out[2] = {};
+    if (mark != kNone) {
+      if (mark == kStart)
+        for (int64_t i = 0; i < keys; ++i) S[i] = Vec<T>{};
+      const T *q = in.q + tile.to_given_keys(t), *k = in.k + tile.to_given_keys(t);
+      const T* gate = in.gate + tile.to_gates(t);
+      const Vec<T> v = load_some(in.v + tile.to_values(t), tile.values());
+      for (int64_t i = 0; i < keys; ++i) {
+        S[i] = S[i] * gate[PerKey ? i : 0] + k[i] * v;
+        out[i % 2] += q[i] * S[i];
+      }
+    }
+    put(o + tile.to_values(t), out[0] + out[1], tile.values(), tile.key > 0);
+  }
+  for (int64_t i = 0; i < keys; ++i) store_some(final + tile.to_state(i), S[i], tile.values());
+}
+
+// The gradients of v and of the state carried in: the same walk back, with q and k changed over.
+template <bool PerKey, typename T, bool Full>
+void back_to_values(const Tile<T, Full>& tile, const T* d_out, const T* d_final, T* d_v, T* d_state) {
+  const Inputs<T>& in = tile.in;
+  const int64_t keys = tile.keys();
+  Vec<T> dS[kWidth<T>];
+  for (int64_t i = 0; i < keys; ++i) dS[i] = load_some(d_final + tile.to_state(i), tile.values());
+  for (int64_t t = in.s.steps - 1; t >= 0; --t) {
+    const uint8_t mark = in.marks[tile.step(t)];
+    Vec<T> out[2] = {};
+    if (mark != kNone) {
+      const T *q = in.q + tile.to_given_keys(t), *k = in.k + tile.to_given_keys(t);
+      const T* gate = in.gate + tile.to_gates(t);
+      const Vec<T> d_o = load_some(d_out + tile.to_values(t), tile.values());
+      for (int64_t i = 0; i < keys; ++i) {
+        dS[i] += q[i] * d_o;
+        out[i % 2] += k[i] * dS[i];
+        dS[i] *= gate[PerKey ? i : 0];
+      }
+      if (mark == kStart)
+        for (int64_t i = 0; i < keys; ++i) dS[i] = Vec<T>{};
+    }
+    put(d_v + tile.to_values(t), out[0] + out[1], tile.values(), tile.key > 0);
+  }
+  for (int64_t i = 0; i < keys; ++i) store_some(d_state + tile.to_state(i), dS[i], tile.values());
+}
+
+template <typename T>
+struct Gradients {
+  T *q, *k, *gate;  // (B, T, H, K), gate's logarithm as the gates
+};
+
+template <bool PerKey, typename T, bool Full>
+inline Vec<T> gates_of(const Tile<T, Full>& tile, int64_t t) {
+  const T* gate = tile.in.gate + tile.to_gates(t);
+  return PerKey ? load_some(gate, tile.keys()) : Vec<T>{} + gate[0];
+}
+
+// Steps begin … end forth from the state S, and the gradient of q; `decayed` gets each step's state
+// before k v.
+template <bool PerKey, typename T, bool Full>
+__attribute__((noinline)) void forth(const Tile<T, Full>& tile, int64_t begin, int64_t end, const T* d_out,
+                                     const Vec<T>* from, Vec<T>* decayed, T* d_q) {
+  const Inputs<T>& in = tile.in;
+  const int64_t values = tile.values();
+  Vec<T> S[kWidth<T>];
+  for (int64_t j = 0; j < values; ++j) S[j] = from[j];
+  for (int64_t t = begin; t < end; ++t, decayed += kWidth<T>) {
+    const uint8_t mark = in.marks[tile.step(t)];
+    Vec<T> found[2] = {};
+    if (mark != kNone) {
+      if (mark == kStart)
+        for (int64_t j = 0; j < values; ++j) S[j] = Vec<T>{};
+      const Vec<T> gate = gates_of<PerKey>(tile, t);
+      const Vec<T> k = load_some(in.k + tile.to_given_keys(t), tile.keys());
+      const T *v = in.v + tile.to_values(t), *d_o = d_out + tile.to_values(t);
+      for (int64_t j = 0; j < values; ++j) {
+        S[j] *= gate;
+        decayed[j] = S[j];
+        S[j] += v[j] * k;
+        found[j % 2] += d_o[j] * S[j];
+      }
+    }
+    put(d_q + tile.to_keys(t), found[0] + found[1], tile.keys(), tile.value > 0);
+  }
+}
+
+// The same steps back from the gradient dS: those of k and of the gates.
+template <bool PerKey, typename T, bool Full>
+__attribute__((noinline)) void back(const Tile<T, Full>& tile, int64_t begin, int64_t end, const T* d_out,
+                                    Vec<T>* gradient, const Vec<T>* decayed, const Gradients<T>& g) {
+  const Inputs<T>& in = tile.in;
+  const int64_t values = tile.values();
+  Vec<T> dS[kWidth<T>];
+  for (int64_t j = 0; j < values; ++j) dS[j] = gradient[j];
+  for (int64_t t = end - 1; t >= begin; --t) {
+    const uint8_t mark = in.marks[tile.step(t)];
+    Vec<T> d_k[2] = {}, d_gate[2] = {};
+    if (mark != kNone) {
+      const Vec<T> gate = gates_of<PerKey>(tile, t);
+      const Vec<T> q = load_some(in.q + tile.to_given_keys(t), tile.keys());
+      const T *v = in.v + tile.to_values(t), *d_o = d_out + tile.to_values(t);
+      const Vec<T>* S = decayed + (t - begin) * kWidth<T>;
+      for (int64_t j = 0; j < values; ++j) {
+        dS[j] += d_o[j] * q;
+        d_k[j % 2] += v[j] * dS[j];
+        d_gate[j % 2] += dS[j] * S[j];
+        dS[j] *= gate;
+      }
+      if (mark == kStart)
+        for (int64_t j = 0; j < values; ++j) dS[j] = Vec<T>{};
+    }
+    put(g.k + tile.to_keys(t), d_k[0] + d_k[1], tile.keys(), tile.value > 0);
+    const Vec<T> of_gates = d_gate[0] + d_gate[1];
+    T* to = g.gate + tile.to_gates(t);
+    if (PerKey) {
+      put(to, of_gates, tile.keys(), tile.value > 0);
+    } else {
+      T total = tile.number > 0 ? to[0] : T(0);
+      for (int64_t i = 0; i < tile.keys(); ++i) total += of_gates[i];
+      to[0] = total;
+    }
+  }
+  for (int64_t j = 0; j < values; ++j) gradient[j] = dS[j];
+}
+
+// A tile with a key a row, turned into one with a value a row.
+template <typename T, bool Full>
+inline void turn(const Tile<T, Full>& tile, const T* from, int64_t stride, Vec<T>* to) {
+  T rows[kWidth<T>][kWidth<T>] = {};
+  for (int64_t i = 0; i < tile.keys(); ++i)
+    for (int64_t j = 0; j < tile.values(); ++j) rows[j][i] = from[i * stride + j];
+  for (int64_t j = 0; j < kWidth<T>; ++j) to[j] = load(rows[j]);
+}
+
+// The gradients of q, k and the gates: chunk by chunk from the last, its states made again first.
+template <bool PerKey, typename T, bool Full>
+void back_to_keys(const Tile<T, Full>& tile, const T* kept, const T* d_out, const T* d_final,
+                  const Gradients<T>& g) {
+  const Shape& s = tile.in.s;
+  Vec<T> S[kWidth<T>], dS[kWidth<T>], decayed[kChunk * kWidth<T>];
+  turn(tile, d_final + tile.to_state(0), s.value, dS);
+  for (int64_t chunk = s.chunks - 1; chunk >= 0; --chunk) {
+    const int64_t begin = chunk * kChunk, end = std::min(begin + kChunk, s.steps);
+    turn(tile, kept + tile.to_kept(chunk), kWidth<T>, S);
+    forth<PerKey>(tile, begin, end, d_out, S, decayed, g.q);
+    back<PerKey>(tile, begin, end, d_out, dS, decayed, g);
+  }
+}
+
+// Calls task(tile, whether gates are one a key), both known as it compiles, for all tiles; those of a
+// head one after the other.
+template <typename T, typename Task>
+void for_tiles(const Inputs<T>& in, const Task& task) {
+  const Shape& s = in.s;
+  const int64_t wide = kWidth<T>, work = s.steps * s.tiles * wide * wide;
+  const int64_t grain = (int64_t(1) << 15) / std::max<int64_t>(1, work) + 1;
+  const auto call = [&](auto tile) {
+    s.gates > 1 ? task(tile, std::true_type{}) : task(tile, std::false_type{});
+  };
+  at::parallel_for(0, s.rows * s.heads, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t row = i / s.heads, head = i % s.heads, given = s.key_heads == 1 ? 0 : head;
+      int64_t number = 0;
+      for (int64_t key = 0; key < s.key; key += wide)
+        for (int64_t value = 0; value < s.value; value += wide, ++number) {
+          const int64_t keys = std::min(wide, s.key - key), values = std::min(wide, s.value - value);
+          if (keys == wide && values == wide)
+            call(Tile<T, true>{in, row, head, given, number, key, keys, value, values});
+          else
+            call(Tile<T, false>{in, row, head, given, number, key, keys, value, values});
+        }
+    }
+  });
+}
+
+// (o (B, T, H, V), final state, states before each chunk; none unless `keep`).
+std::vector<Tensor> forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate,
+                            const Tensor& state, const Tensor& marks, bool keep) {
+  Tensor o = at::empty_like(v), final = at::empty_like(state), before;
+  AT_DISPATCH_FLOATING_TYPES(v.scalar_type(), "gated_linear", [&] {
+    using T = scalar_t;
+    const Inputs<T> in(q, k, v, gate, marks);
+    const Shape& s = in.s;
+    const int64_t size = s.rows * s.heads * s.chunks * s.tiles * kWidth<T> * kWidth<T>;
+    before = at::empty({keep ? size : 0}, state.options());
+    T* kept = keep ? before.data_ptr<T>() : nullptr;
+    const T* from = state.const_data_ptr<T>();
+    T *to = o.data_ptr<T>(), *last = final.data_ptr<T>();
+    for_tiles<T>(in, [&](const auto& tile, auto per_key) {
+      forward_tile<per_key()>(tile, from, to, last, kept);
+    });
+  });
+  return {o, final, before};
+}
+
+// Gradients of q and k (B, T, H, K), v, the logarithm of each gate, and the state.
+std::vector<Tensor> backward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& gate,
+                             const Tensor& marks, const Tensor& before, const Tensor& d_out,
+                             const Tensor& d_final) {
+  Tensor dq = at::empty({v.size(0), v.size(1), v.size(2), k.size(3)}, v.options());
+  Tensor dk = at::empty_like(dq), dv = at::empty_like(v), d_gate = at::empty_like(gate);
+  Tensor d_state = at::empty_like(d_final);
+  AT_DISPATCH_FLOATING_TYPES(v.scalar_type(), "gated_linear_backward", [&] {
+    using T = scalar_t;
+    const Inputs<T> in(q, k, v, gate, marks);
+    const Gradients<T> g{dq.data_ptr<T>(), dk.data_ptr<T>(), d_gate.data_ptr<T>()};
+    const T *kept = before.const_data_ptr<T>(), *d_o = d_out.const_data_ptr<T>();
+    const T* d_last = d_final.const_data_ptr<T>();
+    T *to = dv.data_ptr<T>(), *first = d_state.data_ptr<T>();
+    for_tiles<T>(in, [&](const auto& tile, auto per_key) {
+      back_to_values<per_key()>(tile, d_o, d_last, to, first);
+      back_to_keys<per_key()>(tile, kept, d_o, d_last, g);
+    });
+  });
+  return {dq, dk, dv, d_gate, d_state};
+}
+
+}  // namespace
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  m.def("forward", &forward, pybind11::call_guard<pybind11::gil_scoped_release>());
+  m.def("backward", &backward, pybind11::call_guard<pybind11::gil_scoped_release>());
+}
