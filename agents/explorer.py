@@ -20,7 +20,7 @@ from decision_s4.agents.stored_state import Stored, StoredState
 from decision_s4.envs.actions import disturbed, environment_action
 from decision_s4.envs.episode_table import EpisodeTable, as_tensor
 from decision_s4.envs.errors import DivergedError
-from decision_s4.envs.rows import Outcome, Rows, check_finite
+from decision_s4.envs.rows import Outcome, Rows, check_outcome
 from decision_s4.envs.spaces import map_tree
 from decision_s4.envs.timestep import TimeStep
 
@@ -94,7 +94,7 @@ class Explorer:
         action, self.state = self.actor.act(seen, self.state)
         taken = self._explore(action)
         outcome = self.rows.step(self.everyone, taken)
-        check_finite(outcome, self.steps)
+        check_outcome(outcome, self.steps)
         table.update(self.everyone, taken, outcome)
         self.kept = self.stored.keep(self.state, table.time_step(self.everyone))
         positions = replay.add(transition(seen, before, taken, outcome, self.kept, updates))

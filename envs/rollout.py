@@ -19,7 +19,7 @@ from decision_s4.envs.actions import environment_action
 from decision_s4.envs.episode_table import EpisodeTable
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.make import make, registered_spec
-from decision_s4.envs.rows import Rows
+from decision_s4.envs.rows import Rows, check_outcome
 from decision_s4.envs.scores import ReferenceScores, reference_scores
 from decision_s4.envs.spaces import Tree, map_tree
 from decision_s4.envs.statistics import Evaluation
@@ -149,6 +149,7 @@ def play(
         action = environment_action(rows.action_space, action, alive, time)
         stepped = batch[alive]
         outcome = rows.step(stepped, action)
+        check_outcome(outcome, time)
         time += 1
         if time == max_steps:
             outcome = outcome._replace(truncated=outcome.truncated | ~outcome.terminated)

@@ -22,16 +22,26 @@ class Outcome(NamedTuple):
     truncated: np.ndarray  # (n,) bool
 
 
-def check_finite(outcome: Outcome, step: int) -> None:
-    """Raises SimulatorError where an environment's rewards or observations are no numbers."""
+LARGEST_REWARD = 1e9
+"""No reward is larger but by a mistake."""
+
+
+def check_outcome(outcome: Outcome, step: int) -> None:
+    """Raises SimulatorError where an environment's rewards or observations are no numbers, or
+    rewards so large that nothing is left beside them."""
     parts = {"rewards": outcome.reward, "observations": outcome.observation}
     for name, tree in parts.items():
         for _, leaf in leaves(tree):
-            if not np.isfinite(leaf).all():
+            if leaf.dtype.kind == "f" and not np.isfinite(leaf).all():
                 raise SimulatorError(
                     f"the environment gave {name} that are not finite at environment step {step}; "
                     "mend it"
                 )
+    if (largest := float(np.abs(outcome.reward).max(initial=0.0))) > LARGEST_REWARD:
+        raise SimulatorError(
+            f"the environment gave a reward of {largest:.3g} at environment step {step}; scale "
+            "its rewards down"
+        )
 
 
 class Rows(Protocol):

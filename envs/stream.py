@@ -10,7 +10,7 @@ import numpy as np
 
 from decision_s4.envs.actions import environment_action
 from decision_s4.envs.episode_table import EpisodeTable
-from decision_s4.envs.rows import Outcome, Rows, check_finite
+from decision_s4.envs.rows import Outcome, Rows, check_outcome
 from decision_s4.envs.spaces import Tree
 from decision_s4.envs.timestep import TimeStep
 
@@ -42,7 +42,7 @@ class Stream:
             self.rows.action_space, action, np.ones(len(self.all), bool), self.time
         )
         outcome = self.rows.step(self.all, taken)
-        check_finite(outcome, self.time * len(self.all))
+        check_outcome(outcome, self.time * len(self.all))
         self.table.update(self.all, taken, outcome)
         self.time += 1
         return outcome

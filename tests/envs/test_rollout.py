@@ -315,3 +315,40 @@ def test_evaluate_needs_an_episode_and_a_target():
         evaluate(CountingAgent(), COUNT, episodes=0)
     with pytest.raises(UserError, match=r"targets \[\]"):
         evaluate(CountingAgent(), COUNT, [])
+
+
+class BrokenSensor(gym.Env):
+    """Its second step gives what was asked for."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (1,))
+    action_space = spaces.Box(-1, 1, (1,))
+
+    def __init__(self, seen: float = 0.0, reward: float = 0.0):
+        self.broken, self.time = (np.float32([seen]), reward), 0
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.time += 1
+        given = self.broken if self.time == 2 else (np.zeros(1, np.float32), 0.0)
+        return *given, self.time == 3, False, {}
+
+
+gym.register("RolloutBrokenSensor-v0", entry_point=BrokenSensor)
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ({"seen": np.nan}, "the environment gave observations that are not finite at environment"),
+        ({"reward": np.inf}, "the environment gave rewards that are not finite at environment"),
+        (
+            {"reward": -1e30},
+            r"the environment gave a reward of 1e\+30 at environment step 1; scale",
+        ),
+    ],
+)
+def test_what_an_environment_breaks_is_not_blamed_on_the_policy(broken, message):
+    with pytest.raises(SimulatorError, match=message):
+        rollout(Constant([[0.0]]), "RolloutBrokenSensor-v0", [0.0], [3], env_kwargs=broken)
