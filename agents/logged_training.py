@@ -2,14 +2,14 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from decision_s4.agents.actor import Actor
 from decision_s4.agents.distributed import ALONE, World, join
+from decision_s4.agents.learner import Batches, Learner
 from decision_s4.agents.options import DataOptions
 from decision_s4.agents.policies import make_policy
 from decision_s4.agents.policy import Policy, PolicyOptions, parameter_count
@@ -21,56 +21,6 @@ from decision_s4.envs.batches import PackedBatches
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.task import Task, task_of
 from decision_s4.envs.trajectories import Trajectories
-
-LARGEST_INPUT = 1e6
-"""Numbers beyond this, either way, drown all else that networks of float32 read or predict."""
-
-
-class Learner(Protocol):
-    """What takes gradient steps on batches."""
-
-    @property
-    def policy(self) -> Policy:
-        """What it fits."""
-        ...
-
-    @property
-    def averaged_policy(self) -> Policy:
-        """What acts."""
-        ...
-
-    @property
-    def learning_rate(self) -> float:
-        """The rate of the next step."""
-        ...
-
-    def update(self, batch: Any) -> dict[str, Tensor]:
-        """One step; detached scalars."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
-        ...
-
-
-class Batches(Protocol):
-    """An endless order of batches that can be gone on with."""
-
-    def __next__(self) -> Any:
-        """The next one: it has `valid`, and moves `to` a device."""
-        ...
-
-    def state_dict(self) -> dict[str, int]:
-        """Where it stands."""
-        ...
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on where `state_dict` was taken."""
-        ...
 
 
 class LoggedTraining(Resumable):
@@ -238,13 +188,3 @@ class LoggedTraining(Resumable):
         self.learner.load_state_dict(state["learner"])
         self.batches.load_state_dict(state["batches"])
         self.step = step
-
-
-def check_values(data: Trajectories, scale: float = 1.0) -> None:
-    """Raise UserError where rewards, times `scale`, are too large to learn values of."""
-    largest = float(np.abs(data.rewards).max())
-    if not largest * scale <= LARGEST_INPUT:
-        raise UserError(
-            f"dataset '{data.name}': rewards reach {largest:.3g}, too large to learn values of; "
-            f"mend them, or divide all by {largest:.0e}"
-        )

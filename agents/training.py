@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,12 +12,13 @@ from decision_s4.agents.decision import DecisionLearner, OptimiserOptions
 from decision_s4.agents.distillation import DistillationOptions, DistilledLearner, load_teacher
 from decision_s4.agents.distributed import ALONE, World
 from decision_s4.agents.flags import hyphened
-from decision_s4.agents.logged_training import LARGEST_INPUT, LoggedTraining, check_values
+from decision_s4.agents.logged_training import LoggedTraining
 from decision_s4.agents.options import DataOptions, part
 from decision_s4.agents.policy import Policy, PolicyOptions
 from decision_s4.agents.range_aware import RangeAwareLearner, RangeOptions
 from decision_s4.agents.recorded import recorded_updates
 from decision_s4.agents.relabel import RelabelOptions, relabelled
+from decision_s4.agents.reward_checks import check_returns, check_values
 from decision_s4.agents.sequence_policy import SequencePolicy
 from decision_s4.agents.tokens import check_episode_length
 from decision_s4.agents.value_regularised import ValueRegularisation, ValueRegularisedLearner
@@ -70,16 +70,10 @@ class Training(LoggedTraining):
 
     def check_rewards(self) -> None:
         """Raise UserError for returns-to-go that are no input, or rewards that have no value."""
-        data, scale = self.trajectories, self.config.return_scale
-        largest = float(np.abs(data.returns_to_go()).max())
-        if self.config.condition_on_return and not largest / scale <= LARGEST_INPUT:
-            raise UserError(
-                f"dataset '{data.name}': returns reach {largest:.3g}, which is "
-                f"{largest / scale:.3g} in units of --return-scale {scale:g}; mend the rewards, or "
-                f"give a --return-scale near {largest:.0e}"
-            )
+        if self.config.condition_on_return:
+            check_returns(self.trajectories, self.config.return_scale)
         if self.config.value_weight:
-            check_values(data)
+            check_values(self.trajectories)
 
     def held(self, task: Task) -> Task:
         """The task with its targets held to the returns learned from, where that is asked for."""

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 from decision_s4.agents.feed_forward import FeedForwardPolicy
 from decision_s4.agents.iql import IQLLearner, IQLOptions
-from decision_s4.agents.logged_training import LoggedTraining, check_values
+from decision_s4.agents.logged_training import LoggedTraining
 from decision_s4.agents.options import DataOptions, part
 from decision_s4.agents.policy import PolicyOptions
+from decision_s4.agents.reward_checks import check_values
 from decision_s4.agents.td3_bc import TD3BCLearner, TD3BCOptions
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.transitions import TransitionBatches
