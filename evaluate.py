@@ -154,6 +154,9 @@ def _film(actor: Agent, task: Task, config: EvaluateConfig, console: Console) ->
 def _task(found: Checkpoint, config: EvaluateConfig) -> Task:
     """The training's task, its targets held where both the training and the user want that."""
     task = saved.task(found)
+    if config.target_returns and task.target_returns == (None,):
+        algo = found.metadata.get("algo")
+        raise UserError(f"--target-returns: a policy of {algo} aims at no return; leave it out")
     return task if config.hold_return else replace(task, return_range=None)
 
 

@@ -191,6 +191,8 @@ def test_a_run_leaves_its_curves_and_is_evaluated(tmp_path, monkeypatch, capsys)
     assert wanted | {"eval/return_mean", "train/learning_rate"} <= tags
     assert evaluate.main([str(folder), "--episodes", "2", "--checkpoint", "last"]) == 0
     assert "CartPoleNoVel-v1" in capsys.readouterr().out
+    assert evaluate.main([str(folder), "--target-returns", "5,6"]) == 2
+    assert "a policy of ppo aims at no return; leave it out" in capsys.readouterr().err
 
 
 def test_a_resumed_run_has_all_but_the_simulators(tmp_path):
