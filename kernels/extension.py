@@ -1,5 +1,6 @@
 """C++ libraries of the kernels: compiled once a machine, when first asked for."""
 
+import functools
 import hashlib
 import logging
 import os
@@ -98,13 +99,28 @@ def alone(op: str, folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def library_or_none(op: str, load: Callable[[], ModuleType], instead: str) -> ModuleType | None:
-    """What `load` returns; None, with a warning that says what runs `instead`, where it fails."""
-    try:
-        return load()
-    except (RuntimeError, OSError, ImportError, subprocess.SubprocessError) as error:
-        reason = str(error).splitlines()[0]
-        LOG.warning(
-            "%s: no C++ library (%s); %s: install a C++ compiler and ninja", op, reason, instead
-        )
-        return None
+def library_beside(
+    module: str, instead: str = "running in torch", flags: tuple[str, ...] = ()
+) -> Callable[[], ModuleType | None]:
+    """What gives the library of the cpp file beside a kernel's module, loaded at the first call.
+
+    It gives None, with a warning that says what runs `instead`, where the library cannot be built.
+
+    Args:
+        module: the module's file, in the folder that is named for the kernel.
+        instead: for the warning.
+        flags: compiler flags besides FLAGS.
+    """
+    source = Path(module).with_suffix(".cpp")
+
+    @functools.cache
+    def library() -> ModuleType | None:
+        op = source.parent.name
+        try:
+            return compile_library(op, source, flags)
+        except (RuntimeError, OSError, ImportError, subprocess.SubprocessError) as error:
+            missing, reason = "install a C++ compiler and ninja", str(error).splitlines()[0]
+            LOG.warning("%s: no C++ library (%s); %s: %s", op, reason, instead, missing)
+            return None
+
+    return library

@@ -1,17 +1,16 @@
 """almost_linear in C++ (cpu.cpp), with its gradients. Compiled once a machine."""
 
-import functools
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from decision_s4.kernels import choice
-from decision_s4.kernels.extension import compile_library, library_or_none
+from decision_s4.kernels.extension import library_beside
 from decision_s4.kernels.gated_scan.order import pack, unpack
 from decision_s4.kernels.packing import Packing
+
+library = library_beside(__file__)
 
 
 def scan(
@@ -54,13 +53,3 @@ class CompiledRanks(torch.autograd.Function):
         d_u, _, d_state = compiled.backward(decay, weight, ctx.linear, ctx.counts, *given)
         d_decay = (d_u * before[:, 0]).sum(0)
         return None, None, None, d_u, d_decay, d_u.T @ opened, d_state
-
-
-@functools.cache
-def library() -> ModuleType | None:
-    """The compiled library, from torch's extension cache or built now; None if it cannot be."""
-    return library_or_none("almost_linear", _load, instead="running in torch")
-
-
-def _load() -> ModuleType:
-    return compile_library("almost_linear", Path(__file__).with_name("cpu.cpp"))

@@ -1,16 +1,15 @@
 """delta_rule in C++ (cpu.cpp), with its gradients. Compiled once a machine."""
 
-import functools
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from decision_s4.kernels import choice
-from decision_s4.kernels.extension import compile_library, library_or_none
+from decision_s4.kernels.extension import library_beside
 from decision_s4.kernels.packing import Packing
+
+library = library_beside(__file__)
 
 
 def scan(
@@ -43,13 +42,3 @@ class CompiledScan(torch.autograd.Function):
         if ctx.saved_tensors[4].shape != d_gate.shape:
             d_gate = d_gate.sum(-1, keepdim=True)
         return None, None, *found, d_gate, d_state
-
-
-@functools.cache
-def library() -> ModuleType | None:
-    """The compiled library, from torch's extension cache or built now; None if it cannot be."""
-    return library_or_none("delta_rule", _load, instead="running in torch")
-
-
-def _load() -> ModuleType:
-    return compile_library("delta_rule", Path(__file__).with_name("cpu.cpp"))

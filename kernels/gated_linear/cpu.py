@@ -1,16 +1,15 @@
 """gated_linear in C++ (cpu.cpp), with its gradients. Compiled once a machine."""
 
-import functools
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from decision_s4.kernels import choice
-from decision_s4.kernels.extension import compile_library, library_or_none
+from decision_s4.kernels.extension import library_beside
 from decision_s4.kernels.packing import Packing
+
+library = library_beside(__file__)
 
 
 def scan(
@@ -43,13 +42,3 @@ class CompiledScan(torch.autograd.Function):
         if ctx.saved_tensors[0].shape != d_q.shape:
             d_q, d_k = (x.sum(2, keepdim=True) for x in (d_q, d_k))
         return None, None, d_q, d_k, *found
-
-
-@functools.cache
-def library() -> ModuleType | None:
-    """The compiled library, from torch's extension cache or built now; None if it cannot be."""
-    return library_or_none("gated_linear", _load, instead="running in torch")
-
-
-def _load() -> ModuleType:
-    return compile_library("gated_linear", Path(__file__).with_name("cpu.cpp"))

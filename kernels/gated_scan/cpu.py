@@ -4,9 +4,6 @@ Only what hangs on the step before runs there: the input's part of the gates, an
 the weights, are one matrix product each of all steps.
 """
 
-import functools
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -14,9 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from decision_s4.kernels import choice
-from decision_s4.kernels.extension import compile_library, library_or_none
+from decision_s4.kernels.extension import library_beside
 from decision_s4.kernels.gated_scan.order import pack, unpack
 from decision_s4.kernels.packing import Packing
+
+library = library_beside(__file__)
 
 
 def scan(
@@ -59,13 +58,3 @@ class CompiledRanks(torch.autograd.Function):
         given = before, kept, d_hidden.contiguous(), d_final.contiguous()
         d_product, d_gates, d_state = run(weight, ctx.counts, *given)
         return None, None, None, d_gates, d_product.T @ before, d_product.sum(0), d_state
-
-
-@functools.cache
-def library() -> ModuleType | None:
-    """The compiled library, from torch's extension cache or built now; None if it cannot be."""
-    return library_or_none("gated_scan", _load, instead="running in torch")
-
-
-def _load() -> ModuleType:
-    return compile_library("gated_scan", Path(__file__).with_name("cpu.cpp"))

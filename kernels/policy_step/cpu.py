@@ -1,18 +1,18 @@
 """policy_step in C++: one call a step. Compiled once a machine, when first asked for."""
 
-import functools
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from decision_s4.kernels.extension import compile_library, library_or_none
+from decision_s4.kernels.extension import library_beside
 from decision_s4.kernels.policy_step.fold import FoldedLayer, fold
 from decision_s4.kernels.policy_step.plan import Inputs, Plan
 
 FLAGS = ("-fno-signed-zeros", "-fassociative-math")  # sums may be reordered: they vectorise
+
+library = library_beside(__file__, instead="acting by torch", flags=FLAGS)
 
 
 def make_cpu_step(plan: Plan) -> "CpuStep | None":
@@ -66,13 +66,3 @@ def _layer(compiled: ModuleType, layer: FoldedLayer) -> Any:
     )
     recurrence = compiled.Recurrence(a, layer.b_row, w, v, layer.c_row, layer.d)
     return compiled.Layer(compiled.Norm(*layer.norm), recurrence, compiled.Affine(*layer.mix), mlp)
-
-
-@functools.cache
-def library() -> ModuleType | None:
-    """The compiled library, from torch's extension cache or built now; None if it cannot be."""
-    return library_or_none("policy_step", _load, instead="acting by torch")
-
-
-def _load() -> ModuleType:
-    return compile_library("policy_step", Path(__file__).with_name("cpu.cpp"), FLAGS)

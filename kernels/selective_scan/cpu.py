@@ -1,8 +1,5 @@
 """selective_scan in C++ (cpu.cpp), with its gradients. Compiled once a machine."""
 
-import functools
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -10,8 +7,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from decision_s4.kernels import choice
-from decision_s4.kernels.extension import compile_library, library_or_none
+from decision_s4.kernels.extension import library_beside
 from decision_s4.kernels.selective_scan.arguments import Arguments
+
+library = library_beside(__file__)
 
 
 def scan(arguments: Arguments) -> tuple[Tensor, Tensor]:
@@ -44,13 +43,3 @@ class CompiledScan(torch.autograd.Function):
         kept = u, delta, A, B, C, start, before
         compiled = choice.check_library("selective_scan", library)
         return None, *compiled.backward(*kept, dy.contiguous(), dstate.contiguous()), None
-
-
-@functools.cache
-def library() -> ModuleType | None:
-    """The compiled library, from torch's extension cache or built now; None if it cannot be."""
-    return library_or_none("selective_scan", _load, instead="running in torch")
-
-
-def _load() -> ModuleType:
-    return compile_library("selective_scan", Path(__file__).with_name("cpu.cpp"))

@@ -1,16 +1,15 @@
 """short_conv in C++ (cpu.cpp), with its gradients. Compiled once a machine."""
 
-import functools
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from decision_s4.kernels import choice
-from decision_s4.kernels.extension import compile_library, library_or_none
+from decision_s4.kernels.extension import library_beside
 from decision_s4.kernels.packing import Packing
+
+library = library_beside(__file__)
 
 
 def conv(
@@ -40,13 +39,3 @@ class CompiledConv(torch.autograd.Function):
         choice.refuse_second_derivatives("short_conv", "cpu")
         compiled = choice.check_library("short_conv", library)
         return None, *compiled.backward(*ctx.saved_tensors, dy.contiguous(), d_final.contiguous())
-
-
-@functools.cache
-def library() -> ModuleType | None:
-    """The compiled library, from torch's extension cache or built now; None if it cannot be."""
-    return library_or_none("short_conv", _load, instead="running in torch")
-
-
-def _load() -> ModuleType:
-    return compile_library("short_conv", Path(__file__).with_name("cpu.cpp"))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from decision_s4.kernels import choice
+from decision_s4.kernels import choice, extension
 from decision_s4.kernels.gated_scan import cpu as cpu_path
 from decision_s4.kernels.gated_scan import fused, gated_scan, gated_step
 from decision_s4.kernels.packing import Packing
@@ -272,10 +272,10 @@ def test_the_choice_is_logged_once(caplog):
 
 
 def test_without_a_compiler_it_warns_once_and_runs_in_torch(monkeypatch, caplog):
-    def fail():
+    def fail(*about):
         raise RuntimeError("Ninja is required to load C++ extensions\nand more")
 
-    monkeypatch.setattr(cpu_path, "_load", fail)
+    monkeypatch.setattr(extension, "compile_library", fail)
     arguments = (*make(nn.GRU, 5), Packing.unbroken(ROWS, 5))
     expected = gated_scan(*arguments, impl="torch")
     caches = cpu_path.library, choice.fastest_on_cpu

@@ -5,6 +5,7 @@ import logging
 import pytest
 import torch
 
+from decision_s4.kernels import extension
 from decision_s4.kernels.lti_scan import System
 from decision_s4.kernels.policy_step import (
     Affine,
@@ -192,10 +193,10 @@ def test_refusals():
 
 
 def test_without_a_compiler_it_warns_and_acts_by_torch(monkeypatch, caplog):
-    def fail():
+    def fail(*about):
         raise RuntimeError("Ninja is required to load C++ extensions\nand more")
 
-    monkeypatch.setattr(cpu, "_load", fail)
+    monkeypatch.setattr(extension, "compile_library", fail)
     cpu.library.cache_clear()
     with caplog.at_level(logging.WARNING):
         step = make_policy_step(make_plan(dtype=torch.float32), "cpu")

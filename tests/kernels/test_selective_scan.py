@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decision_s4.kernels import choice
+from decision_s4.kernels import choice, extension
 from decision_s4.kernels.selective_scan import cpu as cpu_path
 from decision_s4.kernels.selective_scan import selective_scan, selective_scan_step
 
@@ -333,10 +333,10 @@ def test_the_choice_is_logged_once(caplog):
 
 
 def test_without_a_compiler_it_warns_once_and_runs_in_torch(monkeypatch, caplog):
-    def fail():
+    def fail(*about):
         raise RuntimeError("Ninja is required to load C++ extensions\nand more")
 
-    monkeypatch.setattr(cpu_path, "_load", fail)
+    monkeypatch.setattr(extension, "compile_library", fail)
     expected = selective_scan(**make(), impl="torch")
     caches = (cpu_path.library, choice.fastest_on_cpu)
     for cache in caches:
