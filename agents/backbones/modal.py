@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from decision_s4.agents.backbones import ops
 from decision_s4.agents.backbones.initial import check_range, log_uniform
 from decision_s4.kernels.lti_scan import System, lti_scan, lti_step
 from decision_s4.kernels.packing import Packing
@@ -44,7 +45,7 @@ class ModalFilter(nn.Module):
 
     def forward(self, v: Tensor, state: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
         """v (B, T, D) -> (y (B, T, D), final state)."""
-        return lti_scan(v, self.constants(), state, packing)
+        return lti_scan(v, self.constants(), state, packing, ops.impl())
 
     def step(self, v: Tensor, state: Tensor, constants: System) -> tuple[Tensor, Tensor]:
         """v (B, D) -> (y (B, D), new state)."""

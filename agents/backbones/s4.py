@@ -119,7 +119,7 @@ class LinearStateSpace(Mixer):
         with torch.autocast(x.device.type, enabled=False):
             u = ops.tap("layer.values", x.to(self.c.dtype))
             system, prepared = self.system()
-            y, state = lti_scan(u, system, state, packing, prepared=prepared)
+            y, state = lti_scan(u, system, state, packing, ops.impl(), prepared)
             y = ops.tap("layer.mixed", y) + self.d * u
         return self.mix_channels(y), state
 

@@ -7,7 +7,7 @@ diagonal plus low rank (S4: Gu, Goel, Ré, "Efficiently Modeling Long Sequences 
 State Spaces", arXiv 2111.00396, section 3).
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -21,12 +21,16 @@ from decision_s4.kernels.packing import Packing
 
 __all__ = ["Prepared", "System", "fastest", "lti_scan", "lti_step", "prepare", "transition"]
 
+Impl = Literal["naive", "torch", "cpu", "triton"]
+
 lti_step = naive.step
 LONG = 24_576  # steps that a program walks in the time that torch takes for any number
 
 
 def fastest(system: System, kind: torch.dtype = torch.float32, steps: int = 1) -> str:
     """What runs `system` on rows of `steps` inputs of a `kind` where nothing is named."""
+    if not system.a.is_cuda:
+        return choice.fastest_on_cpu("lti_scan", system.a.device.type, kind)
     reason = misfit(system, kind)
     if reason is None and steps > LONG:
         reason = f"is faster on rows of more than {LONG:,} steps"
@@ -38,7 +42,7 @@ def lti_scan(
     system: System,
     state: Tensor,
     packing: Packing,
-    impl: Literal["naive", "torch", "triton"] | None = None,
+    impl: Impl | None = None,
     prepared: Prepared | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run the system over packed rows; differentiable in `u`, `system` and `state`.
@@ -48,9 +52,10 @@ def lti_scan(
         system: the discretised system of each of the H channels.
         state: (B, H, n, 2) carried in, real and imaginary parts of x.
         packing: where episodes start; the state is zero before each start.
-        impl: "naive" is the equation as a loop, "torch" runs anywhere, "triton" is fused for CUDA
-            (float32, up to 64 states; differentiable once). None takes "triton" on CUDA for what it
-            takes, rows up to `LONG`, else "torch".
+        impl: "naive" is the equation as a loop, "torch" runs anywhere, "cpu" is the loop in C++
+            (compiled at its first use), "triton" is fused for CUDA (float32, up to 64 states); both
+            are differentiable once. None takes "cpu" on the CPU where it compiles, "triton" on CUDA
+            for what it takes, rows up to `LONG`, else "torch".
         prepared: `prepare(system)` of the same a, b, w and v, of which "triton" then has no
             gradient.
 
@@ -58,15 +63,19 @@ def lti_scan(
         (y (B, T, H), final state (B, H, n, 2)). y is 0 at steps that are not valid.
 
     Raises:
-        ValueError: for an unknown `impl`, or what "triton" does not take.
+        ValueError: for an unknown `impl`, or what it does not take.
+        RuntimeError: for "cpu" where the machine has no compiler.
     """
-    if impl not in (None, "naive", "torch", "triton"):
-        known = "'naive', 'torch' or 'triton'"
-        raise ValueError(f"lti_scan: impl '{impl}' is unknown; use {known}")
+    if impl not in (None, *get_args(Impl)):
+        raise ValueError(f"lti_scan: impl '{impl}' is unknown; use {', '.join(get_args(Impl))}")
     chosen = impl or fastest(system, u.dtype, u.shape[1])
     if chosen == "triton":
         from decision_s4.kernels.lti_scan import triton  # needs Triton
 
         return triton.scan(u, system, state, packing, prepared)
+    if chosen == "cpu":
+        from decision_s4.kernels.lti_scan import cpu  # compiles
+
+        return cpu.scan(u, system, state, packing)
     run = naive.scan if chosen == "naive" else chunked.scan
     return run(u, system, state, packing)

@@ -19,6 +19,7 @@ from decision_s4.kernels.gated_linear import gated_linear
 from decision_s4.kernels.gated_scan import cpu as gated_cpu
 from decision_s4.kernels.gated_scan import gated_scan
 from decision_s4.kernels.lti_scan import System, lti_scan
+from decision_s4.kernels.lti_scan import cpu as lti_cpu
 from decision_s4.kernels.packing import Packing
 from decision_s4.kernels.selective_scan import cpu as selective_cpu
 from decision_s4.kernels.selective_scan import selective_scan
@@ -117,10 +118,10 @@ def recurrent(kind: Kind, gate: float, impl: str) -> tuple[Callable, list, tuple
 CASES: list[Any] = [
     *(
         (make, impl)
-        for make in (selective, state_space, attention, diagonal)
+        for make in (selective, state_space, attention, diagonal, invariant)
         for impl in ("torch", "cpu")
     ),
-    *((make, "torch") for make in (delta, invariant)),
+    (delta, "torch"),
     (convolution, "torch"),
     *((recurrent, impl) for impl in ("torch", "cpu", "fused")),
 ]
@@ -133,7 +134,12 @@ cases = pytest.mark.parametrize(
 def compiled(request):
     """Skips what needs a C++ library where it cannot be built."""
     given = request.node.callspec.params
-    libraries = {selective: selective_cpu, diagonal: diagonal_cpu, recurrent: gated_cpu}
+    libraries = {
+        selective: selective_cpu,
+        diagonal: diagonal_cpu,
+        invariant: lti_cpu,
+        recurrent: gated_cpu,
+    }
     library = libraries.get(given["make"], linear_cpu)
     if given["impl"] == "cpu" and library.library() is None:
         pytest.skip("no C++ library: needs a compiler and ninja")

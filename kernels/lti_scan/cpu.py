@@ -1,0 +1,62 @@
+"""lti_scan in C++ (cpu.cpp), with its gradients. Compiled once a machine."""
+
+import functools
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from decision_s4.kernels import choice
+from decision_s4.kernels.extension import compile_library, library_or_none
+from decision_s4.kernels.lti_scan.system import System
+from decision_s4.kernels.packing import Packing
+
+
+def scan(u: Tensor, system: System, state: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
+    """See `lti_scan`."""
+    choice.check_compiled("lti_scan", u, library)
+    kind = functools.reduce(torch.promote_types, (u.dtype, system.dtype, state.dtype))
+    fields = [z.to(kind.to_complex()) for z in system if z is not None]
+    keep = torch.is_grad_enabled()
+    return CompiledScan.apply(keep, packing.marks, u.to(kind), state.to(kind), *fields)
+
+
+class CompiledScan(torch.autograd.Function):
+    """(whether to keep, marks (B, T), u, state, fields of the system) -> (y, final state)."""
+
+    @staticmethod
+    def forward(ctx: Any, keep: bool, marks: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        u, state, *fields = (_plain(each) for each in inputs)
+        marks, keep = marks.contiguous(), keep and any(ctx.needs_input_grad)
+        compiled = choice.check_library("lti_scan", library)
+        y, final, before = compiled.forward(u, fields, state, marks, keep)
+        ctx.save_for_backward(marks, before, u, *fields)
+        return y, final
+
+    @staticmethod
+    def backward(ctx: Any, d_y: Tensor, d_final: Tensor) -> tuple[Tensor | None, ...]:
+        choice.refuse_second_derivatives("lti_scan", "cpu")
+        marks, before, u, *fields = ctx.saved_tensors
+        compiled = choice.check_library("lti_scan", library)
+        a, b, _, *low_rank = ctx.needs_input_grad[4:]
+        every = any((a, b, *low_rank))
+        given = u, fields, marks, before, _plain(d_y), _plain(d_final), every
+        found = zip(compiled.backward(*given), ctx.needs_input_grad[2:], strict=True)
+        return None, None, *(gradient if needed else None for gradient, needed in found)
+
+
+def _plain(x: Tensor) -> Tensor:
+    """Its numbers as they lie in memory: neither conjugation nor a sign is still to be applied."""
+    return x.resolve_conj().resolve_neg().contiguous()
+
+
+@functools.cache
+def library() -> ModuleType | None:
+    """The compiled library, from torch's extension cache or built now; None if it cannot be."""
+    return library_or_none("lti_scan", _load, instead="running in torch")
+
+
+def _load() -> ModuleType:
+    return compile_library("lti_scan", Path(__file__).with_name("cpu.cpp"))
