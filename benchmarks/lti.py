@@ -54,7 +54,10 @@ def calls(
         return run
 
     ways: dict[str, dict[str, Any]] = {"torch": {"impl": "torch"}}
-    ways |= {"triton": {"impl": "triton", "prepared": prepared}} if device == "cuda" else {}
+    if device == "cuda":
+        ways["triton"] = {"impl": "triton", "prepared": prepared}
+    else:
+        ways["cpu"] = {"impl": "cpu"}
     made = {}
     for name, how in ways.items():
         made[f"{name} forward"] = forward(frozen, **how)

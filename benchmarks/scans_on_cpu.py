@@ -1,8 +1,9 @@
-"""diagonal_scan on the CPU, C++ beside torch: `python benchmarks/diagonal.py [--updates]`.
+"""diagonal_scan on the CPU, C++ beside torch: `python benchmarks/scans_on_cpu.py [--updates]`.
 
 The operation at sizes of training and beyond, with a start in 250 steps, ms forward and forward +
-backward; then whole updates of Decision S4 on S5 and LRU, width 64, batches of 3,000 steps of
-Hopper. One thread; medians of interleaved repeats by the process's own time.
+backward; then whole updates of Decision S4 on S5, LRU, and, by `lti_scan` (lti.py times it alone),
+S4 and S4D: width 64, batches of Hopper. One thread; medians of interleaved repeats by the process's
+own time.
 """
 
 import argparse
@@ -17,12 +18,13 @@ import torch
 from timing import interleaved, machine
 from torch import Tensor
 
-from decision_s4.agents.backbones import mimo
+from decision_s4.agents.backbones import mimo, s4
 from decision_s4.agents.config import parse
 from decision_s4.agents.training import TrainConfig, Training
 from decision_s4.envs.datasets import load
 from decision_s4.envs.task import task_of
 from decision_s4.kernels.diagonal_scan import diagonal_scan
+from decision_s4.kernels.lti_scan import lti_scan
 from decision_s4.kernels.packing import Packing
 
 Kind = Literal["torch", "cpu"]
@@ -55,19 +57,27 @@ def calls(size: tuple[int, int, int], dtype: torch.dtype) -> dict[Any, Callable[
     }
 
 
-def updates(backbone: str) -> dict[Any, Callable[[], object]]:
+def updates(backbone: str, steps: int) -> dict[Any, Callable[[], object]]:
     """One update, of a run for each implementation."""
-    flags = f"--algo decision-s4 --backbone {backbone} --batch-steps 3000"
+    flags = f"--algo decision-s4 --backbone {backbone} --batch-steps {steps}"
     config, data = parse(TrainConfig, flags.split()), load("hopper-mixed")
 
     def by(impl: Kind) -> Callable[[], object]:
         run = Training(config, data, task_of(data, "none", ()), torch.device("cpu"))
 
-        def scan(u: Tensor, a: Tensor, state: Tensor, packing: Packing, _: object) -> object:
+        def diagonal(u: Tensor, a: Tensor, state: Tensor, packing: Packing, _: object) -> object:
             return diagonal_scan(u, a, state, packing, impl)
 
+        def invariant(
+            u: Tensor, system: Any, state: Tensor, packing: Packing, *_: object
+        ) -> object:
+            return lti_scan(u, system, state, packing, impl)
+
         def update() -> object:
-            with patch.object(mimo, "diagonal_scan", scan):
+            with (
+                patch.object(mimo, "diagonal_scan", diagonal),
+                patch.object(s4, "lti_scan", invariant),
+            ):
                 return run.update()
 
         return update
@@ -102,11 +112,13 @@ def main() -> None:
     print(f"{machine()}; 1 thread\n")
     if not given.updates:
         operations(given.repeats)
-    print("| an update of | torch | C++ | × |\n|---|---|---|---|")
-    for backbone in ("s5", "lru"):
-        ms = medians(updates(backbone), given.repeats)
-        before, after = ms["torch"], ms["cpu"]
-        print(f"| {backbone} | {before:.1f} | {after:.1f} | {before / after:.2f} |", flush=True)
+    print("| an update of | steps | torch | C++ | × |\n|---|---|---|---|---|")
+    for backbone in ("s5", "lru", "s4", "s4d"):
+        for steps in (1280, 3000):
+            ms = medians(updates(backbone, steps), given.repeats)
+            before, after = ms["torch"], ms["cpu"]
+            cells = f"{before:.1f} | {after:.1f} | {before / after:.2f}"
+            print(f"| {backbone} | {steps} | {cells} |", flush=True)
 
 
 if __name__ == "__main__":
