@@ -1,17 +1,17 @@
 """lti_scan in C++ (cpu.cpp), with its gradients. Compiled once a machine."""
 
 import functools
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from decision_s4.kernels import choice
-from decision_s4.kernels.extension import compile_library, library_or_none
+from decision_s4.kernels.extension import library_beside
 from decision_s4.kernels.lti_scan.system import System
 from decision_s4.kernels.packing import Packing
+
+library = library_beside(__file__)
 
 
 def scan(u: Tensor, system: System, state: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
@@ -50,13 +50,3 @@ class CompiledScan(torch.autograd.Function):
 def _plain(x: Tensor) -> Tensor:
     """Its numbers as they lie in memory: neither conjugation nor a sign is still to be applied."""
     return x.resolve_conj().resolve_neg().contiguous()
-
-
-@functools.cache
-def library() -> ModuleType | None:
-    """The compiled library, from torch's extension cache or built now; None if it cannot be."""
-    return library_or_none("lti_scan", _load, instead="running in torch")
-
-
-def _load() -> ModuleType:
-    return compile_library("lti_scan", Path(__file__).with_name("cpu.cpp"))
