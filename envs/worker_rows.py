@@ -1,5 +1,6 @@
 """Rows of environments stepped by worker processes, where there are enough of them."""
 
+import atexit
 import contextlib
 import os
 import signal
@@ -32,6 +33,7 @@ class WorkerRows:
         self.workers, self.count = workers, count
         self.pipes: list[Connection] = []
         self.processes = []
+        atexit.register(self.close)  # before multiprocessing asks them by SIGTERM and waits
         for first in range(workers):
             pipe, theirs = context.Pipe()
             arguments = (theirs, make_env, range(first, count, workers))
@@ -72,6 +74,7 @@ class WorkerRows:
         return [self._merge(place, field) for field in zip(*parts, strict=True)]
 
     def close(self) -> None:
+        atexit.unregister(self.close)
         for process, pipe in zip(self.processes, self.pipes, strict=True):
             process.kill()  # whatever it is doing, nothing of it is kept
             process.join()
@@ -100,7 +103,8 @@ class WorkerRows:
 
 def _work(pipe: Connection, make_env: MakeEnv, numbers: range) -> None:
     """A worker's life: make its rows, then answer calls until its parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    for number in (signal.SIGINT, signal.SIGTERM):  # a whole group's are the parent's to handle
+        signal.signal(number, signal.SIG_IGN)
     try:
         rows = LocalRows(make_env, numbers)
         pipe.send((rows.observation_space, rows.action_space))

@@ -99,9 +99,10 @@ def test_without_evaluation_the_newest_checkpoint_is_best(tmp_path, monkeypatch)
     assert (tmp_path / "part/checkpoints/best").readlink() == Path("12")
 
 
-def start(*argv: str) -> subprocess.Popen:
+def start(*argv: str, **options) -> subprocess.Popen:
     command = [sys.executable, program.__file__, *argv]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, **pipes, **options)
 
 
 def wait_for(process: subprocess.Popen, word: str) -> list[str]:
@@ -130,6 +131,21 @@ def test_sigint_to_a_process(whole_long_run, tmp_path):
     assert "Traceback" not in rest
     assert program.main(["--resume", str(tmp_path / "run")]) == 0
     assert contents(tmp_path / "run") == whole_long_run
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_saves_a_run_with_workers(number, tmp_path):
+    """As a terminal's Ctrl-C and a cluster's scheduler send them."""
+    flags = "--algo ppo --env Pendulum-v1 --workers 2 --rows 4 --rollout-steps 16 --steps 900000"
+    small = "--d-model 8 --n-layers 1 --no-video --eval-every 900000 --device cpu"
+    own = ["--run-dir", str(tmp_path / "run")]
+    process = start(*flags.split(), *small.split(), *own, start_new_session=True)
+    wait_for(process, "step")
+    os.killpg(process.pid, number)
+    rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, rest
+    assert "go on with --resume" in rest
+    assert (tmp_path / "run/checkpoints/last").is_symlink()
 
 
 @pytest.mark.parametrize("name", ["train.py", "evaluate.py"])
