@@ -18,6 +18,9 @@ namespace {
 
 using at::Tensor;
 
+// The rows of a tile: a loop left as one keeps them in memory.
+#define ROWS(i, count) _Pragma("GCC unroll 16") for (int64_t i = 0; i < count; ++i)
+
 constexpr int64_t kChunk = 16;  // steps between the states kept for the backward pass
 enum Mark : uint8_t { kNone = 0, kStart = 2 };
 
@@ -70,6 +73,19 @@ struct Tile {
   }
 };
 
+// Of the first lanes: what others hold may be NaN.
+template <typename T>
+inline T sum(Vec<T> x, int64_t count) {
+  T total = 0;
+  if (count == kWidth<T>) {
+#pragma omp simd reduction(+ : total)
+    for (int64_t i = 0; i < kWidth<T>; ++i) total += x[i];
+  } else {
+    for (int64_t i = 0; i < count; ++i) total += x[i];
+  }
+  return total;
+}
+
 // Writes x, or adds it to what tiles before this one have written.
 template <typename T>
 inline void put(T* to, Vec<T> x, int64_t count, bool add) {
@@ -82,28 +98,28 @@ void forward_tile(const Tile<T, Full>& tile, const T* state, T* o, T* final, T* 
   const Inputs<T>& in = tile.in;
   const int64_t keys = tile.keys();
   Vec<T> S[kWidth<T>];
-  for (int64_t i = 0; i < keys; ++i) S[i] = load_some(state + tile.to_state(i), tile.values());
+  ROWS(i, keys) S[i] = load_some(state + tile.to_state(i), tile.values());
   for (int64_t t = 0; t < in.s.steps; ++t) {
     if (kept && t % kChunk == 0) {
       T* to = kept + tile.to_kept(t / kChunk);
-      for (int64_t i = 0; i < keys; ++i) store(to + i * kWidth<T>, S[i]);
+      ROWS(i, keys) store(to + i * kWidth<T>, S[i]);
     }
     const uint8_t mark = in.marks[tile.step(t)];
     Vec<T> out[2] = {};
     if (mark != kNone) {
       if (mark == kStart)
-        for (int64_t i = 0; i < keys; ++i) S[i] = Vec<T>{};
+        ROWS(i, keys) S[i] = Vec<T>{};
       const T *q = in.q + tile.to_given_keys(t), *k = in.k + tile.to_given_keys(t);
       const T* gate = in.gate + tile.to_gates(t);
       const Vec<T> v = load_some(in.v + tile.to_values(t), tile.values());
-      for (int64_t i = 0; i < keys; ++i) {
+      ROWS(i, keys) {
         S[i] = S[i] * gate[PerKey ? i : 0] + k[i] * v;
         out[i % 2] += q[i] * S[i];
       }
     }
     put(o + tile.to_values(t), out[0] + out[1], tile.values(), tile.key > 0);
   }
-  for (int64_t i = 0; i < keys; ++i) store_some(final + tile.to_state(i), S[i], tile.values());
+  ROWS(i, keys) store_some(final + tile.to_state(i), S[i], tile.values());
 }
 
 // The gradients of v and of the state carried in: the same walk back, with q and k changed over.
@@ -112,7 +128,7 @@ void back_to_values(const Tile<T, Full>& tile, const T* d_out, const T* d_final,
   const Inputs<T>& in = tile.in;
   const int64_t keys = tile.keys();
   Vec<T> dS[kWidth<T>];
-  for (int64_t i = 0; i < keys; ++i) dS[i] = load_some(d_final + tile.to_state(i), tile.values());
+  ROWS(i, keys) dS[i] = load_some(d_final + tile.to_state(i), tile.values());
   for (int64_t t = in.s.steps - 1; t >= 0; --t) {
     const uint8_t mark = in.marks[tile.step(t)];
     Vec<T> out[2] = {};
@@ -120,17 +136,17 @@ void back_to_values(const Tile<T, Full>& tile, const T* d_out, const T* d_final,
       const T *q = in.q + tile.to_given_keys(t), *k = in.k + tile.to_given_keys(t);
       const T* gate = in.gate + tile.to_gates(t);
       const Vec<T> d_o = load_some(d_out + tile.to_values(t), tile.values());
-      for (int64_t i = 0; i < keys; ++i) {
+      ROWS(i, keys) {
         dS[i] += q[i] * d_o;
         out[i % 2] += k[i] * dS[i];
         dS[i] *= gate[PerKey ? i : 0];
       }
       if (mark == kStart)
-        for (int64_t i = 0; i < keys; ++i) dS[i] = Vec<T>{};
+        ROWS(i, keys) dS[i] = Vec<T>{};
     }
     put(d_v + tile.to_values(t), out[0] + out[1], tile.values(), tile.key > 0);
   }
-  for (int64_t i = 0; i < keys; ++i) store_some(d_state + tile.to_state(i), dS[i], tile.values());
+  ROWS(i, keys) store_some(d_state + tile.to_state(i), dS[i], tile.values());
 }
 
 template <typename T>
@@ -152,17 +168,17 @@ __attribute__((noinline)) void forth(const Tile<T, Full>& tile, int64_t begin, i
   const Inputs<T>& in = tile.in;
   const int64_t values = tile.values();
   Vec<T> S[kWidth<T>];
-  for (int64_t j = 0; j < values; ++j) S[j] = from[j];
+  ROWS(j, values) S[j] = from[j];
   for (int64_t t = begin; t < end; ++t, decayed += kWidth<T>) {
     const uint8_t mark = in.marks[tile.step(t)];
     Vec<T> found[2] = {};
     if (mark != kNone) {
       if (mark == kStart)
-        for (int64_t j = 0; j < values; ++j) S[j] = Vec<T>{};
+        ROWS(j, values) S[j] = Vec<T>{};
       const Vec<T> gate = gates_of<PerKey>(tile, t);
       const Vec<T> k = load_some(in.k + tile.to_given_keys(t), tile.keys());
       const T *v = in.v + tile.to_values(t), *d_o = d_out + tile.to_values(t);
-      for (int64_t j = 0; j < values; ++j) {
+      ROWS(j, values) {
         S[j] *= gate;
         decayed[j] = S[j];
         S[j] += v[j] * k;
@@ -180,7 +196,7 @@ __attribute__((noinline)) void back(const Tile<T, Full>& tile, int64_t begin, in
   const Inputs<T>& in = tile.in;
   const int64_t values = tile.values();
   Vec<T> dS[kWidth<T>];
-  for (int64_t j = 0; j < values; ++j) dS[j] = gradient[j];
+  ROWS(j, values) dS[j] = gradient[j];
   for (int64_t t = end - 1; t >= begin; --t) {
     const uint8_t mark = in.marks[tile.step(t)];
     Vec<T> d_k[2] = {}, d_gate[2] = {};
@@ -189,14 +205,14 @@ __attribute__((noinline)) void back(const Tile<T, Full>& tile, int64_t begin, in
       const Vec<T> q = load_some(in.q + tile.to_given_keys(t), tile.keys());
       const T *v = in.v + tile.to_values(t), *d_o = d_out + tile.to_values(t);
       const Vec<T>* S = decayed + (t - begin) * kWidth<T>;
-      for (int64_t j = 0; j < values; ++j) {
+      ROWS(j, values) {
         dS[j] += d_o[j] * q;
         d_k[j % 2] += v[j] * dS[j];
         d_gate[j % 2] += dS[j] * S[j];
         dS[j] *= gate;
       }
       if (mark == kStart)
-        for (int64_t j = 0; j < values; ++j) dS[j] = Vec<T>{};
+        ROWS(j, values) dS[j] = Vec<T>{};
     }
     put(g.k + tile.to_keys(t), d_k[0] + d_k[1], tile.keys(), tile.value > 0);
     const Vec<T> of_gates = d_gate[0] + d_gate[1];
@@ -204,12 +220,10 @@ __attribute__((noinline)) void back(const Tile<T, Full>& tile, int64_t begin, in
     if (PerKey) {
       put(to, of_gates, tile.keys(), tile.value > 0);
     } else {
-      T total = tile.number > 0 ? to[0] : T(0);
-      for (int64_t i = 0; i < tile.keys(); ++i) total += of_gates[i];
-      to[0] = total;
+      to[0] = sum<T>(of_gates, tile.keys()) + (tile.number > 0 ? to[0] : T(0));
     }
   }
-  for (int64_t j = 0; j < values; ++j) gradient[j] = dS[j];
+  ROWS(j, values) gradient[j] = dS[j];
 }
 
 // A tile with a key a row, turned into one with a value a row.
