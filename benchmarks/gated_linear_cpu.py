@@ -13,7 +13,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from diagonal import IMPLS, Kind, medians
+from scans_on_cpu import IMPLS, Kind, medians
 from timing import machine
 from torch import Tensor
 
