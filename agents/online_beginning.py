@@ -112,7 +112,8 @@ def beginning(config: DS4OnlineConfig) -> tuple[SequencePolicy, Task]:
         raise UserError(f"--target-returns {asked}: ds4-online asks for one return; give one")
     if config.from_run is None:
         return _untrained(config)
-    found, policy = _begun_from(config.from_run)
+    resumed = config.resume if config.resume and checkpoint.any_in(config.resume) else None
+    found, policy = _begun_from(resumed or config.from_run)  # the latter may be gone by now
     # It is to ask for more than was logged, and plays for as long as it lasts.
     offline = replace(saved.task(found), return_range=None, learned_steps=None)
     task = with_environment(

@@ -50,7 +50,8 @@ class OnlineTraining(Resumable):
     ):
         if device.type != "cpu":
             raise UserError(f"--device {device}: ds4-online trains on the CPU; use --device cpu")
-        self.config, self.task, self.step = config, task, 0
+        self.config = replace(config, dataset=logged_dataset(config) or "none")
+        self.task, self.step = task, 0
         options = part(config, DS4OnlineOptions)
         pretrained = config.from_run is not None
         self.learner = DS4OnlineLearner(policy, options, pretrained, config.hindsight)

@@ -1,6 +1,7 @@
 """Runs of ds4-online: from scratch, from another run, resumed, and what is refused."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,17 @@ def test_a_run_is_resumed_by_the_command_line(run, tmp_path):
     assert main([*flags(run_dir=folder, steps=256), *begun]) == 0
     assert main(["--resume", str(folder), "--steps", "384"]) == 0
     assert checkpoint.load(folder).step == 384
+
+
+def test_a_run_goes_on_without_the_one_that_it_was_begun_from(run, tmp_path):
+    source, folder = tmp_path / "source", tmp_path / "run"
+    shutil.copytree(run, source, symlinks=True)
+    assert main([*flags(run_dir=folder, steps=256), "--from", str(source)]) == 0
+    shutil.rmtree(source)
+    assert main(["--resume", str(folder), "--steps", "384"]) == 0
+    found = checkpoint.load(folder)
+    assert found.step == 384
+    assert saved.rebuild(found).options.d_model == 8
 
 
 def test_a_checkpoint_goes_on_bit_for_bit_but_for_the_environments(run, tmp_path):
