@@ -13,9 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decision_s4.kernels import choice, extension
+from decision_s4.kernels import choice, extension, selective_scan, selective_scan_step
 from decision_s4.kernels.selective_scan import cpu as cpu_path
-from decision_s4.kernels.selective_scan import selective_scan, selective_scan_step
 
 GRADIENTS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "state")
 impls = pytest.mark.parametrize("impl", ["naive", "torch", "cpu"])
