@@ -73,13 +73,11 @@ def linear(repeats: int) -> None:
     for size in SIZES:
         packing = Packing(torch.rand(size[:2], device="cuda") < 0.004)
         for low in (torch.bfloat16, torch.float32):
-            each: tuple[tuple[Scan, tuple[str, ...]], ...] = (
-                (delta_rule, ("torch", "fla")),
-                (gated_linear, ("triton", "fla")),
-            )
-            for op, impls in each:
+            ops: tuple[Scan, ...] = delta_rule, gated_linear
+            for op in ops:
                 scans: dict[str, Scan] = {
-                    impl: functools.partial(op, packing=packing, impl=impl) for impl in impls
+                    impl: functools.partial(op, packing=packing, impl=impl)
+                    for impl in ("triton", "fla")
                 }
                 inputs = linear_inputs(size, op is delta_rule, low)
                 table(f"{op.__name__} {size} {low}", scans, inputs, repeats)

@@ -122,7 +122,6 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], help="these operations")
     given = parser.parse_args()
     torch.manual_seed(0)
-    torch.set_float32_matmul_precision("high")  # else delta_rule runs in torch
     print(f"{torch.cuda.get_device_name()}; {machine()}\n")
     print("| rows, steps | | forward | with starts | | both | with starts | |")
     print("|---|---|---|---|---|---|---|---|")

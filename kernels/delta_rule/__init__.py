@@ -14,7 +14,7 @@ from torch import Tensor
 
 from decision_s4.kernels import choice, fla
 from decision_s4.kernels.delta_rule import by_fla, chunked, naive
-from decision_s4.kernels.delta_rule.misfit import unasked
+from decision_s4.kernels.delta_rule.misfit import misfit
 from decision_s4.kernels.packing import Packing
 
 __all__ = ["delta_rule", "delta_rule_step", "fused"]
@@ -48,7 +48,9 @@ def delta_rule(
         impl: "naive" is the equation as a loop, "torch" runs anywhere, "cpu" is the loop in C++
             (compiled at its first use; once differentiable), "triton" is fused for CUDA (bfloat16
             and float32, K up to 128; once differentiable), "fla" flash-linear-attention for CUDA
-            (the extra `cuda`; bfloat16, and float32 in TF32). None takes the fastest that can.
+            (the extra `cuda`; bfloat16, and float32 in TF32). None takes "triton" on CUDA for what
+            it takes, else "fla" where it is installed and the types allow it, else "torch"; "cpu"
+            on the CPU, where it compiles.
 
     Returns:
         (o (B, T, H, V), final state (B, H, K, V)). o is 0 at steps that are not valid.
@@ -76,10 +78,10 @@ def delta_rule(
 def fused(keys: int, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether it runs in fused kernels, of fixed shapes, where none is named."""
     x = torch.empty(0, keys, dtype=dtype, device="meta")
-    return choice.fastest("delta_rule", device, unasked(x, x, x, x)) == "triton"
+    return choice.fastest("delta_rule", device, misfit(x, x, x, x)) == "triton"
 
 
 def _fastest(q: Tensor, k: Tensor, w: Tensor, v: Tensor, state: Tensor) -> str:
     if not state.is_cuda:
         return choice.fastest_on_cpu("delta_rule", state.device.type, state.dtype)
-    return choice.fastest("delta_rule", v.device, unasked(q, k, w, v), fla.unasked(q, k, w, v))
+    return choice.fastest("delta_rule", v.device, misfit(q, k, w, v), fla.unasked(q, k, w, v))

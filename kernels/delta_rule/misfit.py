@@ -5,7 +5,6 @@ from torch import Tensor
 
 MAX_KEYS = 128  # a program holds a state's whole column
 MAX_STEPS = 65_535 * 16  # a grid has no more chunks
-PROVEN = False  # tests/kernels/test_delta_rule_cuda.py has passed on a GPU
 
 
 def misfit(q: Tensor, k: Tensor, w: Tensor, v: Tensor) -> str | None:
@@ -18,8 +17,3 @@ def misfit(q: Tensor, k: Tensor, w: Tensor, v: Tensor) -> str | None:
     if v.dim() == 4 and v.shape[1] > MAX_STEPS:
         return f"takes rows of up to {MAX_STEPS:,} steps, not {v.shape[1]:,}"
     return None
-
-
-def unasked(q: Tensor, k: Tensor, w: Tensor, v: Tensor) -> str | None:
-    """Why it is not taken without being named; None if it may be."""
-    return misfit(q, k, w, v) if PROVEN else "its fused kernels run only by name yet"

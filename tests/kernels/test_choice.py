@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from decision_s4.kernels import choice, diagonal_scan, policy_step
+from decision_s4.kernels.delta_rule.misfit import misfit as delta_misfit
 from decision_s4.kernels.gated_linear.misfit import misfit
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 1)
@@ -66,6 +67,15 @@ def test_what_the_fused_kernels_take():
     assert misfit(wide, wide, x) == "takes K up to 128, not 129"
     assert diagonal_scan.misfit(x.to(torch.complex64)) is None
     assert diagonal_scan.misfit(x) == "needs complex64, not torch.float32"
+
+
+def test_what_the_fused_delta_rule_takes():
+    x = torch.zeros(1, 2, 1, 128)
+    assert delta_misfit(*[x] * 4) is None and delta_misfit(*[x.bfloat16()] * 4) is None
+    assert delta_misfit(x, x, x.double(), x) == "needs bfloat16 or float32, not torch.float64"
+    wide, long = torch.zeros(1, 2, 1, 129), x[:, :1].expand(1, 1_048_561, 1, 128)
+    assert delta_misfit(wide, wide, wide, x) == "takes K up to 128, not 129"
+    assert "rows of up to 1,048,560 steps" in delta_misfit(*[long] * 4)
 
 
 def test_acting_is_a_recorded_graph_on_cuda():

@@ -198,7 +198,7 @@ def test_it_is_the_choice_where_ours_cannot_run_on_cuda(caplog, monkeypatch):
     with caplog.at_level("INFO"):
         gated_linear(*wide, packed(1, 20, "cuda"))
         for low in (torch.bfloat16, torch.float32):
-            inputs = make(delta_rule, 1, 20, 1, 16, 16, low, "cuda")
+            inputs = make(delta_rule, 1, 20, 1, 200, 16, low, "cuda")
             delta_rule(*inputs, packed(1, 20, "cuda"))
     assert "gated_linear: 'fla' runs on cuda" in caplog.text
     assert "delta_rule: 'fla' runs on cuda" in caplog.text
