@@ -99,7 +99,7 @@ def contenders(
     scans["fused"] = ours(fused.scan, packing=unbroken)
     scans["resets"] = ours(fused.scan, packing=resets)
     if configs:
-        for config in fused.PER_KEY if kind == "key" else fused.PER_HEAD:
+        for config in fused.CONFIGS:
             name = " ".join(str(part) for part in (*config[:3], *config[3], *config[4]))
             scans[name] = ours(fused.scan, packing=unbroken, config=config)
     else:

@@ -77,7 +77,7 @@ def linear(repeats: int) -> None:
             for op in ops:
                 scans: dict[str, Scan] = {
                     impl: functools.partial(op, packing=packing, impl=impl)
-                    for impl in ("triton", "fla")
+                    for impl in ("triton", "fla", "torch")
                 }
                 inputs = linear_inputs(size, op is delta_rule, low)
                 table(f"{op.__name__} {size} {low}", scans, inputs, repeats)

@@ -24,13 +24,6 @@ class Launch(NamedTuple):
     warps: int
     keys: int
     """Taken at once."""
-    registers: int | None = None
-    """A thread's at most, so that more programs run side by side."""
-
-    @property
-    def options(self) -> dict[str, int]:
-        limit = {} if self.registers is None else {"maxnreg": self.registers}
-        return {"num_warps": self.warps} | limit
 
 
 class Config(NamedTuple):
@@ -46,11 +39,11 @@ class Config(NamedTuple):
     gradients: Launch
 
 
-SHORT = Config(32, 4, 64, Launch(2, 32), Launch(4, 64))
-NARROW = Config(32, 4, 32, Launch(2, 32, 168), Launch(4, 64, 168))
-LONG = Config(64, 4, 64, Launch(4, 64), Launch(4, 64))
-PER_KEY = (SHORT, NARROW)
-PER_HEAD = (SHORT, NARROW, LONG)
+WIDE = Config(32, 4, 64, Launch(2, 32), Launch(4, 64))
+# Chunks of 64 are slower, and in one of their configurations gradients were wrong on an H200.
+NARROW = WIDE._replace(values=32)
+CONFIGS = WIDE, NARROW
+FEW = 128  # sequences: more keep a large GPU busy as they are
 
 
 def scan(
@@ -65,20 +58,17 @@ def scan(
 ) -> tuple[Tensor, Tensor]:
     """See `delta_rule`."""
     check("delta_rule", q.device, misfit(q, k, w, v))
-    config = config or _config(v, log_gate)
+    config = config or _config(v)
     inputs = q, k, w, v, log_gate, state.float()
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
     o, final = FusedScan.apply(*inputs, packing.marks, config, keep)
     return o, final.to(state.dtype)
 
 
-def fits(config: Config, keys: int, low: bool) -> bool:
-    """Whether the tiles of a program fit into shared memory."""
-    return config.chunk < 64 or low or keys <= 64
-
-
-def _config(v: Tensor, log_gate: Tensor) -> Config:
-    return SHORT
+def _config(v: Tensor) -> Config:
+    """A state in more tiles where few sequences would fill no GPU, or a wide tile no registers."""
+    few = v.shape[0] * v.shape[2] <= FEW
+    return NARROW if few or v.dtype == torch.float32 else WIDE
 
 
 class Shape(NamedTuple):
@@ -147,7 +137,7 @@ class FusedScan(torch.autograd.Function):
         x = _room(v, shape, keep)
         forwards.prepare[shape.grid](
             q, k, w, v, gate, marks, *x, steps,
-            **shape.flags(ALL, keys=config.prepare.keys), **config.prepare.options, KEEP=keep,
+            **shape.flags(ALL, keys=config.prepare.keys), num_warps=config.prepare.warps, KEEP=keep,
         )  # fmt: skip
         before, final = _states(state, shape)
         walk = shape.flags(WALK, config.values)
@@ -192,7 +182,7 @@ class FusedScan(torch.autograd.Function):
         d_gates = do.new_empty(blocks, *gate.shape, dtype=torch.float32) if parts else d_gate
         backwards.key_gradients[(*shape.grid, blocks)](
             q, k, w, gate, marks, x.written, before, after, do, dv, d_read, d_found,
-            dq, dk, dw, d_gates, steps, shape.rows, **flags, **config.gradients.options,
+            dq, dk, dw, d_gates, steps, shape.rows, **flags, num_warps=config.gradients.warps,
         )  # fmt: skip
         if parts:
             d_gate = d_gates.sum(0).to(gate.dtype)
