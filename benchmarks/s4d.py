@@ -1,11 +1,10 @@
-"""S4D on one thread: chunks against a kernel as long as the row and FFT, forward + backward.
+"""S4D on one thread: the C++ scan and chunks in torch beside a kernel of the row's length and FFT.
 
     python benchmarks/s4d.py
 
 Both start from the layer's parameters, so that building the kernel counts; (B, T, D, N) =
-(16, 1024, 128, 64), float32. "chunks" runs with starts; the FFT knows none. Medians of interleaved
-repeats in ms. "prepared": forward from `constants()`, the discretised system that a layer
-gives out once for many calls.
+(16, 1024, 128, 64), float32. Ours run with starts; the FFT knows none. Medians of interleaved
+repeats in ms, forward and forward + backward.
 """
 
 import argparse
@@ -17,7 +16,7 @@ from timing import interleaved, machine
 from torch import Tensor
 
 from decision_s4.agents.backbones.s4 import S4D, S4DOptions
-from decision_s4.kernels.lti_scan import lti_scan
+from decision_s4.kernels.lti_scan import Impl, lti_scan
 from decision_s4.kernels.packing import Packing
 
 ROWS, STEPS, WIDTH, SIZE = 16, 1024, 128, 64
@@ -42,8 +41,8 @@ def contenders() -> dict[str, Callable[[], object]]:
     packing, unbroken = Packing(torch.rand(ROWS, STEPS) < 0.004), Packing.unbroken(ROWS, STEPS)
     trained = [u, *(getattr(layer, name) for name in layer.recurrence_parameters)]
 
-    def by_chunks() -> Tensor:
-        return lti_scan(u, layer.discretise(), state, packing)[0]
+    def by(impl: Impl) -> Callable[[], Tensor]:
+        return lambda: lti_scan(u, layer.discretise(), state, packing, impl)[0]
 
     with torch.no_grad():
         system, _ = layer.constants()
@@ -57,10 +56,11 @@ def contenders() -> dict[str, Callable[[], object]]:
     forward = torch.no_grad()
     return {
         "FFT": forward(lambda: by_fft(layer, u)),
-        "chunks": forward(by_chunks),
-        "chunks, prepared": forward(lambda: lti_scan(u, system, state, packing)[0]),
+        "chunks": forward(by("torch")),
+        "C++": forward(by("cpu")),
         "FFT, both": both(lambda: by_fft(layer, u)),
-        "chunks, both": both(by_chunks),
+        "chunks, both": both(by("torch")),
+        "C++, both": both(by("cpu")),
     }
 
 

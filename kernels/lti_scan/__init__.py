@@ -19,7 +19,16 @@ from decision_s4.kernels.lti_scan.prepared import Prepared, prepare
 from decision_s4.kernels.lti_scan.system import System, transition
 from decision_s4.kernels.packing import Packing
 
-__all__ = ["Prepared", "System", "fastest", "lti_scan", "lti_step", "prepare", "transition"]
+__all__ = [
+    "Impl",
+    "Prepared",
+    "System",
+    "fastest",
+    "lti_scan",
+    "lti_step",
+    "prepare",
+    "transition",
+]
 
 Impl = Literal["naive", "torch", "cpu", "triton"]
 
