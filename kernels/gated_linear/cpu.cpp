@@ -22,6 +22,8 @@ using at::Tensor;
 #define ROWS(i, count) _Pragma("GCC unroll 16") for (int64_t i = 0; i < count; ++i)
 
 constexpr int64_t kChunk = 16;  // steps between the states kept for the backward pass
+constexpr int64_t kPart = 64;   // steps a tile walks before the next has its turn; whole chunks
+constexpr int64_t kFew = 8;     // tiles that walk all steps at once
 enum Mark : uint8_t { kNone = 0, kStart = 2 };
 
 struct Shape {
@@ -48,11 +50,12 @@ struct Inputs {
   }
 };
 
-// A tile of the state of one head in one row: `keys` by `values`; W each where it is Full.
+// A tile of the state of one head in one row, `keys` by `values` (W each where it is Full), on its way
+// through the steps begin … end.
 template <typename T, bool Full>
 struct Tile {
   const Inputs<T>& in;
-  int64_t row, head, given_head, number, key, key_count, value, value_count;
+  int64_t row, head, given_head, begin, end, number, key, key_count, value, value_count;
 
   int64_t keys() const { return Full ? kWidth<T> : key_count; }
   int64_t values() const { return Full ? kWidth<T> : value_count; }
@@ -92,14 +95,14 @@ inline void put(T* to, Vec<T> x, int64_t count, bool add) {
   store_some(to, add ? load_some(to, count) + x : x, count);
 }
 
-// o and the final state; the state before each chunk too, where `kept` is not null.
+// o and the state after; the state before each chunk too, where `kept` is not null.
 template <bool PerKey, typename T, bool Full>
-void forward_tile(const Tile<T, Full>& tile, const T* state, T* o, T* final, T* kept) {
+void forward_tile(const Tile<T, Full>& tile, const T* before, T* o, T* after, T* kept) {
   const Inputs<T>& in = tile.in;
   const int64_t keys = tile.keys();
   Vec<T> S[kWidth<T>];
-  ROWS(i, keys) S[i] = load_some(state + tile.to_state(i), tile.values());
-  for (int64_t t = 0; t < in.s.steps; ++t) {
+  ROWS(i, keys) S[i] = load_some(before + tile.to_state(i), tile.values());
+  for (int64_t t = tile.begin; t < tile.end; ++t) {
     if (kept && t % kChunk == 0) {
       T* to = kept + tile.to_kept(t / kChunk);
       ROWS(i, keys) store(to + i * kWidth<T>, S[i]);
@@ -119,17 +122,17 @@ void forward_tile(const Tile<T, Full>& tile, const T* state, T* o, T* final, T* 
     }
     put(o + tile.to_values(t), out[0] + out[1], tile.values(), tile.key > 0);
   }
-  ROWS(i, keys) store_some(final + tile.to_state(i), S[i], tile.values());
+  ROWS(i, keys) store_some(after + tile.to_state(i), S[i], tile.values());
 }
 
-// The gradients of v and of the state carried in: the same walk back, with q and k changed over.
+// The gradients of v and of the state before: the same walk back, with q and k changed over.
 template <bool PerKey, typename T, bool Full>
-void back_to_values(const Tile<T, Full>& tile, const T* d_out, const T* d_final, T* d_v, T* d_state) {
+void back_to_values(const Tile<T, Full>& tile, const T* d_out, const T* d_after, T* d_v, T* d_before) {
   const Inputs<T>& in = tile.in;
   const int64_t keys = tile.keys();
   Vec<T> dS[kWidth<T>];
-  ROWS(i, keys) dS[i] = load_some(d_final + tile.to_state(i), tile.values());
-  for (int64_t t = in.s.steps - 1; t >= 0; --t) {
+  ROWS(i, keys) dS[i] = load_some(d_after + tile.to_state(i), tile.values());
+  for (int64_t t = tile.end - 1; t >= tile.begin; --t) {
     const uint8_t mark = in.marks[tile.step(t)];
     Vec<T> out[2] = {};
     if (mark != kNone) {
@@ -146,7 +149,7 @@ void back_to_values(const Tile<T, Full>& tile, const T* d_out, const T* d_final,
     }
     put(d_v + tile.to_values(t), out[0] + out[1], tile.values(), tile.key > 0);
   }
-  ROWS(i, keys) store_some(d_state + tile.to_state(i), dS[i], tile.values());
+  ROWS(i, keys) store_some(d_before + tile.to_state(i), dS[i], tile.values());
 }
 
 template <typename T>
@@ -237,42 +240,54 @@ inline void turn(const Tile<T, Full>& tile, const T* from, int64_t stride, Vec<T
 
 // The gradients of q, k and the gates: chunk by chunk from the last, its states made again first.
 template <bool PerKey, typename T, bool Full>
-void back_to_keys(const Tile<T, Full>& tile, const T* kept, const T* d_out, const T* d_final,
+void back_to_keys(const Tile<T, Full>& tile, const T* kept, const T* d_out, const T* d_after,
                   const Gradients<T>& g) {
-  const Shape& s = tile.in.s;
   Vec<T> S[kWidth<T>], dS[kWidth<T>], decayed[kChunk * kWidth<T>];
-  turn(tile, d_final + tile.to_state(0), s.value, dS);
-  for (int64_t chunk = s.chunks - 1; chunk >= 0; --chunk) {
-    const int64_t begin = chunk * kChunk, end = std::min(begin + kChunk, s.steps);
+  turn(tile, d_after + tile.to_state(0), tile.in.s.value, dS);
+  const int64_t chunks = (tile.end + kChunk - 1) / kChunk;
+  for (int64_t chunk = chunks - 1; chunk * kChunk >= tile.begin; --chunk) {
+    const int64_t begin = chunk * kChunk, end = std::min(begin + kChunk, tile.end);
     turn(tile, kept + tile.to_kept(chunk), kWidth<T>, S);
     forth<PerKey>(tile, begin, end, d_out, S, decayed, g.q);
     back<PerKey>(tile, begin, end, d_out, dS, decayed, g);
   }
 }
 
-// Calls task(tile, whether gates are one a key), both known as it compiles, for all tiles; those of a
-// head one after the other.
+// Calls task(tile, whether gates are one a key), both known as it compiles, for the tiles of a head.
 template <typename T, typename Task>
-void for_tiles(const Inputs<T>& in, const Task& task) {
+void for_tiles(const Inputs<T>& in, int64_t row, int64_t head, int64_t begin, int64_t end,
+               const Task& task) {
   const Shape& s = in.s;
-  const int64_t wide = kWidth<T>, work = s.steps * s.tiles * wide * wide;
-  const int64_t grain = (int64_t(1) << 15) / std::max<int64_t>(1, work) + 1;
+  const int64_t wide = kWidth<T>, given = s.key_heads == 1 ? 0 : head;
   const auto call = [&](auto tile) {
     s.gates > 1 ? task(tile, std::true_type{}) : task(tile, std::false_type{});
   };
-  at::parallel_for(0, s.rows * s.heads, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t row = i / s.heads, head = i % s.heads, given = s.key_heads == 1 ? 0 : head;
-      int64_t number = 0;
-      for (int64_t key = 0; key < s.key; key += wide)
-        for (int64_t value = 0; value < s.value; value += wide, ++number) {
-          const int64_t keys = std::min(wide, s.key - key), values = std::min(wide, s.value - value);
-          if (keys == wide && values == wide)
-            call(Tile<T, true>{in, row, head, given, number, key, keys, value, values});
-          else
-            call(Tile<T, false>{in, row, head, given, number, key, keys, value, values});
-        }
+  int64_t number = 0;
+  for (int64_t key = 0; key < s.key; key += wide)
+    for (int64_t value = 0; value < s.value; value += wide, ++number) {
+      const int64_t keys = std::min(wide, s.key - key), values = std::min(wide, s.value - value);
+      if (keys == wide && values == wide)
+        call(Tile<T, true>{in, row, head, given, begin, end, number, key, keys, value, values});
+      else
+        call(Tile<T, false>{in, row, head, given, begin, end, number, key, keys, value, values});
     }
+}
+
+// Calls task(row, head, begin, end, whether this comes first) for all heads and parts of their steps:
+// tiles take turns where there are many, so that what they read stays near.
+template <typename T, typename Task>
+void for_parts(const Inputs<T>& in, bool back, const Task& task) {
+  const Shape& s = in.s;
+  const int64_t length = s.tiles > kFew ? kPart : std::max<int64_t>(1, s.steps);
+  const int64_t parts = std::max<int64_t>(1, (s.steps + length - 1) / length);
+  const int64_t work = std::max<int64_t>(1, s.steps * s.tiles * kWidth<T> * kWidth<T>);
+  const int64_t grain = std::max<int64_t>(1, (int64_t(1) << 15) / work);
+  at::parallel_for(0, s.rows * s.heads, grain, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i)
+      for (int64_t n = 0; n < parts; ++n) {
+        const int64_t begin = (back ? parts - 1 - n : n) * length;
+        task(i / s.heads, i % s.heads, begin, std::min(begin + length, s.steps), n == 0);
+      }
   });
 }
 
@@ -289,8 +304,10 @@ std::vector<Tensor> forward(const Tensor& q, const Tensor& k, const Tensor& v, c
     T* kept = keep ? before.data_ptr<T>() : nullptr;
     const T* from = state.const_data_ptr<T>();
     T *to = o.data_ptr<T>(), *last = final.data_ptr<T>();
-    for_tiles<T>(in, [&](const auto& tile, auto per_key) {
-      forward_tile<per_key()>(tile, from, to, last, kept);
+    for_parts(in, false, [&](int64_t row, int64_t head, int64_t begin, int64_t end, bool first) {
+      for_tiles(in, row, head, begin, end, [&](const auto& tile, auto per_key) {
+        forward_tile<per_key()>(tile, first ? from : last, to, last, kept);
+      });
     });
   });
   return {o, final, before};
@@ -309,10 +326,13 @@ std::vector<Tensor> backward(const Tensor& q, const Tensor& k, const Tensor& v, 
     const Gradients<T> g{dq.data_ptr<T>(), dk.data_ptr<T>(), d_gate.data_ptr<T>()};
     const T *kept = before.const_data_ptr<T>(), *d_o = d_out.const_data_ptr<T>();
     const T* d_last = d_final.const_data_ptr<T>();
-    T *to = dv.data_ptr<T>(), *first = d_state.data_ptr<T>();
-    for_tiles<T>(in, [&](const auto& tile, auto per_key) {
-      back_to_values<per_key()>(tile, d_o, d_last, to, first);
-      back_to_keys<per_key()>(tile, kept, d_o, d_last, g);
+    T *to = dv.data_ptr<T>(), *d_first = d_state.data_ptr<T>();
+    for_parts(in, true, [&](int64_t row, int64_t head, int64_t begin, int64_t end, bool first) {
+      for_tiles(in, row, head, begin, end, [&](const auto& tile, auto per_key) {
+        const T* d_after = first ? d_last : d_first;
+        back_to_keys<per_key()>(tile, kept, d_o, d_after, g);
+        back_to_values<per_key()>(tile, d_o, d_after, to, d_first);
+      });
     });
   });
   return {dq, dk, dv, d_gate, d_state};

@@ -75,6 +75,28 @@ def test_states_of_any_size_in_tiles_of_eight_or_sixteen(key, value, gates, dtyp
 
 
 @compiles
+@pytest.mark.parametrize("steps", [63, 64, 65, 150])
+def test_many_tiles_take_turns_along_a_row(steps):
+    """More of them than walk a whole row at once."""
+    torch.manual_seed(steps)
+    *given, gate = torch.randn(4, 2, steps, 1, 33, dtype=torch.float64)
+    inputs = *given, -gate.abs(), torch.randn(2, 1, 33, 33, dtype=torch.float64)
+    inputs = [x.requires_grad_() for x in inputs]
+    packing = Packing(torch.rand(2, steps) < 0.05, torch.rand(2, steps) < 0.8)
+    run = functools.partial(gated_linear, impl="cpu")
+    assert_all_near(outcome(run, inputs, packing), outcome(naive.scan, inputs, packing))
+
+
+@compiles
+def test_a_row_of_no_steps_keeps_its_state():
+    inputs = make_input(2, 0)
+    o, final = gated_linear(*inputs, Packing.unbroken(2, 0), impl="cpu")
+    assert o.shape == (2, 0, HEADS, VALUE) and torch.equal(final, inputs[-1])
+    gradients = torch.autograd.grad(final.sum(), inputs)
+    assert torch.equal(gradients[-1], torch.ones_like(final))
+
+
+@compiles
 def test_heads_may_share_queries_and_keys():
     torch.manual_seed(4)
     q, k, v, gate, state = (x.detach().requires_grad_() for x in make_input(2, 40))
