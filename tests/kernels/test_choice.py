@@ -1,5 +1,6 @@
 """Where none is named, fused kernels run on CUDA if they take the tensors; the log says it once."""
 
+import importlib
 import logging
 
 import pytest
@@ -76,6 +77,17 @@ def test_what_the_fused_delta_rule_takes():
     wide, long = torch.zeros(1, 2, 1, 129), x[:, :1].expand(1, 1_048_561, 1, 128)
     assert delta_misfit(wide, wide, wide, x) == "takes K up to 128, not 129"
     assert "rows of up to 1,048,560 steps" in delta_misfit(*[long] * 4)
+
+
+def test_the_fused_delta_rule_needs_shared_memory(monkeypatch):
+    class Somewhere(torch.Tensor):
+        is_cuda = True
+
+    narrow, wide = (torch.zeros(1, 2, 1, keys).as_subclass(Somewhere) for keys in (64, 128))
+    module = importlib.import_module(delta_misfit.__module__)  # its name is the function's too
+    monkeypatch.setattr(module, "shared_memory", lambda device: 101_376)
+    assert delta_misfit(*[narrow] * 4) is None and delta_misfit(*[wide.bfloat16()] * 4) is None
+    assert "needs 148 kB of shared memory" in delta_misfit(*[wide] * 4)
 
 
 def test_acting_is_a_recorded_graph_on_cuda():
