@@ -1,5 +1,6 @@
 """An interrupted run, resumed, equals the uninterrupted one bit for bit."""
 
+import functools
 import os
 import random
 import shutil
@@ -154,7 +155,10 @@ def test_ctrl_c_while_libraries_load_is_no_traceback(name, tmp_path):
     (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
     command = [sys.executable, str(Path(program.__file__).with_name(name))]
     path = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    ended = subprocess.run(command, env=path, capture_output=True, text=True, check=False)
+    heeded = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # also in a job
+    ended = subprocess.run(
+        command, env=path, capture_output=True, text=True, check=False, preexec_fn=heeded
+    )
     assert (ended.returncode, ended.stderr) == (-signal.SIGINT, "")
 
 

@@ -179,7 +179,9 @@ def test_nothing_leaks_across_a_start(name, poison):
     dirty.requires_grad_()
     state = tree_map(lambda leaf: torch.full_like(leaf, poison), backbone.initial_state(len(x)))
     found, _ = backbone(dirty, state, start)
-    assert torch.equal(found[:, 25:], clean[:, 25:])
+    # Not a bit; but how many steps are active, NaN is not, cuts all of SeqBoat's attention.
+    rounding = 1e-12 if name == "seqboat" else 0
+    torch.testing.assert_close(found[:, 25:], clean[:, 25:], rtol=0, atol=rounding)
     (gradient,) = torch.autograd.grad(found[:, 25:].sin().sum(), dirty)
     assert gradient[:, 25:].isfinite().all()
     y, _ = backbone.step(x[:, 25], state, start[:, 25])
