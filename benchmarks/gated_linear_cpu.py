@@ -5,7 +5,6 @@ backward; then whole updates of Decision S4 on the layers they serve, width 64, 
 steps of Hopper. One thread; medians of interleaved repeats by the process's own time.
 """
 
-import argparse
 import functools
 from collections.abc import Callable
 from types import ModuleType
@@ -13,8 +12,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from scans_on_cpu import IMPLS, Kind, medians
-from timing import machine
+from scans_on_cpu import IMPLS, Kind, begin, beside, medians
 from torch import Tensor
 
 from decision_s4.agents.backbones import gated_linear as layers
@@ -111,21 +109,13 @@ def operations(repeats: int) -> None:
         cases |= {(size, "ssd"): functools.partial(state_space, size, dtype) for size in SSD}
         for (size, gates), make in cases.items():
             torch.manual_seed(0)
-            ms, cells = medians(calls(make()), repeats), ""
-            for way in ("forward", "both"):
-                before, after = ms["torch", way], ms["cpu", way]
-                cells += f" {before:.2f} | {after:.2f} | {before / after:.1f} |"
+            cells = beside(medians(calls(make()), repeats), 2)
             print(f"| {size} | {gates} | {kind} |{cells}", flush=True)
     print()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--updates", action="store_true", help="those alone")
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    print(f"{machine()}; 1 thread\n")
+    given = begin(__doc__.partition("\n")[0])
     if not given.updates:
         operations(given.repeats)
     print("| an update of | torch | C++ | × |\n|---|---|---|---|")

@@ -74,16 +74,7 @@ def mambapy_scan() -> Scan | None:
         print("mambapy does not import: no peer on the CPU (pip install mambapy)")
         return None
 
-    def scan(
-        u: Tensor,
-        delta: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor,
-        z: Tensor,
-        delta_bias: Tensor,
-    ) -> Tensor:
+    def scan(u, delta, A, B, C, D, z, delta_bias) -> Tensor:
         delta = torch.nn.functional.softplus(delta + delta_bias)[..., None]
         h = pscan(torch.exp(delta * A), delta * B[:, :, None] * u[..., None])
         return ((h @ C[..., None]).squeeze(-1) + D * u) * torch.nn.functional.silu(z)
@@ -99,16 +90,7 @@ def mamba_ssm_scan() -> Scan | None:
         print(f"mamba-ssm does not import ({error}): no peer on the GPU")
         return None
 
-    def scan(
-        u: Tensor,
-        delta: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor,
-        z: Tensor,
-        delta_bias: Tensor,
-    ) -> Tensor:
+    def scan(u, delta, A, B, C, D, z, delta_bias) -> Tensor:
         return selective_scan_fn(u, delta, A, B, C, D, z, delta_bias, delta_softplus=True)
 
     return scan
@@ -131,16 +113,7 @@ def around(first_order: Scan) -> Scan:
     def states_last(x: Tensor, steps: int) -> Tensor:
         return nn.functional.pad(x.flatten(2).mT, (0, steps - x.shape[1])).contiguous()
 
-    def scan(
-        u: Tensor,
-        delta: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor,
-        z: Tensor,
-        delta_bias: Tensor,
-    ) -> Tensor:
+    def scan(u, delta, A, B, C, D, z, delta_bias) -> Tensor:
         steps = u.shape[1]
         padded = 1 << (steps - 1).bit_length()
         delta = nn.functional.softplus(delta + delta_bias)

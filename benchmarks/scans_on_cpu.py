@@ -90,26 +90,38 @@ def medians(contenders: dict[Any, Callable[[], object]], repeats: int) -> dict[A
     return {key: 1e3 * float(np.median(seconds)) for key, seconds in found.items()}
 
 
-def operations(repeats: int) -> None:
-    print("| (B, T, P) | | forward: torch | C++ | × | both: torch | C++ | × |")
-    print("|---|---|---|---|---|---|---|---|")
-    for size in SIZES:
-        for dtype in TYPES:
-            ms, cells = medians(calls(size, dtype), repeats), ""
-            for way in ("forward", "both"):
-                before, after = ms["torch", way], ms["cpu", way]
-                cells += f" {before:.3f} | {after:.3f} | {before / after:.1f} |"
-            print(f"| {size} | {str(dtype).removeprefix('torch.')} |{cells}", flush=True)
-    print()
+def beside(ms: dict[Any, float], digits: int) -> str:
+    """Cells of torch, C++ and how many times as fast, forward and both ways."""
+    cells = ""
+    for way in ("forward", "both"):
+        before, after = ms["torch", way], ms["cpu", way]
+        cells += f" {before:.{digits}f} | {after:.{digits}f} | {before / after:.1f} |"
+    return cells
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+def begin(description: str) -> argparse.Namespace:
+    """Flags of a comparison, on one thread; prints where it runs."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--updates", action="store_true", help="those alone")
     given = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{machine()}; 1 thread\n")
+    return given
+
+
+def operations(repeats: int) -> None:
+    print("| (B, T, P) | | forward: torch | C++ | × | both: torch | C++ | × |")
+    print("|---|---|---|---|---|---|---|---|")
+    for size in SIZES:
+        for dtype in TYPES:
+            cells = beside(medians(calls(size, dtype), repeats), 3)
+            print(f"| {size} | {str(dtype).removeprefix('torch.')} |{cells}", flush=True)
+    print()
+
+
+def main() -> None:
+    given = begin(__doc__.partition("\n")[0])
     if not given.updates:
         operations(given.repeats)
     print("| an update of | steps | torch | C++ | × |\n|---|---|---|---|---|")

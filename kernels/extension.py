@@ -13,6 +13,7 @@ from types import ModuleType
 
 import torch
 from filelock import FileLock, Timeout
+from torch import Tensor
 
 LOG = logging.getLogger(__name__)
 HEADERS = Path(__file__).parent  # for all libraries
@@ -124,3 +125,8 @@ def library_beside(
             return None
 
     return library
+
+
+def plain(x: Tensor) -> Tensor:
+    """Its numbers as they lie in memory: neither conjugation nor a sign is still to be applied."""
+    return x.resolve_conj().resolve_neg().contiguous()

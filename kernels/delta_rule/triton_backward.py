@@ -14,7 +14,6 @@ import triton.language as tl
 
 from decision_s4.kernels.delta_rule.triton_forward import (
     episodes,
-    meet_at_once,
     passage,
     per_episode,
 )
@@ -26,6 +25,7 @@ from decision_s4.kernels.triton_chunks import (
     head_of,
     load,
     meet,
+    meet_at_once,
     scalar_decay,
     sums,
     tile,

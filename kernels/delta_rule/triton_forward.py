@@ -28,13 +28,13 @@ import triton.language as tl
 
 from decision_s4.kernels.triton_chunks import (
     RUNTIME,
-    TAME,
     count_wild,
     dot,
     gates_of,
     head_of,
     load,
     meet,
+    meet_at_once,
     scalar_decay,
     sums,
     tile,
@@ -42,7 +42,6 @@ from decision_s4.kernels.triton_chunks import (
 )
 
 BLOCK = tl.constexpr(16)
-LOWEST = tl.constexpr(-40.0)
 
 
 @triton.jit
@@ -52,12 +51,6 @@ def episodes(marks, row, t, steps, lane):
     mark = tl.load(marks + row * steps + t + lane, mask=t + lane < steps, other=0)
     episode = tl.cumsum((mark == 2).to(tl.int32), axis=0)
     return mark != 0, episode, tl.min(episode), tl.max(episode), mark == 2
-
-
-@triton.jit
-def meet_at_once(summed, w):
-    """Whether exp of the negated sums of gates (L, K) is harmless."""
-    return tl.sum(tl.where((summed >= LOWEST) & (tl.abs(w) < TAME), 0, 1)) == 0
 
 
 @triton.jit

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from decision_s4.kernels import choice
-from decision_s4.kernels.extension import library_beside
+from decision_s4.kernels.extension import library_beside, plain
 from decision_s4.kernels.packing import Packing
 
 library = library_beside(__file__)
@@ -25,7 +25,7 @@ class CompiledScan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, marks: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        u, a, state = (_plain(each) for each in inputs)
+        u, a, state = (plain(each) for each in inputs)
         compiled = choice.check_library("diagonal_scan", library)
         x, final = compiled.forward(u, a, state, marks.contiguous())
         ctx.save_for_backward(a, state, marks.contiguous(), x)
@@ -35,9 +35,4 @@ class CompiledScan(torch.autograd.Function):
     def backward(ctx: Any, d_x: Tensor, d_final: Tensor) -> tuple[Tensor | None, ...]:
         choice.refuse_second_derivatives("diagonal_scan", "cpu")
         compiled = choice.check_library("diagonal_scan", library)
-        return None, *compiled.backward(*ctx.saved_tensors, _plain(d_x), _plain(d_final))
-
-
-def _plain(x: Tensor) -> Tensor:
-    """Its numbers as they lie in memory: neither conjugation nor a sign is still to be applied."""
-    return x.resolve_conj().resolve_neg().contiguous()
+        return None, *compiled.backward(*ctx.saved_tensors, plain(d_x), plain(d_final))

@@ -21,13 +21,13 @@ import triton.language as tl
 
 from decision_s4.kernels.triton_chunks import (
     RUNTIME,
-    TAME,
     count_wild,
     dot,
     gates_of,
     head_of,
     load,
     meet,
+    meet_at_once,
     scalar_decay,
     sums,
     tile,
@@ -35,7 +35,6 @@ from decision_s4.kernels.triton_chunks import (
 )
 
 CUT = tl.constexpr(-10_000.0)
-LOWEST = tl.constexpr(-40.0)
 
 
 @triton.jit(do_not_specialize=RUNTIME)
@@ -118,12 +117,6 @@ def _own_sums(gate, cuts, lane, EXACT: tl.constexpr):
 
 
 @triton.jit
-def _at_once(summed, k):
-    """Whether exp of the negated sums is harmless."""
-    return tl.sum(tl.where((summed >= LOWEST) & (tl.abs(k) < TAME), 0, 1)) == 0
-
-
-@triton.jit
 def _since(summed, episode, at_once, gate, earlier, EXACT: tl.constexpr):
     """What of the state before the chunk reaches each step, (L, K)."""
     if at_once:
@@ -161,7 +154,7 @@ def _read(
     earlier = lane[None, :] <= lane[:, None]
     if PER_KEY:
         summed, episode, before = _own_sums(gate, cuts, lane, EXACT)
-        at_once, gate = _at_once(summed, k), tl.where(cuts[:, None], CUT, gate)
+        at_once, gate = meet_at_once(summed, k), tl.where(cuts[:, None], CUT, gate)
         since = _since(summed, episode, at_once, gate, earlier, EXACT)
         if at_once:
             weights = dot(q * tl.exp(summed), tl.trans(k * tl.exp(-summed)), PRECISION)
@@ -276,7 +269,7 @@ def gradients(
         gates = gates_of(gate, row, t, head, steps, HEADS, lane, n, member, K, PER_KEY)
         if PER_KEY:
             summed, episode, before_it = _own_sums(gates, cuts, lane, EXACT)
-            at_once = _at_once(summed, ks)
+            at_once = meet_at_once(summed, ks)
         gates = tl.where(cuts[:, None], CUT, gates)
         earlier, later = lane[None, :] <= lane[:, None], lane[None, :] > lane[:, None]
         if PER_KEY:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from decision_s4.kernels import choice
-from decision_s4.kernels.extension import library_beside
+from decision_s4.kernels.extension import library_beside, plain
 from decision_s4.kernels.lti_scan.system import System
 from decision_s4.kernels.packing import Packing
 
@@ -28,7 +28,7 @@ class CompiledScan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, keep: bool, marks: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        u, state, *fields = (_plain(each) for each in inputs)
+        u, state, *fields = (plain(each) for each in inputs)
         marks, keep = marks.contiguous(), keep and any(ctx.needs_input_grad)
         compiled = choice.check_library("lti_scan", library)
         y, final, before = compiled.forward(u, fields, state, marks, keep)
@@ -42,11 +42,6 @@ class CompiledScan(torch.autograd.Function):
         compiled = choice.check_library("lti_scan", library)
         a, b, _, *low_rank = ctx.needs_input_grad[4:]
         every = any((a, b, *low_rank))
-        given = u, fields, marks, before, _plain(d_y), _plain(d_final), every
+        given = u, fields, marks, before, plain(d_y), plain(d_final), every
         found = zip(compiled.backward(*given), ctx.needs_input_grad[2:], strict=True)
         return None, None, *(gradient if needed else None for gradient, needed in found)
-
-
-def _plain(x: Tensor) -> Tensor:
-    """Its numbers as they lie in memory: neither conjugation nor a sign is still to be applied."""
-    return x.resolve_conj().resolve_neg().contiguous()
