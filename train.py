@@ -21,9 +21,10 @@ import torch
 from decision_s4.agents import checkpoint
 from decision_s4.agents.algorithms import algorithm_of
 from decision_s4.agents.config import describe_changes
+from decision_s4.agents.devices import choose_device
 from decision_s4.agents.distributed import processes
 from decision_s4.agents.interrupt import Interrupt
-from decision_s4.agents.options import RunOptions, check_ranges, choose_device
+from decision_s4.agents.options import RunOptions, check_ranges
 from decision_s4.agents.program import exit_code
 from decision_s4.agents.run import Row, Run
 from decision_s4.agents.run_dir import alone_in, create_run_dir, default_run_dir

@@ -87,8 +87,6 @@ def join(device: torch.device) -> World:
     """The processes that torchrun started, this one alone without it."""
     if processes() == 1:
         return ALONE
-    if device.type == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     if not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     return World(dist.get_rank(), processes())

@@ -1,11 +1,8 @@
 """Settings that every algorithm's run has, and the ranges in which settings make sense."""
 
-import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
-
-import torch
 
 from decision_s4.envs.dataset_sources import DEFAULT_DATASET
 from decision_s4.envs.errors import UserError
@@ -158,16 +155,3 @@ def check_ranges(config: Any) -> None:
     for target in getattr(config, "target_returns", ()):
         if not abs(target) <= LARGEST_RETURN:
             raise UserError(f"--target-returns has {target}; use finite numbers, as 3600,1800")
-
-
-def choose_device(name: str) -> torch.device:
-    """The device that `--device` names. Raises UserError where this machine lacks it."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise UserError(f"--device '{name}' is unknown; use auto, cpu, cuda or cuda:1")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise UserError(f"--device {name} cannot be used ({reason}); use auto or cpu") from None

@@ -33,7 +33,7 @@ class Place:
             place.copy_(leaf)
         self.buffer.copy_(self.host, non_blocking=True)
         if self.copied:
-            self.copied.record()
+            self.copied.record(torch.cuda.current_stream(self.buffer.device))
 
 
 def _span(leaf: Tensor) -> int:

@@ -14,7 +14,7 @@ import torch
 from timing import machine
 
 from decision_s4.agents.config import parse
-from decision_s4.agents.options import choose_device
+from decision_s4.agents.devices import choose_device
 from decision_s4.agents.training import TrainConfig, Training
 from decision_s4.envs import datasets
 from decision_s4.envs.task import Task

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from interleaved import interleaved
 
-from decision_s4.agents.options import choose_device
+from decision_s4.agents.devices import choose_device
 from decision_s4.agents.settings import save_settings, settings
 from decision_s4.agents.training import Training
 

@@ -1,9 +1,12 @@
 """Work on CUDA recorded once as a graph, to be replayed in one launch."""
 
+import functools
+import gc
 import logging
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Generic, TypeVar
+from contextlib import contextmanager, suppress
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -16,29 +19,79 @@ WARMUP = 3  # runs aside before a recording: libraries take their workspaces in 
 
 @contextmanager
 def aside(device: torch.device) -> Iterator[None]:
-    """A stream of its own on CUDA, after and before what the current one does."""
+    """A stream aside on CUDA, after and before what the current one does."""
     if device.type != "cuda":
         yield
         return
-    stream, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    stream, current = _recordable_stream(device), torch.cuda.current_stream(device)
     stream.wait_stream(current)
     with torch.cuda.stream(stream):
         yield
     current.wait_stream(stream)
 
 
-def record(run: Callable[[], T]) -> tuple[Callable[[], None], T]:
+def record(run: Callable[[], T], device: torch.device) -> tuple[Callable[[], None], T]:
     """(what runs it again, where it leaves what it returned). Raises RuntimeError where it can't.
 
-    Other threads may go on allocating meanwhile, as those that load data do. On a stream other than
-    the default it is recorded there: cuBLAS keeps a workspace a stream, which graphs that run side
-    by side must not share.
+    Other threads may go on allocating meanwhile, as those that load data do.
     """
-    graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-    stream = None if current == torch.cuda.default_stream() else current
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-        found = run()
+    pool = torch.cuda.graph_pool_handle()
+    with torch.cuda.stream(_recordable_stream(device)), _garbage_left():
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with _recording(graph, pool):
+                found = run()
+        except BaseException:
+            _close(pool)
+            raise
     return graph.replay, found
+
+
+def _recordable_stream(device: torch.device) -> torch.cuda.Stream:
+    """The current stream; another in place of the default one, on which nothing can be recorded.
+
+    On a stream of one's own work stays there: cuBLAS keeps a workspace a stream, which graphs that
+    run side by side must not share.
+    """
+    current = torch.cuda.current_stream(device)
+    if current != torch.cuda.default_stream(device):
+        return current
+    return _second_stream(current.device, threading.get_ident())
+
+
+@functools.cache
+def _second_stream(device: torch.device, thread: int) -> torch.cuda.Stream:
+    """One a thread: what another thread runs must not fall into a recording."""
+    return torch.cuda.Stream(device)
+
+
+def _recording(graph: torch.cuda.CUDAGraph, pool: Any = None) -> torch.cuda.graph:
+    stream = torch.cuda.current_stream()
+    return torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local")
+
+
+@contextmanager
+def _garbage_left() -> Iterator[None]:
+    """No collection meanwhile: to free another graph breaks a recording."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def _close(pool: Any) -> None:
+    """Ends a recording that failed.
+
+    Where CUDA gave it up, torch stops halfway: the pool stays open, so that memory that several
+    streams used is never free again, and torch.randn on CUDA raises until a recording ends well.
+    """
+    with suppress(RuntimeError):  # it was closed, as where what failed was not CUDA
+        torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+    with _recording(torch.cuda.CUDAGraph()):
+        torch.zeros(1, device="cuda")
 
 
 class Recorded(Generic[T]):
@@ -79,7 +132,7 @@ class Recorded(Generic[T]):
 
     def _record(self) -> None:
         try:
-            self.graph = record(self.recording)
+            self.graph = record(self.recording, self.device)
         except RuntimeError as error:
             self.tries, reason = False, str(error).partition("\n")[0]
             LOG.warning("work on CUDA cannot be recorded (%s); %s", reason, INSTEAD)

@@ -47,7 +47,7 @@ class _Recorded:
                 found = run(self.place)
         self.given_by_type = _by_type(given)
         self.found = [_Joined(found, places) for places in _by_type(found)]
-        self.run, _ = record(lambda: self._keep(run(self.place)))
+        self.run, _ = record(lambda: self._keep(run(self.place)), given[0].device)
 
     def _keep(self, found: list[Tensor]) -> None:
         for joined in self.found:

@@ -61,7 +61,8 @@ def scan(
     config = config or _config(v)
     inputs = q, k, w, v, log_gate, state.float()
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-    o, final = FusedScan.apply(*inputs, packing.marks, config, keep)
+    with torch.cuda.device_of(v):
+        o, final = FusedScan.apply(*inputs, packing.marks, config, keep)
     return o, final.to(state.dtype)
 
 

@@ -18,7 +18,8 @@ TIME, POLES = 128, 16  # of a tile: of four the fastest on an H100 at 32 and 64 
 def scan(u: Tensor, a: Tensor, state: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
     """See `diagonal_scan`."""
     check("diagonal_scan", u.device, misfit(u))
-    x, final = FusedScan.apply(u, a, state, packing.marks)
+    with torch.cuda.device_of(u):
+        x, final = FusedScan.apply(u, a, state, packing.marks)
     if packing.valid is not None:
         x = x.masked_fill(~packing.valid[..., None], 0)
     return x, final

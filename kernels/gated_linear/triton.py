@@ -48,7 +48,8 @@ def scan(
     config = config or _config(q, v, log_gate)
     inputs = q, k, v, log_gate, state
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-    return FusedScan.apply(*inputs, packing.marks, config, keep)
+    with torch.cuda.device_of(v):
+        return FusedScan.apply(*inputs, packing.marks, config, keep)
 
 
 def _config(q: Tensor, v: Tensor, log_gate: Tensor) -> Config:

@@ -28,10 +28,11 @@ def scan(
     """See `lti_scan`."""
     check("lti_scan", u.device, misfit(system, u.dtype))
     c, carried = torch.view_as_real(system.c).flatten(1), state.flatten(2)
-    if prepared is None:
-        y, final = FusedScan.apply(u, *_matrices(system, c), carried, packing.walk)
-    else:
-        y, final = PreparedScan.apply(u, c, carried, prepared, packing.walk)
+    with torch.cuda.device_of(u):
+        if prepared is None:
+            y, final = FusedScan.apply(u, *_matrices(system, c), carried, packing.walk)
+        else:
+            y, final = PreparedScan.apply(u, c, carried, prepared, packing.walk)
     return y, final.view_as(state)
 
 

@@ -26,7 +26,8 @@ STATES, WARPS = 4, 16  # at least so many states a thread, at most so many warps
 def scan(arguments: Arguments) -> tuple[Tensor, Tensor]:
     """See `selective_scan`."""
     check("selective_scan", arguments.u.device, misfit(arguments.dtype, arguments.A.shape[1]))
-    return fused.scan(fused.Kernels(Inputs, _lay_out, forward, backward), arguments)
+    with torch.cuda.device_of(arguments.u):
+        return fused.scan(fused.Kernels(Inputs, _lay_out, forward, backward), arguments)
 
 
 class Inputs(NamedTuple):

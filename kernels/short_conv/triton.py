@@ -22,7 +22,8 @@ def conv(
 ) -> tuple[Tensor, Tensor]:
     """See `short_conv`."""
     check("short_conv", x.device, misfit(x, weight))
-    return FusedConv.apply(x, weight, bias, state, packing.walk)
+    with torch.cuda.device_of(x):
+        return FusedConv.apply(x, weight, bias, state, packing.walk)
 
 
 class FusedConv(torch.autograd.Function):

@@ -120,7 +120,7 @@ def test_cpp(names, backbone):
 @pytest.mark.parametrize("backbone", sorted(BACKBONES | MEMORYLESS))
 def test_what_a_recording_copies_in_and_out(names, backbone, monkeypatch):
     """Here it runs anew where CUDA would replay it (see test_actor_cuda.py)."""
-    monkeypatch.setattr(recorded_rows, "record", lambda run: (run, run()))
+    monkeypatch.setattr(recorded_rows, "record", lambda run, device: (run, run()))
     policy = make_policy(names, backbone=backbone)
     actor = Actor(policy)
     with torch.inference_mode():

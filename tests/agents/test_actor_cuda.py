@@ -19,14 +19,14 @@ STARTS = [[True] * 3, [False] * 3, [False, True, False], [False] * 3, [False] * 
 SEEN = spaces.Dict({"b": spaces.Box(-np.inf, np.inf, (4,)), "a": spaces.Discrete(3)})
 
 
-def make_policy(backbone, action):
+def make_policy(backbone, action, device="cuda"):
     torch.manual_seed(0)
     options = PolicyOptions(backbone=backbone, d_model=16, d_embed=8, n_layers=2, mlp_ratio=1.0)
     policy = SequencePolicy(SEEN, action, options)
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
-    return policy.cuda().eval()
+    return policy.to(device).eval()
 
 
 def moments(rows):
@@ -66,6 +66,22 @@ def test_every_backbone_is_recorded_and_equals_its_own_step(backbone, rows):
     recorded = isinstance(actor._act, FlatAct)
     assert recorded == (backbone not in ("s4", "s4d"))  # these have a plan
     assert not recorded or actor._act.rows is not None
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.parametrize("backbone", ["s4", "s4d", "mamba", "gla", "deltanet", "gru"])
+def test_it_acts_on_a_second_gpu(backbone):
+    """One process may have policies on both."""
+    actions = []
+    for device in ("cuda:0", "cuda:1", "cpu"):
+        actor = Actor(make_policy(backbone, spaces.Box(-1, 1, (2,)), device))
+        state = actor.initial_state(2)
+        torch.manual_seed(1)
+        for step in moments(2):
+            action, state = actor.act(step, state)
+        actions.append(action.cpu())
+    for found in actions[:2]:
+        torch.testing.assert_close(found, actions[2], rtol=1e-4, atol=1e-4)
 
 
 def test_what_it_hands_out_and_what_it_is_given_stay():

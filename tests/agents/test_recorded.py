@@ -54,7 +54,7 @@ def recordings(monkeypatch):
     """In place of graphs: what was recorded runs again, and its results go where they went."""
     made = []
 
-    def record(run):
+    def record(run, device):
         found = torch.zeros(()), torch.zeros(())
         made.append(found)
 
@@ -115,18 +115,23 @@ def test_they_train_alike_by_fused_scans(recordings, monkeypatch):
     assert 1 <= len(recordings) <= 3
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("gpu", [0, 1])
 @pytest.mark.parametrize(
     ("backbone", "options"), [*KINDS, ("s4", ("train_ssm=true",)), ("s4d", ("train_ssm=true",))]
 )
-def test_graphs_train_alike_on_cuda(backbone, options, caplog):
-    plain, fast = assert_the_same_training(backbone, torch.device("cuda"), 1e-4, options=options)
+def test_graphs_train_alike_on_cuda(backbone, options, gpu, caplog):
+    """On the second GPU too, while the first is torch's current one."""
+    if torch.cuda.device_count() <= gpu:
+        pytest.skip(f"needs {gpu + 1} CUDA device(s)")
+    device = torch.device("cuda", gpu)
+    plain, fast = assert_the_same_training(backbone, device, 1e-4, options=options)
+    assert torch.cuda.current_device() == 0
     assert "cannot be recorded" not in caplog.text
     assert fast.average.n_averaged == plain.average.n_averaged == 14
 
 
 def test_what_fails_to_be_recorded_runs_without(monkeypatch, caplog):
-    def fail(run):
+    def fail(run, device):
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
     monkeypatch.setattr(cuda_graph, "record", fail)
