@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import torch
 import tyro
 from rich.console import Console
 
 from decision_s4.agents import checkpoint, saved
 from decision_s4.agents.checkpoint_files import Checkpoint
 from decision_s4.agents.config import parse
+from decision_s4.agents.devices import use_threads
 from decision_s4.agents.eval_table import checked_row, print_table, write_rows
 from decision_s4.agents.options import check_ranges
 from decision_s4.agents.policy import Policy
@@ -74,7 +74,7 @@ class EvaluateConfig(ReadingOptions):
 def evaluate(config: EvaluateConfig) -> None:
     """Print and write the table, and film if asked. Raises UserError for bad input."""
     check_ranges(config)
-    torch.set_num_threads(config.threads or os.cpu_count() or 1)
+    use_threads(config.threads)
     found = checkpoint.load(config.run, config.checkpoint, with_trainer=False)
     policy = saved.rebuild(found)
     if config.logged:

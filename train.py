@@ -21,7 +21,7 @@ import torch
 from decision_s4.agents import checkpoint
 from decision_s4.agents.algorithms import algorithm_of
 from decision_s4.agents.config import describe_changes
-from decision_s4.agents.devices import choose_device
+from decision_s4.agents.devices import choose_device, use_threads
 from decision_s4.agents.distributed import processes
 from decision_s4.agents.interrupt import Interrupt
 from decision_s4.agents.options import RunOptions, check_ranges
@@ -41,7 +41,7 @@ def train(config: RunOptions) -> Path | None:
     """
     check_ranges(config)
     device = choose_device(config.device)
-    torch.set_num_threads(config.threads or os.cpu_count() or 1)
+    use_threads(config.threads)
     before = saved_settings(config.resume) if config.resume else None
     run = algorithm_of(config.algo).begin(config, device)
     if run.world.size != processes():

@@ -16,6 +16,7 @@ from decision_s4.agents.config import parse
 from decision_s4.agents.d4rl_protocol import QUALITIES, Protocol, check_qualities
 from decision_s4.agents.data_maker import DataMaker, MakerOptions
 from decision_s4.agents.dataset_writer import write
+from decision_s4.agents.devices import choose_device, use_threads
 from decision_s4.agents.options import check_ranges
 from decision_s4.agents.program import exit_code
 from decision_s4.envs.collect import sample_episodes
@@ -49,9 +50,9 @@ class CollectConfig(MakerOptions):
     seed: int = 0
     """Seed of training and episodes."""
     device: str = "cpu"
-    """Device of the training."""
+    """Device of the training: cpu, cuda, cuda:1, …; auto takes a GPU if there is one."""
     threads: int = 1
-    """CPU threads of the training."""
+    """CPU threads of the training, 0 for all cores."""
 
 
 def collect(config: CollectConfig) -> None:
@@ -59,7 +60,7 @@ def collect(config: CollectConfig) -> None:
     check_ranges(config)
     if not config.name or (config.env is None) == (config.run is None):
         raise UserError("give --name and one of --env and --run; see --help")
-    torch.set_num_threads(config.threads)
+    use_threads(config.threads)
     torch.manual_seed(config.seed)
     if config.run is not None:
         _record_run(config.run, config)
@@ -78,7 +79,7 @@ def _record_run(run: Path, config: CollectConfig) -> None:
     algo = str(found.metadata.get("algo"))
     asked = "" if target is None else f", asked for {target:g}"
     text = f"A policy of {algo} at step {found.step}{asked}."
-    about = Description(config.name, task.env_id, algo, text, scale)
+    about = Description(config.name, task.env_id, algo, text, scale, task.env_kwargs)
     episodes = sample_episodes(
         saved.agent_of(policy),
         task.env_id,
@@ -95,7 +96,7 @@ def _make_qualities(env_id: str, config: CollectConfig) -> None:
     """D4RL's datasets from a training that is begun or gone on with."""
     check_qualities(config.qualities)
     folder = config.work_dir or Path("runs/collect") / f"{env_id}-{config.seed}"
-    maker = DataMaker(env_id, config, folder, config.seed, config.device)
+    maker = DataMaker(env_id, config, folder, config.seed, str(choose_device(config.device)))
     known = reference_scores(env_id, user_scores=config.reference or None)
     Protocol(maker, config.name, config.steps, known).make(config.qualities)
 

@@ -13,15 +13,18 @@ from decision_s4.agents.backbones.module_list import ModuleList
 from decision_s4.agents.encoders import Features, make_features
 from decision_s4.agents.feed_forward import Perceptron
 from decision_s4.agents.policy import Policy
+from decision_s4.agents.vision import Eyes
 from decision_s4.envs.spaces import Tree
 
 
 class ActionValues(nn.Module):
     """What networks of observation and action share: the two as features."""
 
-    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space):
+    def __init__(
+        self, observation_space: spaces.Space, action_space: spaces.Space, eyes: Eyes = "cnn"
+    ):
         super().__init__()
-        self.observation_features = make_features(observation_space)
+        self.observation_features = make_features(observation_space, eyes)
         self.action_features = make_features(action_space)
         self.inputs = self.observation_features.width + self.action_features.width
 
@@ -49,7 +52,7 @@ class CriticEnsemble(ActionValues):
     """E perceptrons of observation, action and perhaps return-to-go, in one batch of matrices.
 
     Args:
-        policy: gives the spaces, the observation statistics and the return's scale.
+        policy: gives the spaces, what reads observations and the return's scale.
         members: E; targets take the lowest of them.
         width: of the hidden layers.
         layers: hidden layers.
@@ -66,7 +69,7 @@ class CriticEnsemble(ActionValues):
         normalised: bool,
         sees_return: bool,
     ):
-        super().__init__(policy.observation_space, policy.action_space)
+        super().__init__(policy.observation_space, policy.action_space, policy.options.eyes)
         self.observation_features.load_state_dict(policy.observation_features.state_dict())
         self.members, self.normalised = members, normalised
         self.return_scale = policy.options.return_scale if sees_return else None

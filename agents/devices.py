@@ -1,4 +1,4 @@
-"""Where a program's tensors are."""
+"""What a program computes on: its device, and its threads of the CPU."""
 
 import os
 import re
@@ -29,6 +29,11 @@ def choose_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0].rstrip(".")
         raise UserError(f"--device {name} cannot be used ({reason}); use auto or cpu") from None
     return device
+
+
+def use_threads(count: int) -> None:
+    """Let torch compute with so many CPU threads, 0 for all cores."""
+    torch.set_num_threads(count or os.cpu_count() or 1)
 
 
 def _own_gpu(name: str) -> str:

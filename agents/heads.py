@@ -41,7 +41,7 @@ class BoxHead(nn.Module):
 
     def loss(self, features: Tensor, action: Tensor) -> Tensor:
         """Squared error, mean over action dimensions, in units of half the action range."""
-        flat = action.reshape(*features.shape[:-1], -1).to(self.reach.dtype)
+        flat = action.reshape(*features.shape[:-1], len(self.reach)).to(self.reach.dtype)
         return (self._unit(features) - (flat - self.centre) / self.reach).square().mean(-1)
 
     def act(self, features: Tensor, deterministic: bool = True) -> Tensor:
@@ -53,17 +53,20 @@ class BoxHead(nn.Module):
 class DiscreteHead(nn.Module):
     """Logits of Discrete or MultiDiscrete actions."""
 
+    lowest: Tensor
+
     def __init__(self, d_model: int, space: spaces.Discrete | spaces.MultiDiscrete):
         super().__init__()
         self.shape = leaf_shape(space)
         counts = np.ravel(space.nvec if isinstance(space, spaces.MultiDiscrete) else space.n)
         self.counts = [int(n) for n in counts]
-        self.lowest = torch.as_tensor(np.atleast_1d(space.start).reshape(-1))
+        lowest = torch.as_tensor(np.atleast_1d(space.start).reshape(-1))
+        self.register_buffer("lowest", lowest, persistent=False)
         self.linear = nn.Linear(d_model, sum(self.counts))
 
     def loss(self, features: Tensor, action: Tensor) -> Tensor:
         """Cross-entropy, summed over the parts of a MultiDiscrete."""
-        index = action.reshape(*features.shape[:-1], -1) - self.lowest.to(action.device)
+        index = action.reshape(*features.shape[:-1], len(self.counts)) - self.lowest
         parts = zip(
             self.linear(features).split(self.counts, -1), index.long().unbind(-1), strict=True
         )
@@ -82,7 +85,7 @@ class DiscreteHead(nn.Module):
             index = torch.stack(
                 [torch.distributions.Categorical(logits=logits).sample() for logits in parts], -1
             )
-        return (index + self.lowest.to(index.device)).view(*features.shape[:-1], *self.shape)
+        return (index + self.lowest).view(*features.shape[:-1], *self.shape)
 
 
 def make_head(d_model: int, space: spaces.Space) -> BoxHead | DiscreteHead:

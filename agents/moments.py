@@ -37,7 +37,7 @@ class Moments:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """What `state_dict` gave."""
         self.count = state["count"]
-        self.mean, self.squares = (state[name].numpy() for name in ("mean", "squares"))
+        self.mean, self.squares = (state[name].numpy().copy() for name in ("mean", "squares"))
 
 
 def moments_of(space_tree: Tree) -> Tree:

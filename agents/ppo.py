@@ -93,7 +93,10 @@ class PPOLearner:
             if 0 < self.options.target_kl < told[-1]["approx_kl"]:
                 break
         means = {name: torch.stack([each[name] for each in told]).mean() for name in told[0]}
-        left = (targets.returns - targets.value).var() / targets.returns.var().clamp(min=1e-12)
+        left, all_of_it = (
+            x.var(correction=0) for x in (targets.returns - targets.value, targets.returns)
+        )
+        left = left / all_of_it.clamp(min=1e-12)
         return means | {"explained_variance": 1 - left, "updates": torch.tensor(float(len(told)))}
 
     @torch.no_grad()
@@ -150,8 +153,12 @@ class PPOLearner:
 
 
 def clipped_gain(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
-    """E[ min(ρ A, clip(ρ, 1 − ε, 1 + ε) A) ] of ratios and advantages (N, T), A standardised."""
-    advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+    """E[ min(ρ A, clip(ρ, 1 − ε, 1 + ε) A) ] of ratios and advantages (N, T), A standardised.
+
+    A single advantage has no deviation and stays as it is.
+    """
+    if advantage.numel() > 1:
+        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
     clipped = ratio.clamp(1 - clip, 1 + clip)
     return torch.minimum(ratio * advantage, clipped * advantage).mean()
 

@@ -42,7 +42,8 @@ class GaussianHead(BoxHead):
 
     def log_prob(self, features: Tensor, action: Tensor) -> Tensor:
         """(…): log-density in units of half the range."""
-        unit = (action.reshape(*features.shape[:-1], -1) - self.centre) / self.reach
+        flat = action.reshape(*features.shape[:-1], len(self.reach))
+        unit = (flat - self.centre) / self.reach
         deviation = (unit - self.linear(features)) / self.log_std.exp()
         return (-0.5 * deviation.square() - self.log_std - HALF_LOG_TAU).sum(-1)
 
@@ -64,7 +65,7 @@ class CategoricalHead(DiscreteHead):
         if not deterministic:  # the largest of logits with Gumbel noise is a sample
             logits = logits - torch.empty_like(logits).exponential_().log()
         index = torch.stack([part.argmax(-1) for part in logits.split(self.counts, -1)], -1)
-        return (index + self.lowest.to(index.device)).view(*features.shape[:-1], *self.shape)
+        return (index + self.lowest).view(*features.shape[:-1], *self.shape)
 
     def log_prob(self, features: Tensor, action: Tensor) -> Tensor:
         """(…)."""

@@ -6,15 +6,13 @@ A step is a packed batch and a gradient update of it; both take turns, as in tra
 """
 
 import argparse
-import os
 import time
 
 import numpy as np
-import torch
 from timing import machine
 
 from decision_s4.agents.config import parse
-from decision_s4.agents.devices import choose_device
+from decision_s4.agents.devices import choose_device, use_threads
 from decision_s4.agents.training import TrainConfig, Training
 from decision_s4.envs import datasets
 from decision_s4.envs.task import Task
@@ -38,7 +36,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=30)
     args, flags = parser.parse_known_args()
     config = parse(TrainConfig, flags)
-    torch.set_num_threads(config.threads or os.cpu_count() or 1)
+    use_threads(config.threads)
     trajectories = datasets.load(config.dataset)
     print(machine())
     run = Training(config, trajectories, Task(None, ()), choose_device(config.device))

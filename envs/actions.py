@@ -14,8 +14,9 @@ from decision_s4.envs.spaces import LeafSpace, Tree, leaf_shape, leaf_spaces, ma
 def environment_action(space: spaces.Space, action: Tree, alive: np.ndarray, time: int) -> Tree:
     """The alive rows' actions (n, …) as arrays of the space's types, clipped to a Box's bounds.
 
-    `action` holds tensors or arrays (B, …); `alive` is (B,) bool. Raises UserError for a
-    non-finite action, ValueError for one of another shape or a fraction where a count is due.
+    In a Box of whole numbers they are rounded to the nearest. `action` holds tensors or arrays
+    (B, …); `alive` is (B,) bool. Raises UserError for a non-finite action, ValueError for one of
+    another shape or a fraction where a count is due.
     """
 
     def convert(leaf: LeafSpace, value: Any) -> np.ndarray:
@@ -30,6 +31,8 @@ def environment_action(space: spaces.Space, action: Tree, alive: np.ndarray, tim
             )
         if isinstance(leaf, spaces.Box):
             value = np.clip(value, leaf.low, leaf.high)
+            if np.issubdtype(leaf.dtype, np.integer):
+                value = np.rint(value)
         elif not np.issubdtype(value.dtype, np.integer):
             raise ValueError(f"act gave {value.dtype} for {leaf}; give integers")
         return value.astype(leaf.dtype)

@@ -1,9 +1,10 @@
 """A Minari dataset of episodes, which appears under its name only once it is whole."""
 
+import functools
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -20,6 +21,7 @@ from minari.dataset.minari_storage import MinariStorage
 from decision_s4.envs.dataset_sources import minari_root
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.frames import compress_hdf5, holds_frames
+from decision_s4.envs.make import make
 from decision_s4.envs.minari_files import MAIN_FILE
 from decision_s4.envs.scores import ReferenceScores, normalized_score
 from decision_s4.envs.spaces import Tree, leaf_spaces, leaves
@@ -35,6 +37,7 @@ class Description:
     algorithm: str
     text: str
     reference: ReferenceScores | None = None
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -111,11 +114,11 @@ def _describe_namespaces(root: Path, namespace: str | None) -> None:
 
 
 def _write(data: Path, episodes: Iterable[Episode], about: Description) -> Quality:
-    env = gym.make(about.env_id)
+    env = make(about.env_id, **about.env_kwargs)
     observation_space, action_space = env.observation_space, env.action_space
     env.close()
     storage = MinariStorage.new(
-        data, observation_space, action_space, env_spec=_spec(about.env_id), jpeg_encoding=False
+        data, observation_space, action_space, env_spec=_spec(about), jpeg_encoding=False
     )
     returns, steps = [], 0
 
@@ -135,13 +138,18 @@ def _write(data: Path, episodes: Iterable[Episode], about: Description) -> Quali
     return Quality(len(returns), steps, np.array(returns))
 
 
-def _spec(env_id: str) -> EnvSpec:
-    """The environment's registered spec; a class in place of its name cannot be written."""
-    spec = gym.spec(env_id)
+def _spec(about: Description) -> EnvSpec:
+    """The environment's registered spec with its arguments.
+
+    What makes it can be written as a name alone; those who read the dataset go by the id.
+    """
+    spec = gym.spec(about.env_id)
     made_by = spec.entry_point
-    if not isinstance(made_by, type | FunctionType):
-        return spec
-    return replace(spec, entry_point=f"{made_by.__module__}:{made_by.__qualname__}")
+    if isinstance(made_by, functools.partial):
+        made_by = made_by.func
+    if isinstance(made_by, type | FunctionType):
+        made_by = f"{made_by.__module__}:{made_by.__qualname__}"
+    return replace(spec, entry_point=made_by, kwargs=spec.kwargs | about.env_kwargs)
 
 
 def _buffer(

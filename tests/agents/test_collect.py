@@ -97,7 +97,7 @@ def test_the_medium_policy_is_the_first_that_reaches_a_third():
 
 
 def test_a_training_that_reaches_no_third_says_what_to_do(capsys):
-    assert collect(f"{SMALL} --qualities medium --reference=0,1") == 2
+    assert collect(f"{SMALL} --qualities medium --reference=0,1 --threads 0") == 2
     assert "give more --training-steps" in capsys.readouterr().err
     assert local_datasets() == []
 
@@ -129,6 +129,7 @@ def test_a_run_that_aims_at_no_return_makes_a_dataset_too(tmp_path):
         ("--env Pendulum-v9 --name t/a", "Pendulum"),
         ("--run nowhere --name t/a-v0", "nowhere"),
         ("--env Pendulum-v1 --name t/a --steps 0", "--steps is 0"),
+        ("--env Pendulum-v1 --name t/a --device gpu", "--device 'gpu' is unknown"),
     ],
 )
 def test_bad_input_is_one_line(flags, words, capsys):

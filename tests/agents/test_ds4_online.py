@@ -364,3 +364,11 @@ def test_the_anchor_is_let_go_of_by_and_by():
         learner.set_progress(progress)
         found.append(learner.anchor)
     assert found == pytest.approx([0.5, 0.3, 0.1])
+
+
+def test_the_critics_see_images_with_the_eyes_of_the_policy():
+    space, sizes = spaces.Box(0, 255, (24, 24, 1), np.uint8), {"d_model": 8, "n_layers": 1}
+    policy = SequencePolicy(space, ACTION, PolicyOptions(eyes="vit", **sizes)).eval()
+    critic, images = make_learner(policy=policy).critic, torch.zeros(2, 24, 24, 1).byte()
+    seen, shown = critic.observation_features(images), policy.observation_features(images)
+    assert torch.equal(seen, shown)

@@ -96,3 +96,20 @@ def test_an_action_outside_the_space_is_refused():
 def test_other_spaces_are_refused_by_name(space):
     with pytest.raises(UserError, match=r"has no head; use Box, Discrete or MultiDiscrete"):
         make_head(2, space)
+
+
+@pytest.mark.parametrize(
+    "space", [spaces.Box(-1, 1, (3,)), spaces.Discrete(4, start=1), spaces.MultiDiscrete([2, 3])]
+)
+def test_no_steps_have_no_losses(space):
+    """A process whose share of a batch is nothing asks for these."""
+    head, action = make_head(2, space), torch.zeros(0, *space.shape, dtype=torch.long)
+    assert head.loss(torch.zeros(0, 2), action).shape == (0,)
+    assert head.act(torch.zeros(0, 2)).shape == (0, *space.shape)
+
+
+def test_the_lowest_choice_lies_where_the_weights_do_and_is_not_saved():
+    """A copy from elsewhere at each step would end the recording of a CUDA graph."""
+    head = make_head(2, spaces.Discrete(3, start=-1))
+    assert head.to("meta").lowest.device.type == "meta"
+    assert set(head.state_dict()) == {"linear.weight", "linear.bias"}

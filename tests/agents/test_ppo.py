@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from decision_s4 import evaluate, train
 from decision_s4.agents import checkpoint
 from decision_s4.agents.actor_critic import ActorCritic, ActorCriticOptions
+from decision_s4.agents.moments import Moments
 from decision_s4.agents.ppo import PPOLearner, PPOOptions
 from decision_s4.agents.ppo_training import PPOConfig, PPOTraining
 from decision_s4.agents.rollouts import Collector
@@ -129,6 +130,14 @@ def test_passes_stop_where_the_policy_moved_too_far():
     assert PPOLearner(policy, options).update(rollout)["updates"] < 20
 
 
+def test_a_rollout_of_one_step_is_learned_from():
+    stream, policy = counters(1)
+    rollout = Collector(stream, policy).collect(policy, 1)
+    told = PPOLearner(policy, PPOOptions(epochs=1)).update(rollout)
+    assert all(value.isfinite() for value in told.values()), told
+    assert all(parameter.isfinite().all() for parameter in policy.parameters())
+
+
 @pytest.mark.parametrize(
     "space",
     [
@@ -193,6 +202,16 @@ def test_a_run_leaves_its_curves_and_is_evaluated(tmp_path, monkeypatch, capsys)
     assert "CartPoleNoVel-v1" in capsys.readouterr().out
     assert evaluate.main([str(folder), "--target-returns", "5,6"]) == 2
     assert "a policy of ppo aims at no return; leave it out" in capsys.readouterr().err
+
+
+def test_what_moments_go_on_from_stays_as_it_was():
+    """A second run may go on from the same state."""
+    first, second = Moments((2,)), Moments((2,))
+    first.add(np.eye(2))
+    kept = first.state_dict()
+    second.load_state_dict(kept)
+    second.add(np.ones((3, 2)))
+    assert kept["squares"].tolist() == first.squares.tolist()
 
 
 def test_a_resumed_run_has_all_but_the_simulators(tmp_path):

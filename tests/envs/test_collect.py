@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from decision_s4.agents.random_agent import RandomAgent
 from decision_s4.envs import datasets
 from decision_s4.envs.collect import sample_episodes
 from decision_s4.envs.dataset_sources import local_datasets
 from decision_s4.envs.errors import UserError
+from decision_s4.envs.make import make
 from decision_s4.envs.minari_writer import Description, exists, write_dataset
 from decision_s4.envs.scores import ReferenceScores
 
@@ -83,6 +85,28 @@ def test_what_was_played_is_what_is_read():
         assert episode.actions[:, 0].tolist() == pytest.approx(count[:-1] / 10)
         assert episode.truncations[-1] and episode.terminations[-1] == ((3 + i) % 2 == 0)
     assert (data.env_id, data.reference_scores) == (COUNTING, (-1.0, 9.0))
+
+
+@pytest.mark.parametrize(
+    ("env_id", "arguments"),
+    [("TMaze-v0", {"length": 3}), ("CountRecall-v0", {"decks": 2}), ("PendulumNoVel-v1", {})],
+)
+def test_a_task_of_ours_is_kept_with_its_arguments(env_id, arguments):
+    space = make(env_id, **arguments).action_space
+    played = sample_episodes(RandomAgent(space, 0), env_id, 5, 0, env_kwargs=arguments, rows=1)
+    write_dataset(played, Description("t/task/ours-v0", env_id, "random", "", None, arguments))
+    data = datasets.load("t/task/ours-v0")
+    assert (data.env_id, data.env_kwargs) == (env_id, arguments)
+    assert data.action_space == space
+
+
+def test_minigrid_is_kept_as_it_is_seen():
+    pytest.importorskip("minigrid")
+    env_id = "MiniGrid-MemoryS7-v0"
+    env = make(env_id)
+    played = sample_episodes(RandomAgent(env.action_space, 0), env_id, 5, 0, rows=1)
+    write_dataset(played, Description("t/task/grid-v0", env_id, "random", ""))
+    assert datasets.load("t/task/grid-v0").observation_space == env.observation_space
 
 
 def test_minari_loads_it_and_its_checks_pass():

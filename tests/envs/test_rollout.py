@@ -8,6 +8,7 @@ from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from decision_s4.envs.actions import environment_action
 from decision_s4.envs.errors import SimulatorError, UserError
 from decision_s4.envs.rollout import evaluate, rollout
 from decision_s4.envs.scores import ReferenceScores
@@ -274,6 +275,14 @@ def test_an_action_of_another_shape_is_refused():
 def test_a_fraction_is_no_discrete_action():
     with pytest.raises(ValueError, match="act gave float64 for Discrete"):
         rollout(Constant([0.5]), "CartPole-v1", [0.0], [0])
+
+
+def test_an_action_of_whole_numbers_is_the_nearest():
+    space, alive = spaces.Box(-3, 3, (4,), np.int64), np.ones(1, bool)
+    given = torch.tensor([[1.9, -1.9, 0.4, 7.0]])
+    taken = environment_action(space, given, alive, 0)
+    assert taken.dtype == np.int64
+    assert taken.tolist() == [[2, -2, 0, 3]]
 
 
 def test_half_precision_actions_are_taken():
