@@ -13,6 +13,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,8 @@ def train(config: RunOptions) -> Path | None:
     if run.world.size != processes():
         raise UserError(f"--algo {config.algo} trains in one process; start it without torchrun")
     try:
-        folder = _work(run, before)
+        with closing(run):
+            folder = _work(run, before)
     except KeyboardInterrupt:  # all processes stopped at the same step
         run.world.leave()
         raise

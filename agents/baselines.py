@@ -143,6 +143,10 @@ class BaselineTraining(Resumable):
         restore_trainer(self.model, state["model"], step)
         self.stream.load_state_dict(state["stream"])
 
+    def close(self) -> None:
+        """Free the environments."""
+        self.stream.rows.close()
+
     def introduction(self) -> list[str]:
         """What learns, and where: lines for a person."""
         config, count = self.config, parameter_count(self.model.policy)

@@ -110,7 +110,9 @@ class Protocol:
         )
 
     def _random_agent(self) -> RandomAgent:
-        return RandomAgent(make(self.maker.env_id).action_space, self.maker.seed)
+        env = make(self.maker.env_id)
+        env.close()
+        return RandomAgent(env.action_space, self.maker.seed)
 
 
 def check_qualities(qualities: Sequence[str]) -> None:

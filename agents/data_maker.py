@@ -112,9 +112,11 @@ class DataMaker:
 
     def policy_at(self, step: int) -> ModelAgent:
         """The policy as it was evaluated at a step of the curve."""
-        weights = checkpoint.load(self.folder / "policies", str(step))
-        policy = self.kind(self.policy_kind, make(self.env_id), device="cpu", buffer_size=1).policy
-        load_weights_into(policy, weights.weights, weights.path)
+        kept = checkpoint.load(self.folder / "policies", str(step))
+        env = make(self.env_id)
+        policy = self.kind(self.policy_kind, env, device="cpu", buffer_size=1).policy
+        env.close()
+        load_weights_into(policy, kept.weights, kept.path)
         return ModelAgent(policy)
 
     def replay(self, steps: int) -> Iterator[Episode]:

@@ -74,6 +74,10 @@ class OnlineTraining(Resumable):
         """The actor's."""
         return self.learner.learning_rate
 
+    def close(self) -> None:
+        """Free the environments."""
+        self.explorer.rows.close()
+
     def introduction(self) -> list[str]:
         """What learns, where, and from what."""
         policy, source = self.learner.policy, self.config.from_run or "an untrained policy"

@@ -194,6 +194,10 @@ class PPOTraining(Resumable):
         self.recent.extend((returns, length) for returns, length in state["recent"])
         self.step = step
 
+    def close(self) -> None:
+        """Free the environments."""
+        self.stream.rows.close()
+
     def introduction(self) -> list[str]:
         """What learns, and where: lines for a person."""
         config, count = self.config, parameter_count(self.policy)

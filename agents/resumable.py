@@ -46,6 +46,9 @@ class Resumable:
     def explain(self, logger: Any) -> None:
         """Nothing: probes look at logged data, which most runs have not."""
 
+    def close(self) -> None:
+        """Nothing: most runs learn in no environment."""
+
     def save(self, run_dir: Path, score: float | None = None) -> None:
         """Write a checkpoint. `best` is that of the highest score, or the newest before any."""
         best = self.best == float("-inf") if score is None else score > self.best

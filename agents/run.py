@@ -68,3 +68,7 @@ class Run(Protocol):
     def draw(self, logger: Any, run_dir: Path) -> None:
         """Videos and pictures of the last policy."""
         ...
+
+    def close(self) -> None:
+        """Free the environments that it learns in, if any."""
+        ...

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import importlib.util
+import multiprocessing
 import os
 import re
 import subprocess
@@ -313,6 +314,17 @@ def test_every_algorithm_has_its_settings_file_and_the_other_way_round():
 def test_each_algorithm_takes_its_own_flags_only(flags, words, capsys):
     assert train.main(flags.split()) == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("algo", ["ppo", "ds4-online", "sb3-ppo"])
+def test_a_run_leaves_no_simulators_behind(algo, tmp_path):
+    """They live in processes of their own, and many runs may follow on one another in one."""
+    flags = f"--algo {algo} --env Pendulum-v1 --steps 8 --eval-episodes 1 --no-video --workers 2"
+    rows = "--rows 2 --rollout-steps 4" if algo == "ppo" else "--environments 2"
+    more = {"sb3-ppo": "--agent-options n_steps=4,batch_size=4", "ds4-online": "--round-steps 4"}
+    line = f"{flags} {rows} {more.get(algo, '')} --device cpu --run-dir {tmp_path / 'run'}"
+    assert train.main(line.split()) == 0
+    assert multiprocessing.active_children() == []
 
 
 def test_an_algorithm_may_be_named_by_a_file():

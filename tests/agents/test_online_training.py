@@ -345,4 +345,3 @@ def test_a_worker_that_dies_stops_the_run_in_one_line(algo, tmp_path, monkeypatc
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "worker process died" in error and f"--resume {folder}" in error
-    calls[0].close()
