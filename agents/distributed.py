@@ -88,7 +88,9 @@ def join(device: torch.device) -> World:
     if processes() == 1:
         return ALONE
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        cuda = device.type == "cuda"
+        backend, own = ("nccl", device) if cuda else ("gloo", None)
+        dist.init_process_group(backend, timeout=PATIENCE, device_id=own)
     return World(dist.get_rank(), processes())
 
 
