@@ -18,6 +18,7 @@ from torch import Tensor
 from decision_s4.kernels import nvrtc
 from decision_s4.kernels.selective_scan import fused
 from decision_s4.kernels.selective_scan.arguments import Arguments
+from decision_s4.kernels.selective_scan.fused import Inputs
 from decision_s4.kernels.selective_scan.misfit import misfit_of_cuda
 
 PROVEN = True  # its tests have passed on a GPU, in the shapes below
@@ -33,21 +34,6 @@ def scan(arguments: Arguments) -> tuple[Tensor, Tensor]:
     if reason is not None and KERNEL is nvrtc.Kernel:
         raise ValueError(f"selective_scan: impl 'cuda' {reason}; use 'triton' or 'torch'")
     return fused.scan(fused.Kernels(Inputs, _lay_out, _forward, _backward), arguments)
-
-
-class Inputs(NamedTuple):
-    """Contiguous; u, delta, B, C, z of one type, A, D and bias in float32, start as bytes."""
-
-    u: Tensor
-    delta: Tensor
-    A: Tensor
-    B: Tensor
-    C: Tensor
-    D: Tensor | None
-    z: Tensor | None
-    delta_bias: Tensor | None
-    start: Tensor | None
-    softplus: bool
 
 
 class Shape(NamedTuple):
@@ -94,24 +80,14 @@ def _shape(name: str, states: int) -> Shape:
     return Shape(4, lanes, 1 if lanes == 2 else 2, 4, 4, 16, 16, *held)
 
 
-def _lay_out(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    start: Tensor | None,
-    softplus: bool,
-) -> Inputs:
-    low = all(x is None or x.dtype == torch.bfloat16 for x in (u, delta, B, C, z))
+def _lay_out(given: Inputs) -> Inputs:
+    """All contiguous and aligned; u, delta, B, C and z of one type."""
+    typed = {name: getattr(given, name) for name in ("u", "delta", "B", "C", "z")}
+    low = all(x is None or x.dtype == torch.bfloat16 for x in typed.values())
     kind = torch.bfloat16 if low else torch.float32
-    u, delta, B, C = (_aligned(fused.laid_out(x, kind)) for x in (u, delta, B, C))
-    z = _aligned(fused.laid_out(z, kind))
-    A, D, delta_bias = _aligned(A), _aligned(D), _aligned(delta_bias)
-    return Inputs(u, delta, A, B, C, D, z, delta_bias, start, softplus)
+    typed = {name: _aligned(fused.laid_out(x, kind)) for name, x in typed.items()}
+    others = {name: _aligned(getattr(given, name)) for name in ("A", "D", "delta_bias")}
+    return given._replace(**typed, **others)
 
 
 def _aligned(x: fused.Given) -> fused.Given:

@@ -12,18 +12,34 @@ from decision_s4.kernels.selective_scan.arguments import Arguments
 Given = TypeVar("Given", Tensor, Tensor | None)
 
 
+class Inputs(NamedTuple):
+    """What of `selective_scan`'s arguments a kernel reads beside the state."""
+
+    u: Tensor
+    delta: Tensor
+    A: Tensor
+    """As D and delta_bias in contiguous float32."""
+    B: Tensor
+    C: Tensor
+    D: Tensor | None
+    z: Tensor | None
+    delta_bias: Tensor | None
+    start: Tensor | None
+    """As bytes."""
+    softplus: bool
+
+
 class Kernels(NamedTuple):
     """An implementation, in four functions.
 
-    `lay_out` of (u, delta, A, B, C, D, z, delta_bias, start, softplus), A, D and delta_bias in
-    contiguous float32 and start as bytes, makes its inputs: tensors or None, softplus last;
-    `inputs` makes them of such parts again. `forward` of (inputs, state, whether to keep) gives y,
-    the final state and two to keep; `backward` of (inputs, those two, dy, dfinal) the gradients of
-    u, delta, A, B, C, D, z, delta_bias, state.
+    `lay_out` of Inputs makes those of its own: tensors or None, softplus last; `inputs` makes them
+    of such parts again. `forward` of (inputs, state, whether to keep) gives y, the final state and
+    two to keep; `backward` of (inputs, those two, dy, dfinal) the gradients of u, delta, A, B, C,
+    D, z, delta_bias, state.
     """
 
     inputs: Callable[..., Any]
-    lay_out: Callable[..., Any]
+    lay_out: Callable[[Inputs], Any]
     forward: Callable[..., tuple]
     backward: Callable[..., tuple]
 
@@ -60,7 +76,8 @@ class FusedScan(torch.autograd.Function):
         A = laid_out(A, torch.float32)
         D, delta_bias = (laid_out(x, torch.float32) for x in (D, delta_bias))
         start = start if start is None else start.contiguous().view(torch.uint8)
-        inputs = kernels.lay_out(u, delta, A, B, C, D, z, delta_bias, start, softplus)
+        given = Inputs(u, delta, A, B, C, D, z, delta_bias, start, softplus)
+        inputs = kernels.lay_out(given)
         keep = keep and any(ctx.needs_input_grad)
         y, final, *kept = kernels.forward(inputs, state.contiguous(), keep)
         ctx.save_for_backward(*inputs[:-1], *kept)

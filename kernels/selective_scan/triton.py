@@ -61,18 +61,8 @@ class Inputs(NamedTuple):
         }
 
 
-def _lay_out(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    start: Tensor | None,
-    softplus: bool,
-) -> Inputs:
+def _lay_out(given: fused.Inputs) -> Inputs:
+    u, delta, A, B, C, D, z, delta_bias, start, softplus = given
     u, delta, B, C = (fused.laid_out(x) for x in (u, delta, B, C))
     table, z = pack(B, C), fused.laid_out(z)
     return Inputs(u, delta, A, table, D, z, delta_bias, start, softplus)
