@@ -25,6 +25,8 @@ from decision_s4.envs.task import Task
 from decision_s4.envs.timestep import TimeStep
 
 TAPPED_EPISODES, TAPPED_SEED = 4, 500
+SPOKEN_OF = 0.02
+"""Of the return: a loss that is less in the lower end of its interval is not told in words."""
 
 
 class MaskedState(NamedTuple):
@@ -97,6 +99,20 @@ class Worth:
     def losses(self) -> np.ndarray:
         """(F,) mean return lost by masking each feature."""
         return (self.returns[:1] - self.returns[1:]).mean(1)
+
+    def summary(self, most: int = 3) -> str:
+        """In words, the dearest features whose loss is neither chance nor next to nothing."""
+        loss = self.returns[0] - self.returns[1:]  # (F, N)
+        least = SPOKEN_OF * abs(self.returns[0].mean())
+        dear = [i for i in np.argsort(-self.losses) if bootstrap_interval(loss[i])[0] > least]
+        if not dear:
+            return "No single input's absence costs it a return that these episodes can show."
+        whole, means = self.returns[0].mean(), self.returns[1:].mean(1)
+        rest = ", ".join(f"{self.names[1 + i]} ({means[i]:.0f})" for i in dear[1:most])
+        first = (
+            f"without {self.names[1 + dear[0]]} it returns {means[dear[0]]:.0f}, not {whole:.0f}"
+        )
+        return f"What it needs most: {first}" + (f"; then {rest}." if rest else ".")
 
     def table(self) -> Table:
         """The dearest feature first."""

@@ -88,10 +88,11 @@ def explain(plan: Plan, policy: Policy, task: Task, about: str, seed: int, say: 
     say("evidence …")
     evidence = faithfulness(probes, contexts, seed) if probes else None
     found = _findings(plan, contexts, task, say)
+    loop, needs = None, ""
     if probes:
         say("the closed loop …")
-        found.append(_closed_loop(policy, task, recordings, seed))
-    report = Report(about, policy, task, targets, shown, evidence, found)
+        loop, needs = _closed_loop(policy, task, recordings, seed)
+    report = Report(about, policy, task, targets, shown, evidence, found, loop, needs)
     replace_text(plan.report, render(report))
     if evidence:
         _say_best(evidence, say)
@@ -100,12 +101,17 @@ def explain(plan: Plan, policy: Policy, task: Task, about: str, seed: int, say: 
 
 def _closed_loop(
     policy: Policy, task: Task, recordings: Sequence[Recording], seed: int
-) -> Findings:
+) -> tuple[Findings, str]:
+    """What each input is worth, as a table and in a sentence."""
     names = feature_names(policy, task.env_id)
     worth = worth_of_inputs(policy, task, recordings, names, LOOP_EPISODES, seed + EPISODES)
     asked = f"asked for {task.aims[0]:g}, " if policy.options.condition_on_return else ""
-    note = f"Each row {asked}on the same seeds; 95% intervals."
-    return Findings("What each input is worth in the loop", [worth.table()], notes=[note])
+    note = (
+        f"Played anew, {asked}on the same seeds: in each row one input holds another episode's "
+        "values at every step. 95% intervals."
+    )
+    found = Findings("What each input is worth in the loop", [worth.table()], notes=[note])
+    return found, worth.summary()
 
 
 def _findings(plan: Plan, contexts: Sequence[Context], task: Task, say: Say) -> list[Findings]:

@@ -193,5 +193,6 @@ def interval(values: tuple[float, ...], sign: bool = False, digits: int = 3) -> 
     """A mean and its interval: 0.120 [0.101, 0.140]; a dash for none."""
     if not np.isfinite(values[0]):
         return "–"
-    mean, low, high = (f"{value:{'+' if sign else ''}.{digits}f}" for value in values)
+    rounded = [round(value, digits) + 0.0 for value in values]  # no "-0"
+    mean, low, high = (f"{value:{'+' if sign else ''}.{digits}f}" for value in rounded)
     return f"{mean} [{low}, {high}]"

@@ -4,7 +4,7 @@ Shapes: T steps of an episode, F features of a step.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,6 +32,7 @@ class Recording:
     reward: Tensor  # (T,)
     action: Tree  # (T, …) as taken
     features: Tensor  # (T, F) what the policy makes of its inputs
+    terminated: bool | None = None  # by the environment, else cut; None where nobody says
 
     @property
     def steps(self) -> int:
@@ -81,11 +82,13 @@ def play(
             seen[row].append((observation, action, float(transition.reward[i])))
 
     actor, env_id = Actor(policy), task.environment
-    rollout(actor, env_id, targets, seeds, task.env_kwargs, max_steps, recorder=keep)
-    return [
+    played = rollout(actor, env_id, targets, seeds, task.env_kwargs, max_steps, recorder=keep)
+    made_of = [
         _recording(policy, _label(policy, target, number), target, steps)
         for target, number, steps in zip(targets, seeds, seen, strict=True)
     ]
+    ends = played.terminated.tolist()
+    return [replace(each, terminated=end) for each, end in zip(made_of, ends, strict=True)]
 
 
 def _recording(

@@ -5,8 +5,10 @@ Maps travel as base64 of int16, each scaled by its own largest size. Shapes: T s
 
 import base64
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from decision_s4.agents.encoders import Standardised
 from decision_s4.agents.policy import Policy
 from decision_s4.agents.probes.base import Attribution, Findings, Target
 from decision_s4.agents.probes.faithfulness import GRADIENT, RANDOM, Faithfulness
-from decision_s4.agents.probes.plain_values import evidence_values, finding_values
+from decision_s4.agents.probes.page import evidence_section, finding_section, pushes
 from decision_s4.agents.probes.recordings import Recording
 from decision_s4.envs.feature_names import action_names, observation_names
 from decision_s4.envs.task import Task
@@ -56,12 +58,28 @@ class Report:
     episodes: Sequence[Episode]
     evidence: Faithfulness | None
     findings: Sequence[Findings]
+    loop: Findings | None = None
+    """What each input is worth, played."""
+    needs: str = ""
+    """The same in a sentence."""
 
 
 def render(report: Report) -> str:
-    """The page."""
-    data = json.dumps(page_data(report), separators=(",", ":"), allow_nan=False)
-    return TEMPLATE.read_text("utf-8").replace("__DATA__", data.replace("<", "\\u003c"))
+    """The page; what does not change with a step or a method stands in it without a script."""
+    data = page_data(report)
+    sections = [evidence_section(report.evidence)] if report.evidence else []
+    sections += [finding_section(found) for found in report.findings]
+    packed = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    parts = {
+        "ABOUT": escape(report.about, quote=False),
+        "DID": escape(data["episodes"][0]["did"]) if data["episodes"] else "",
+        "NEEDS": escape(report.needs, quote=False),
+        "STILL": _still(data, report) if data["episodes"] else "",
+        "LOOP": finding_section(report.loop) if report.loop else "",
+        "REST": "".join(sections),
+        "DATA": packed,
+    }
+    return re.sub("__([A-Z]+)__", lambda found: parts[found[1]], TEMPLATE.read_text("utf-8"))
 
 
 def feature_names(policy: Policy, env_id: str | None) -> list[str]:
@@ -93,7 +111,6 @@ def page_data(report: Report) -> dict[str, Any]:
             names[part.features] = [f"{name} (not read)" for name in names[part.features]]
     width = policy.head.linear.out_features
     return {
-        "about": report.about,
         "features": names,
         "modalities": parts,
         "reads_return": "return_to_go" not in unread,
@@ -103,9 +120,18 @@ def page_data(report: Report) -> dict[str, Any]:
         "first_method": _most_faithful(report.evidence, methods),
         "limits": _limits(report, len(names)),
         "episodes": [_episode(policy, episode, len(names)) for episode in report.episodes],
-        "faithfulness": evidence_values(report.evidence),
-        "findings": [finding_values(found) for found in report.findings],
     }
+
+
+def _still(data: dict[str, Any], report: Report) -> str:
+    """The middle query of the first episode, by the first method, for who runs no script."""
+    query = report.episodes[0].queries[len(report.episodes[0].queries) // 2]
+    found = query.maps[0][data["first_method"]]
+    if found.values.shape[1] != len(data["features"]):
+        return ""
+    names, sums = data["features"], found.values.sum(0).tolist()
+    answer = f"{data['targets'][0]} was {found.prediction:+.3f}"
+    return pushes(f"At step {query.step} {answer}", found.method, names, sums)
 
 
 def _unread(policy: Policy) -> set[str]:
@@ -164,6 +190,7 @@ def _episode(policy: Policy, episode: Episode, width: int) -> dict[str, Any]:
     action = policy.action_features(recording.action)
     return {
         "label": f"{recording.label}, return {recording.reward.sum():.0f}",
+        "did": _did(policy, recording),
         "return_to_go": _rounded(recording.return_to_go),
         "actions": [_rounded(column) for column in action.T],
         "values": _rounded(raw_values(policy, recording).flatten()),
@@ -177,6 +204,18 @@ def _episode(policy: Policy, episode: Episode, width: int) -> dict[str, Any]:
             for query in episode.queries
         ],
     }
+
+
+def _did(policy: Policy, recording: Recording) -> str:
+    """What became of an episode, in a sentence."""
+    asked = (
+        f"Asked for {recording.return_to_go[0]:g}, it"
+        if policy.options.condition_on_return
+        else "It"
+    )
+    ends = {True: "until the environment ended the episode", False: "up to the time limit"}
+    end = f" {ends[recording.terminated]}" if recording.terminated is not None else ""
+    return f"{asked} returned {recording.reward.sum():.0f} in {recording.steps} steps{end}."
 
 
 def raw_values(policy: Policy, recording: Recording) -> Tensor:

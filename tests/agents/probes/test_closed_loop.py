@@ -8,7 +8,7 @@ from gymnasium.spaces import Box
 from decision_s4.agents.actor import Actor
 from decision_s4.agents.policies import make_policy
 from decision_s4.agents.policy import PolicyOptions
-from decision_s4.agents.probes.closed_loop import MaskedAgent, worth_of_inputs
+from decision_s4.agents.probes.closed_loop import MaskedAgent, Worth, worth_of_inputs
 from decision_s4.agents.probes.recordings import made, play
 from decision_s4.envs.rollout import rollout
 from decision_s4.envs.task import Task
@@ -34,12 +34,25 @@ def test_a_policy_that_reads_one_feature_loses_by_that_alone(cartpole):
     recordings = play(cartpole, task, 2, 0, 50)
     found = worth_of_inputs(leaning, task, recordings, NAMES, 3, 5, 60, workers=1)
     assert found.losses[3] > 3
+    means = found.returns.mean(1)
+    needs = f"What it needs most: without {NAMES[3]} it returns {means[4]:.0f}, not {means[0]:.0f}."
+    assert found.summary() == needs
     assert [loss for i, loss in enumerate(found.losses) if i != 3] == [0.0] * 6
 
 
 def moment(observation, previous_action, to_go, start):
     no = torch.zeros_like(start)
     return TimeStep(observation, previous_action, torch.zeros_like(to_go), to_go, start, no, no)
+
+
+def test_no_input_is_called_needed_whose_loss_is_chance_or_next_to_nothing():
+    returns = np.array(
+        [[10.0, 10, 10, 10], [12, 7, 11, 8], [2, 4, 3, 3], [5, 6, 5, 4], [9.9, 9.9, 9.9, 9.9]]
+    )
+    worth = Worth(["nothing", "a", "b", "c", "d"], returns)
+    expected = "What it needs most: without b it returns 3, not 10; then c (5)."
+    assert worth.summary() == expected
+    assert Worth(["nothing", "a"], returns[:2]).summary().startswith("No single input's absence")
 
 
 @pytest.mark.parametrize("mode", ["recurrent", "recompute"])

@@ -14,6 +14,8 @@ from planted import new_policy
 
 from decision_s4 import evaluate, train
 from decision_s4.agents.probes import explain, report
+from decision_s4.agents.probes.base import Curves, Findings, Table
+from decision_s4.agents.probes.faithfulness import interval
 
 TINY = (
     "--steps 2 --eval-every 2 --eval-episodes 1 --batch-steps 50 --no-video --d-model 8 "
@@ -70,10 +72,34 @@ def test_the_page_holds_names_maps_and_evidence(page):
     assert len(cells) == (query["step"] - query["first"] + 1) * len(data["features"])
     assert np.abs(cells).max() == 32767
     assert found["baseline"] == "the same time step of other episodes"
-    names = [row[0] for row in data["faithfulness"]["tables"][0]["rows"]]
-    assert {"random order", "plain gradient", "occlusion"} <= set(names)
-    assert [found["method"] for found in data["findings"][:2]] == ["patching", "sae"]
-    assert data["findings"][-1]["tables"][0]["rows"][0][0] == "nothing"
+
+
+def without_scripts(page) -> str:
+    return re.sub("<script.*?</script>", "", page.read_text("utf-8"), flags=re.S)
+
+
+def test_without_a_script_it_says_what_was_done_why_and_what_the_evidence_is(page):
+    text = without_scripts(page)
+    did = (
+        r"Asked for 3600, it returned -?\d+ in \d+ steps until the environment ended the episode\."
+    )
+    assert re.search(did, text)
+    assert re.search("What it needs most: without|No single input's absence", text)
+    first = data_of(page)["methods"][data_of(page)["first_method"]]["name"]
+    still = re.search("<noscript><h3>(.*?)</noscript>", text, re.S)[1]
+    assert re.match(r"At step \d+ thigh torque was [+-]\d", still)
+    assert f"pushed it by ({first})" in still
+    assert len(re.findall("<tr>", still)) == 1 + 8
+    assert not re.search("__[A-Z]+__", text)
+    headings = re.findall("<h2>([^<]*)</h2>", text)
+    assert headings[-4:] == [
+        "What each input is worth in the loop",
+        "Can the maps be believed?",
+        "patching",
+        "sae",
+    ]
+    orders = re.findall("<tr><td>([^<]*)</td>", text)
+    assert {"random order", "plain gradient", "occlusion", "nothing"} <= set(orders)
 
 
 POINT_AND_CHOOSE = """<script>
@@ -103,12 +129,12 @@ def browse(tmp_path_factory):
     if browser is None:
         pytest.skip("no chromium here: apt-get install chromium")
     profile = tmp_path_factory.mktemp("profile")
-    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
+    common = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
 
-    def browse(page, place="") -> str:
+    def browse(page, place="", flags=()) -> str:
         """The document as it stands once its script has run."""
         address = page.as_uri() + place
-        command = [browser, *flags, "--virtual-time-budget=2000", "--dump-dom", address]
+        command = [browser, *common, *flags, "--virtual-time-budget=2000", "--dump-dom", address]
         return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
 
     return browse
@@ -121,7 +147,6 @@ def test_a_browser_draws_it(page, browse):
     assert f"PUSHED IT UP, by {first['name']}" in drawn
     assert re.search(r"At step \d+ the policy set <b>thigh torque</b> to <b>[+-]?\d", drawn)
     assert re.search("Can it be believed\\?</b> (Better than chance|<b>Not shown)", drawn)
-    assert "Are the maps true?" in drawn
     assert drawn.count('<option value="1">') == 3  # a second episode, target and method
 
 
@@ -155,13 +180,41 @@ def test_a_link_leads_to_a_step_of_a_method(page, browse):
     assert "by " + first in browse(page, "#method=hidden-attention")  # which tells no inputs apart
 
 
-def test_a_page_of_findings_alone_is_drawn(page, browse, tmp_path):
-    data = data_of(page) | {"episodes": [], "methods": [], "limits": [], "faithfulness": None}
+def test_a_page_of_findings_alone_is_drawn(browse, tmp_path):
+    found = Findings(
+        "horizon",
+        [Table("a < b", ["layer", "lost"], [["0", "12 [9, 15]"], ["1", float("nan")]])],
+        [Curves("share", "lag", [0, 1], {"one": [0.5, float("nan")], "two": [0.1, 0.2]})],
+    )
+    policy, task = new_policy("s4"), SimpleNamespace(env_id=None)
     bare = tmp_path / "bare.html"
-    bare.write_text(report.TEMPLATE.read_text("utf-8").replace("__DATA__", json.dumps(data)))
+    bare.write_text(report.render(report.Report("", policy, task, [], [], None, [found])), "utf-8")
     drawn = browse(bare)
-    assert "What each input is worth in the loop" in drawn
     assert 'id="maps"' not in drawn
+    assert 'id="answer"' not in drawn
+    assert "<h3>a &lt; b</h3>" in drawn
+    assert '<span class="bar" style="width:180px"></span>12<small>[9, 15]</small>' in drawn
+    assert "<td>–</td>" in drawn
+    assert len(re.findall("<polyline", drawn)) == 2
+
+
+NARROW = """<body style="margin:0"><iframe id="inside" src="report.html"
+style="width:390px;height:900px;border:0"></iframe><script>
+$ = id => document.getElementById(id);
+$("inside").onload = () => setTimeout(() => {
+  const root = $("inside").contentDocument.documentElement;
+  document.title = root.scrollWidth + " of " + root.clientWidth;
+}, 500);
+</script></body>"""
+
+
+def test_nothing_sticks_out_on_a_narrow_screen(page, browse, tmp_path):
+    inside, outside = tmp_path / "report.html", tmp_path / "narrow.html"
+    inside.write_text(page.read_text("utf-8"), "utf-8")
+    outside.write_text(NARROW, "utf-8")
+    assert "<title>390 of 390</title>" in browse(
+        outside, flags=["--allow-file-access-from-files", "--hide-scrollbars"]
+    )
 
 
 def test_what_a_policy_does_not_read_is_said_beside_its_name():
@@ -188,3 +241,8 @@ def test_bad_questions_end_before_any_work(run, flags, message, capsys):
     assert message in said.err
     assert len(said.err.splitlines()) == 1
     assert said.out == ""
+
+
+def test_an_interval_of_next_to_nothing_has_no_sign():
+    assert interval((-0.2, -0.4, 0.3), digits=0) == "0 [0, 0]"
+    assert interval((-0.0004, -0.001, 0.1), sign=True) == "+0.000 [-0.001, +0.100]"
