@@ -95,8 +95,8 @@ def _resume(run: Run, run_dir: Path, before: RunOptions) -> Path:
     with alone_in(run_dir):
         run.restore(run_dir)
         if run.finished:
-            done = f"step {run.step} of {run.config.steps}"
-            print(f"{run_dir} is finished: {done}; train on with more --steps")
+            done = f"step {run.step} of {run.total_steps}"
+            print(f"{run_dir} is finished: {done}; {_what_is_left(run, run_dir)}")
             return run_dir
         changes = describe_changes(before, portable(run.config))
         save_settings(run.config, run_dir)
@@ -104,12 +104,20 @@ def _resume(run: Run, run_dir: Path, before: RunOptions) -> Path:
     return run_dir
 
 
+def _what_is_left(run: Run, run_dir: Path) -> str:
+    on = "train on with more --steps"
+    filmed = len(list((run_dir / "videos").glob("*.mp4")))
+    if not run.config.video or filmed >= len(run.task.target_returns) or not run.task.env_id:
+        return on
+    return f"{on}, or film it: evaluate.py {run_dir} --checkpoint last --video"
+
+
 def _record(run: Run, run_dir: Path, notes: Sequence[str] = ()) -> None:
     """Train, evaluate, save and film, with everything logged."""
     from decision_s4.agents.logger import Logger  # slow to import: not before flags are checked
 
     config = run.config
-    with Logger(run_dir, config.steps, config, step=run.step) as logger:
+    with Logger(run_dir, run.total_steps, config, step=run.step) as logger:
         for line in [*_introduction(run, run_dir), *notes]:
             logger.message(line)
         with Interrupt() as interrupt:
@@ -201,8 +209,12 @@ def _shown_score(rows: list[Row]) -> dict[str, float]:
 
 
 def _introduction(run: Run, run_dir: Path) -> list[str]:
+    beyond = (
+        f"steps   {run.total_steps}: --steps {run.config.steps}, and on to the end of an update "
+    )
     return [
         *run.introduction(),
+        *([f"{beyond}of {run.update_steps}"] if run.total_steps > run.config.steps else []),
         f"run     {run_dir}",
         f"watch   tensorboard --logdir {run_dir}",
     ]

@@ -111,6 +111,11 @@ class BaselineTraining(Resumable):
         return self.config.learning_rate
 
     @property
+    def update_steps(self) -> int:
+        """Those of a rollout on-policy; off-policy a step of each environment."""
+        return self.config.environments * getattr(self.model, "n_steps", 1)
+
+    @property
     def acting_policy(self) -> ModelAgent:
         """What acts."""
         return ModelAgent(self.model.policy, self.options)

@@ -69,8 +69,8 @@ class DS4OnlineOptions:
     critic_return: bool = False
     """Whether the critics see the return-to-go."""
     anchor_weight: float = 0.3
-    """w, weight of the squared distance to the actions of the policy at the beginning, in units of
-    half the action range; 0 lets go of it."""
+    """w, weight of the squared distance to the actions of the policy begun from, in units of half
+    the action range; 0 lets go of it. Without --from there is none to stay near."""
     anchor_final: float = 0.3
     """What it falls to, linearly, from the end of the warm-up to that of the run."""
     target_noise: float = 0.1

@@ -16,6 +16,7 @@ from decision_s4.agents.actor_critic import ActorCritic
 from decision_s4.agents.backbones import State
 from decision_s4.agents.backbones.base import reset
 from decision_s4.agents.backbones.decimation import decimated_features, selects
+from decision_s4.agents.feed_forward import FeedForwardPolicy
 from decision_s4.agents.heads import DiscreteHead
 from decision_s4.agents.policy import Policy
 from decision_s4.agents.saved import Saved, agent_of
@@ -152,6 +153,8 @@ class DecimatedAgent:
 
     def __init__(self, policy: Saved, keep: int):
         policy = _recurrent("--keep-steps", policy)
+        if isinstance(policy, FeedForwardPolicy):
+            raise UserError("--keep-steps: this policy keeps nothing of an episode; leave it out")
         if not isinstance(policy, SequencePolicy | ActorCritic) or not selects(policy.backbone):
             raise UserError(
                 f"--keep-steps keeps what selective layers open for, and backbone "

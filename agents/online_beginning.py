@@ -157,6 +157,12 @@ def _untrained(config: DS4OnlineConfig) -> tuple[SequencePolicy, Task]:
             raise UserError(
                 f"--{hyphened(name)} {value:g}: ds4-online learns without; leave it out"
             )
+    for name in ("anchor_weight", "anchor_final"):
+        if (value := getattr(config, name)) not in (0, getattr(DS4OnlineOptions, name)):
+            raise UserError(
+                f"--{hyphened(name)} {value:g} without --from: an untrained policy is none to stay "
+                "near; leave it out, or give --from and a run"
+            )
     env = make(config.env)
     check_continuous(env.action_space)
     policy = SequencePolicy(env.observation_space, env.action_space, part(config, PolicyOptions))

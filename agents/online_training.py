@@ -78,6 +78,12 @@ class OnlineTraining(Resumable):
         """Free the environments."""
         self.explorer.rows.close()
 
+    @property
+    def update_steps(self) -> int:
+        """Those of a round."""
+        count = self.config.environments
+        return count * max(1, self.config.round_steps // count)
+
     def introduction(self) -> list[str]:
         """What learns, where, and from what."""
         policy, source = self.learner.policy, self.config.from_run or "an untrained policy"
@@ -96,7 +102,7 @@ class OnlineTraining(Resumable):
         if not len(self.replay):
             self._remember()
         self.explorer.act_as(self.learner.policy, self.learner.stored)
-        returns = self._act(max(1, config.round_steps // config.environments))
+        returns = self._act(self.update_steps // config.environments)
         self.step = self.explorer.steps
         self._aim()
         metrics = self._learn(self.step - before) | self._books(returns)

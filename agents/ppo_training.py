@@ -111,19 +111,23 @@ class PPOTraining(Resumable):
         """The rate of the last update."""
         return self.learner.learning_rate
 
+    @property
+    def update_steps(self) -> int:
+        """Those of a rollout's rows together."""
+        return self.config.rows * self.config.rollout_steps
+
     def update(self) -> tuple[dict[str, Tensor], int]:
         """Gather one rollout and learn from it. Raises UserError where training diverged."""
         config = self.config
         self.learner.set_progress(min(1.0, self.step / config.steps))
         rollout = self.collector.collect(self.policy, config.rollout_steps)
         metrics = self.learner.update(self._scaled(rollout))
-        taken = config.rows * config.rollout_steps
-        self.step += taken
+        self.step += self.update_steps
         self._check(metrics)
         if config.normalise_observations:
             self._observe(rollout)
         self.recent += rollout.episodes
-        return metrics | self._episodes(), taken
+        return metrics | self._episodes(), self.update_steps
 
     def _scaled(self, rollout: Rollout) -> Rollout:
         """The rollout on the device, its rewards in units of the values."""

@@ -16,6 +16,7 @@ def exit_code(program: str, work: Callable[[], object]) -> int:
     """
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     logging.getLogger("decision_s4.kernels.extension").setLevel(logging.INFO)  # why it waits
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # its cache, where HOME is no folder
     interruptible()
     try:
         work()

@@ -27,6 +27,17 @@ class Resumable:
         return self.step >= self.config.steps
 
     @property
+    def update_steps(self) -> int:
+        """Steps of one update: it is taken whole, and may lead beyond `config.steps`."""
+        return 1
+
+    @property
+    def total_steps(self) -> int:
+        """The step at which it is finished."""
+        updates = -(-max(0, self.config.steps - self.step) // self.update_steps)
+        return self.step + updates * self.update_steps
+
+    @property
     def acting_policy(self) -> saved.Saved:
         """What is evaluated and saved."""
         raise NotImplementedError

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from decision_s4.agents.distributed import World
 from decision_s4.agents.options import RunOptions
+from decision_s4.envs.task import Task
 
 Row = dict[str, float | None]
 
@@ -19,6 +20,8 @@ class Run(Protocol):
     """Updates of the weights so far; where it learns in an environment, steps taken there."""
     world: World
     """The processes that train together."""
+    task: Task
+    """Where it is evaluated."""
     rate_tag: str
     """The curve of environment steps a second that it learns from."""
 
@@ -30,6 +33,16 @@ class Run(Protocol):
     @property
     def finished(self) -> bool:
         """Whether all of `config.steps` are done."""
+        ...
+
+    @property
+    def update_steps(self) -> int:
+        """Steps of one update."""
+        ...
+
+    @property
+    def total_steps(self) -> int:
+        """The step at which it is finished: `config.steps`, or the end of an update beyond."""
         ...
 
     @property

@@ -18,7 +18,7 @@ class Camera(gym.Wrapper):
     """Films every `every`-th step, and the last one, into an MP4; None plays in real time.
 
     `failure` holds the first error in drawing or writing; filming stops there, the episode
-    goes on. `close` completes the file.
+    goes on. `close` completes the file, which has its name only then.
     """
 
     def __init__(
@@ -29,6 +29,7 @@ class Camera(gym.Wrapper):
         self.every = every or math.ceil(steps_per_second / MOST_FPS)
         self.fps = max(1.0, steps_per_second / self.every)
         self.path, self.target_return = path, target_return
+        self.unfinished = path.with_name(f".tmp-{path.name}")
         self.summary = Summary()
         self.failure: Exception | None = None
         self._file: Any = None
@@ -54,10 +55,11 @@ class Camera(gym.Wrapper):
         """Complete the file; remove it where filming failed."""
         if self._file is not None:
             self._guard(self._file.close)
+            self._guard(lambda: self.unfinished.replace(self.path))
             self._file = None
         if self.failure:
             with contextlib.suppress(OSError):
-                self.path.unlink()
+                self.unfinished.unlink()
         with contextlib.suppress(Exception):  # an OpenGL context may refuse to go
             self.env.close()
 
@@ -75,7 +77,11 @@ class Camera(gym.Wrapper):
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = imageio.get_writer(
-                self.path, fps=self.fps, codec="libx264", pixelformat="yuv420p", macro_block_size=2
+                self.unfinished,
+                fps=self.fps,
+                codec="libx264",
+                pixelformat="yuv420p",
+                macro_block_size=2,
             )
         self._file.append_data(captioned(frame, self._caption()))
         self.summary.add(frame)

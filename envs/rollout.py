@@ -5,6 +5,7 @@ some have finished; a finished row's environment is not stepped, its answers are
 """
 
 import functools
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,12 @@ from decision_s4.envs.spaces import Tree, map_tree
 from decision_s4.envs.statistics import Evaluation
 from decision_s4.envs.timestep import Agent, State
 from decision_s4.envs.worker_rows import make_rows
+
+LOG = logging.getLogger(__name__)
+
+LONGEST_EPISODE = 30_000
+"""Steps after which an episode without a time limit of its own is cut short: more than Atari's
+27,000, and an environment that never ends does not keep a rollout for ever."""
 
 
 class Transition(NamedTuple):
@@ -70,18 +77,37 @@ def rollout(
 
     A deterministic agent's episode i depends on nothing but its target and seed, up to rounding:
     neither on the other rows nor on `workers`, the number of processes that step environments
-    (None: by rows and cores; 1: this process). `max_steps` cuts episodes short, as truncated.
+    (None: by rows and cores; 1: this process). `max_steps` cuts episodes short, as truncated;
+    without it an environment's own limit does, or else LONGEST_EPISODE, and a warning says so.
     A target of None counts as 0, for agents that have none. Raises UserError for an unknown
     environment or a non-finite action, SimulatorError where one fails.
     """
     _check(target_returns, seeds, max_steps, workers)
     rows = open_rows(env_id, len(seeds), env_kwargs, workers)
+    limit = max_steps or (None if _has_limit(env_id, env_kwargs or {}) else LONGEST_EPISODE)
     try:
-        return play(
-            agent, rows, target_returns, seeds, max_steps, deterministic, progress, recorder
-        )
+        played = play(agent, rows, target_returns, seeds, limit, deterministic, progress, recorder)
     finally:
         rows.close()
+    if max_steps is None:
+        _tell_of_cut(env_id, played, limit)
+    return played
+
+
+def _has_limit(env_id: str, env_kwargs: dict[str, Any]) -> bool:
+    """Whether Gymnasium ends its episodes in time; tasks that exist as arrays alone always end."""
+    steps = env_kwargs.get("max_episode_steps", registered_spec(env_id).max_episode_steps)
+    return env_id in memory.TASKS or (steps is not None and steps > 0)
+
+
+def _tell_of_cut(env_id: str, played: Episodes, limit: int | None) -> None:
+    cut = int((played.truncated & (played.lengths == limit)).sum())
+    if cut and limit is not None:
+        LOG.warning(
+            "environment '%s' has no time limit: %d of %d episodes went on for %d steps and were "
+            "cut there; register it with max_episode_steps",
+            *(env_id, cut, len(played.lengths), limit),
+        )
 
 
 def open_rows(

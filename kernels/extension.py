@@ -120,11 +120,19 @@ def library_beside(
         try:
             return compile_library(op, source, flags)
         except (RuntimeError, OSError, ImportError, subprocess.SubprocessError) as error:
-            missing, reason = "install a C++ compiler and ninja", str(error).splitlines()[0]
-            LOG.warning("%s: no C++ library (%s); %s: %s", op, reason, instead, missing)
+            reason = str(error).splitlines()[0]
+            LOG.warning("%s: no C++ library (%s); %s: %s", op, reason, instead, _remedy(error))
             return None
 
     return library
+
+
+def _remedy(error: Exception) -> str:
+    """What lets the library be built: a folder for it, or a compiler."""
+    place, root = Path(str(getattr(error, "filename", None) or "c++")), cache_root()
+    if place.is_relative_to(root) or root.is_relative_to(place):
+        return f"make {root} writable, or set TORCH_EXTENSIONS_DIR to another folder"
+    return "install a C++ compiler and ninja"
 
 
 def plain(x: Tensor) -> Tensor:

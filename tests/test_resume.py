@@ -263,3 +263,16 @@ def test_pictures_draw_on_nothing_of_the_run(tmp_path):
     assert len(figures) == 1
     assert run.batches.state_dict() == order
     assert str(rng_state()) == generators
+
+
+def test_a_run_killed_while_it_filmed_says_how_to_film_it(tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    program.main([*SHORT, "--video", "--run-dir", str(run_dir)])
+    kept, *lost = sorted((run_dir / "videos").glob("*.mp4"))
+    assert kept and not list((run_dir / "videos").glob(".tmp*"))
+    for path in lost:
+        path.unlink()
+    capsys.readouterr()
+    assert program.main(["--resume", str(run_dir)]) == 0
+    film = f"more --steps, or film it: evaluate.py {run_dir} --checkpoint last --video\n"
+    assert capsys.readouterr().out.endswith(film)

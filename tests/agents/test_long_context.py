@@ -178,6 +178,7 @@ def test_episodes_of_different_lengths_are_played(way):
     [
         (("s4", {}), (0, 5), "backbone 's4' selects no time steps"),
         (("mamba", {"tokens": "three"}), (0, 5), "of one token each"),
+        (("s4", {"tokens": "observation"}), (0, 5), "^--keep-steps: this policy keeps nothing of"),
         (("mamba", {"context_mode": "recompute"}), (5, 0), "--chunk-steps is for policies that"),
         (("mamba", {}), (5, 5), "--chunk-steps 5 and --keep-steps 5 exclude each other"),
     ],

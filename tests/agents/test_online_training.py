@@ -208,6 +208,8 @@ def test_an_episodes_stored_states_are_those_that_its_replay_recomputes():
         ({"env": "CartPole-v1"}, "needs a Box action space"),
         ({"from_run": Path("nowhere")}, "holds no checkpoints"),
         ({"dropout": 0.1}, "--dropout 0.1: ds4-online learns without; leave it out"),
+        ({"anchor_weight": 0.5}, "--anchor-weight 0.5 without --from: an untrained policy is none"),
+        ({"anchor_final": 0.1}, "--anchor-final 0.1 without --from: an untrained policy is none"),
         ({"tokens": "three"}, "--tokens three --context-mode recurrent: ds4-online goes on from a"),
     ],
 )

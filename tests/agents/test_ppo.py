@@ -331,3 +331,27 @@ def test_a_resumed_run_stays_in_its_environment(tmp_path, capsys):
     assert "env is CartPoleNoVel-v1, not TMaze-v0" in capsys.readouterr().err
     assert train.main(["--resume", folder, "--steps", "192"]) == 0
     assert checkpoint.load(Path(folder)).step == 192
+
+
+def test_a_last_rollout_beyond_the_steps_asked_for_is_said(tmp_path, capsys):
+    flags = [*TINY.split(), "--steps", "100", "--run-dir", str(tmp_path / "run")]
+    assert train.main(flags) == 0
+    said = capsys.readouterr().out
+    assert "\nsteps   128: --steps 100, and on to the end of an update of 64\n" in said
+    assert "\nstep 128/128 " in said
+    assert train.main(["--resume", str(tmp_path / "run")]) == 0
+    assert "is finished: step 128 of 128;" in capsys.readouterr().out
+
+
+def test_steps_of_whole_rollouts_are_not_remarked_upon(tmp_path, capsys):
+    assert train.main([*TINY.split(), "--run-dir", str(tmp_path / "run")]) == 0
+    assert "\nsteps " not in capsys.readouterr().out
+
+
+def test_a_resumed_runs_total_counts_from_where_it_stands():
+    run = run_of(steps=100)
+    assert (run.update_steps, run.total_steps) == (64, 128)
+    run.step = 30  # of other rollouts
+    assert run.total_steps == 158
+    run.step = 200
+    assert run.total_steps == 200

@@ -361,3 +361,54 @@ gym.register("RolloutBrokenSensor-v0", entry_point=BrokenSensor)
 def test_what_an_environment_breaks_is_not_blamed_on_the_policy(broken, message):
     with pytest.raises(SimulatorError, match=message):
         rollout(Constant([[0.0]]), "RolloutBrokenSensor-v0", [0.0], [3], env_kwargs=broken)
+
+
+class EndlessEnv(gym.Env):
+    """Never ends; says how many steps were taken."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (1,), np.float64)
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        self.time = 0
+        return np.zeros(1), {}
+
+    def step(self, action):
+        self.time += 1
+        return np.array([float(self.time)]), 1.0, False, False, {}
+
+
+gym.register("Endless-v0", EndlessEnv)
+gym.register("EndlessLimited-v0", EndlessEnv, max_episode_steps=40)
+
+
+class Idle:
+    def initial_state(self, batch_size):
+        return torch.zeros(batch_size)
+
+    def act(self, step, state, deterministic=True):
+        return torch.zeros(len(state), dtype=torch.long), state
+
+
+def test_an_environment_that_never_ends_is_cut_short_and_named(monkeypatch, caplog):
+    monkeypatch.setattr("decision_s4.envs.rollout.LONGEST_EPISODE", 25)
+    played = rollout(Idle(), "Endless-v0", [0.0, 0.0], [0, 1], workers=1)
+    assert played.lengths.tolist() == [25, 25] and played.truncated.all()
+    said = "'Endless-v0' has no time limit: 2 of 2 episodes went on for 25 steps and were cut there"
+    assert said in caplog.text and "register it with max_episode_steps" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("env_id", "kwargs", "max_steps", "length"),
+    [
+        ("EndlessLimited-v0", {}, None, 40),
+        ("Endless-v0", {"max_episode_steps": 30}, None, 30),
+        ("EndlessLimited-v0", {"max_episode_steps": -1}, 50, 50),
+        ("TMaze-v0", {"length": 60}, None, 61),
+    ],
+)
+def test_a_limit_of_its_own_is_left_alone(env_id, kwargs, max_steps, length, monkeypatch, caplog):
+    monkeypatch.setattr("decision_s4.envs.rollout.LONGEST_EPISODE", 25)
+    played = rollout(Idle(), env_id, [0.0], [0], kwargs, max_steps=max_steps, workers=1)
+    assert played.lengths.tolist() == [length]
+    assert caplog.text == ""

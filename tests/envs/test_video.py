@@ -1,6 +1,7 @@
 """A video is written frame by frame, or a warning is: a run never ends for it."""
 
 import subprocess
+import time
 
 import gymnasium as gym
 import imageio.v3 as iio
@@ -10,7 +11,7 @@ import torch
 from gymnasium import spaces
 
 from decision_s4.envs import rendering, video
-from decision_s4.envs.camera import Summary, captioned
+from decision_s4.envs.camera import Camera, Summary, captioned
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.rendering import choose_renderer, probe
 from decision_s4.envs.video import record
@@ -190,3 +191,14 @@ def test_a_caption_leaves_the_picture_alone():
     assert both.shape == (68, 60, 3)
     assert (both[:50] == frame).all()
     assert both[50:].max() > 150
+
+
+def test_half_a_film_does_not_bear_its_name(tmp_path):
+    path = tmp_path / "film.mp4"
+    camera = Camera(gym.make("CartPole-v1", render_mode="rgb_array"), path, None)
+    camera.reset(seed=0)
+    while not list(tmp_path.iterdir()):  # ffmpeg, a process of its own, makes the file
+        time.sleep(0.05)
+    assert [p.name for p in tmp_path.iterdir()] == [".tmp-film.mp4"]
+    camera.close()
+    assert [p.name for p in tmp_path.iterdir()] == ["film.mp4"]

@@ -86,3 +86,22 @@ def test_each_version_of_the_sources_has_a_place_that_the_next_leaves_alone(buil
     assert built[0] == built[2] != built[1]
     assert first.read_text() == "// nothing" and first.stat().st_mtime_ns == written
     assert (built[0] / "ranks.h").read_text() == (extension.HEADERS / "ranks.h").read_text()
+
+
+def test_a_cache_that_cannot_be_written_is_named_not_the_compiler(monkeypatch, tmp_path, caplog):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "file" / "cache"))
+    (tmp_path / "op.cpp").touch()
+    assert extension.library_beside(str(tmp_path / "op.py"))() is None
+    remedy = f"make {tmp_path / 'file' / 'cache'} writable, or set TORCH_EXTENSIONS_DIR to another"
+    assert remedy in caplog.text and "compiler" not in caplog.text
+
+
+def test_a_missing_compiler_is_named(built, monkeypatch, tmp_path, caplog):
+    def load(*arguments, **flags):
+        raise FileNotFoundError(2, "No such file or directory", "c++")
+
+    monkeypatch.setattr(cpp_extension, "load", load)
+    (tmp_path / "op.cpp").touch()
+    assert extension.library_beside(str(tmp_path / "op.py"))() is None
+    assert "running in torch: install a C++ compiler and ninja" in caplog.text
