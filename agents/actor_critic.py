@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from decision_s4.agents.backbones import State, make_backbone, ops
 from decision_s4.agents.backbones.base import parse_options
 from decision_s4.agents.encoders import make_features, set_statistics
+from decision_s4.agents.kept import kept
 from decision_s4.agents.stochastic_heads import make_stochastic_head
 from decision_s4.agents.vision import Eyes
 from decision_s4.envs.spaces import Tree
@@ -26,23 +27,23 @@ from decision_s4.envs.timestep import TimeStep
 class ActorCriticOptions:
     """What the policy and its value are made of."""
 
-    backbone: str = "lru"
+    backbone: str = kept("lru")
     """Sequence layer, any of docs/backbones.md, or mlp, which has no memory."""
-    backbone_options: tuple[str, ...] = ()
+    backbone_options: tuple[str, ...] = kept(())
     """Its options as name=value, such as d_state=32; --backbone NAME --help lists those of one."""
-    eyes: Eyes = "cnn"
+    eyes: Eyes = kept("cnn")
     """What reads images: see agents/vision.py."""
-    d_model: int = 64
+    d_model: int = kept(64)
     """Width of the backbone."""
-    n_layers: int = 1
+    n_layers: int = kept(1)
     """Blocks of the backbone."""
-    mlp_ratio: float = 0.0
+    mlp_ratio: float = kept(0.0)
     """Hidden width of an MLP in each block, as a multiple of d_model; 0 for none."""
-    mlp_activation: Literal["gelu", "relu"] = "gelu"
+    mlp_activation: Literal["gelu", "relu"] = kept("gelu")
     """Activation of the MLP in each block."""
-    previous_action: bool = True
+    previous_action: bool = kept(True)
     """Whether it sees its previous action."""
-    previous_reward: bool = False
+    previous_reward: bool = kept(False)
     """Whether it sees the previous reward, divided as rewards are."""
 
 

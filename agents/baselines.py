@@ -7,7 +7,7 @@ those of every run here.
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from stable_baselines3.common.logger import Logger
@@ -15,6 +15,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from torch import Tensor
 
 from decision_s4.agents.backbones.base import parse_options
+from decision_s4.agents.kept import kept
 from decision_s4.agents.model_agent import ModelAgent, restore_trainer, trainer_state
 from decision_s4.agents.models import ModelOptions, check_arguments, make_model
 from decision_s4.agents.options import RunOptions
@@ -35,13 +36,9 @@ AT_ONCE = 100  # environment steps of an off-policy agent between two looks at i
 class BaselineConfig(RunOptions):
     """Train an agent of stable-baselines3 in an environment, evaluate it, film it."""
 
-    fixed: ClassVar[frozenset[str]] = frozenset(
-        {"env", "env_options", "environments", "hidden", "agent_options", "lstm_width"}
-    )
-
-    env: str | None = "Hopper-v5"
+    env: str | None = kept("Hopper-v5")
     """Gymnasium id of the environment to learn in."""
-    env_options: tuple[str, ...] = ()
+    env_options: tuple[str, ...] = kept(())
     """Arguments of the environment as name=value, such as length=50."""
     steps: int = 100_000
     """Environment steps, those of all environments together."""
@@ -49,15 +46,15 @@ class BaselineConfig(RunOptions):
     """Environment steps between evaluations; each also writes a checkpoint."""
     log_every: int = 1000
     """Environment steps between two points of a curve, a rollout's at least."""
-    environments: int = 1
+    environments: int = kept(1)
     """Environments side by side."""
     workers: int = 1
     """Processes that step them; 1: this one."""
     learning_rate: float = 3e-4
     """Of Adam."""
-    hidden: tuple[int, ...] = ()
+    hidden: tuple[int, ...] = kept(())
     """Widths of the hidden layers of actor and critic; none: the library's own."""
-    agent_options: tuple[str, ...] = ()
+    agent_options: tuple[str, ...] = kept(())
     """Arguments of the library's class as name=value, such as batch_size=128,gamma=0.98."""
 
 
@@ -73,7 +70,7 @@ class TD3Config(BaselineConfig):
 class RecurrentPPOConfig(BaselineConfig):
     """Train PPO with an LSTM."""
 
-    lstm_width: int = 256
+    lstm_width: int = kept(256)
     """Width of the LSTM."""
 
 

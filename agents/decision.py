@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from decision_s4.agents.distributed import ALONE, World
+from decision_s4.agents.kept import kept
 from decision_s4.agents.optimisers import apart_from_recurrence, schedule
 from decision_s4.agents.policy import Policy
 
@@ -28,7 +29,7 @@ class OptimiserOptions:
     recurrence_learning_rate: float = 5e-5
     """For poles, time steps and the read-out of memory: no weight decay, and this rate at most.
     Slow on purpose: memory taken up fast learns whom the data shows, not what to do."""
-    weight_decay: float = 1e-4
+    weight_decay: float = kept(1e-4)
     """Of matrices, decoupled as in AdamW; vectors and the recurrence do not decay."""
     warmup_steps: int = 100
     """Updates in which the rate rises from 0, linearly."""

@@ -22,6 +22,7 @@ from decision_s4.agents.backbones.linear_attention import Hedgehog
 from decision_s4.agents.backbones.transformer import Transformer
 from decision_s4.agents.decision import DecisionLearner, OptimiserOptions
 from decision_s4.agents.distributed import ALONE, World
+from decision_s4.agents.kept import kept
 from decision_s4.agents.policy import PolicyOptions
 from decision_s4.agents.sequence_policy import SequencePolicy
 from decision_s4.envs.errors import UserError
@@ -38,7 +39,7 @@ RENAMED = {"queries_keys_values": "in_proj", "out": "out_proj"}
 class DistillationOptions:
     """Whether and for how long a transformer teaches."""
 
-    distill_from: Path | None = None
+    distill_from: Path | None = kept(None)
     """With --backbone hedgehog: folder of a transformer's run to begin from, of the same sizes and
     trained with positions=none; its attention is what feature maps learn first."""
     distill_steps: int = 500

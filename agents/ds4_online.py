@@ -21,6 +21,7 @@ from torch import Tensor
 from decision_s4.agents.bootstrapping import one_step_target, squared_error, target_of
 from decision_s4.agents.critics import CriticEnsemble
 from decision_s4.agents.freezing import freeze
+from decision_s4.agents.kept import kept
 from decision_s4.agents.optimisers import adam, restore, take_own_step
 from decision_s4.agents.replay import Transition, next_step, this_step
 from decision_s4.agents.sequence_policy import SequencePolicy
@@ -37,11 +38,11 @@ from decision_s4.envs.errors import UserError
 class DS4OnlineOptions:
     """How actor and critics learn from replay."""
 
-    freeze: Literal["auto", "states", "memory", "core", "nothing"] = "auto"
+    freeze: Literal["auto", "states", "memory", "core", "nothing"] = kept("auto")
     """What stands still: all that feeds a state, so that stored ones stay exact; each state space;
     each but its read-out C; or nothing. "auto" is "states" where a run is begun from, "memory" from
     scratch. With another backbone, "memory" and "core" both freeze its recurrence parameters."""
-    store_states: bool = True
+    store_states: bool = kept(True)
     """Whether an update's steps begin from the states that the actor had in them; without them each
     begins from a new state, as an episode does."""
     actor_learning_rate: float = 3e-4
@@ -58,15 +59,15 @@ class DS4OnlineOptions:
     """How far target networks move towards the trained ones at a time; 1 copies them."""
     target_every: int = 1
     """Updates of the critics between two moves of the target networks."""
-    critics: int = 2
+    critics: int = kept(2)
     """Critics, the lowest of which makes the target; 1 is DDPG's."""
-    critic_width: int = 128
+    critic_width: int = kept(128)
     """Width of the critics' hidden layers."""
-    critic_layers: int = 2
+    critic_layers: int = kept(2)
     """Hidden layers of each critic."""
-    critic_norm: bool = True
+    critic_norm: bool = kept(True)
     """LayerNorm before each activation of the critics."""
-    critic_return: bool = False
+    critic_return: bool = kept(False)
     """Whether the critics see the return-to-go."""
     anchor_weight: float = 0.3
     """w, weight of the squared distance to the actions of the policy begun from, in units of half

@@ -14,14 +14,16 @@ from torch import Tensor
 from decision_s4.agents.actor import Actor
 from decision_s4.agents.backbones import State
 from decision_s4.agents.backbones.base import reset
+from decision_s4.agents.kept import kept
 from decision_s4.agents.replay import Replay, Transition
 from decision_s4.agents.sequence_policy import SequencePolicy
 from decision_s4.agents.stored_state import Stored, StoredState
 from decision_s4.envs.actions import disturbed, environment_action
-from decision_s4.envs.episode_table import EpisodeTable, as_tensor
+from decision_s4.envs.episode_table import EpisodeTable
 from decision_s4.envs.errors import DivergedError
 from decision_s4.envs.rows import Outcome, Rows, check_outcome
 from decision_s4.envs.spaces import map_tree
+from decision_s4.envs.tensors import as_tensor
 from decision_s4.envs.timestep import TimeStep
 
 
@@ -39,7 +41,7 @@ class ExplorationOptions:
     target_raise: float = 0.0
     """The return asked for is the best so far and this share of it more, and the one given until
     that is surpassed. 0 asks for that one for good; the paper's is 0.1."""
-    hindsight: bool = False
+    hindsight: bool = kept(False)
     """Whether an episode's returns-to-go are relabelled at its end by what it did return."""
 
 

@@ -22,7 +22,7 @@ from decision_s4.agents.encoders import set_statistics
 from decision_s4.agents.optimisers import adam, take_step
 from decision_s4.envs.hindsight import logged_actions
 from decision_s4.envs.spaces import Tree, map_tree
-from decision_s4.envs.steps import as_tensor
+from decision_s4.envs.tensors import as_tensor
 from decision_s4.envs.timestep import Agent
 from decision_s4.envs.trajectories import Trajectories
 from decision_s4.envs.transitions import TransitionBatches

@@ -7,7 +7,6 @@ states fit the logged actions, not its own. Shapes: B episodes side by side.
 from collections.abc import Sequence
 
 import numpy as np
-from torch.utils._pytree import tree_map
 
 from decision_s4.agents.actor import Actor
 from decision_s4.agents.explorer import transition
@@ -17,6 +16,7 @@ from decision_s4.agents.stored_state import StoredState
 from decision_s4.envs.episode_table import EpisodeTable
 from decision_s4.envs.rows import Outcome
 from decision_s4.envs.spaces import Tree, map_tree
+from decision_s4.envs.timestep import rows_of
 from decision_s4.envs.trajectories import Trajectories
 
 SIDE_BY_SIDE = 64
@@ -84,8 +84,7 @@ def _read(
     state = actor.initial_state(count)
     kept = stored.keep(state, table.time_step(np.arange(count)))
     while (running := np.flatnonzero(table.running)).size:  # the first so many: the longest
-        count = len(running)
-        state, kept = tree_map(lambda leaf, n=count: leaf[:n], (state, kept))
+        state, kept = rows_of((state, kept), running)
         seen, before = table.time_step(running), kept
         _, state = actor.act(seen, state)
         action = rows.actions(running)

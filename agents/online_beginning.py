@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import tyro
 
@@ -12,6 +12,7 @@ from decision_s4.agents.config import read_setting
 from decision_s4.agents.ds4_online import DS4OnlineOptions, check_continuous
 from decision_s4.agents.explorer import ExplorationOptions
 from decision_s4.agents.flags import hyphened
+from decision_s4.agents.kept import kept
 from decision_s4.agents.options import RunOptions, part
 from decision_s4.agents.policy import Policy, PolicyOptions
 from decision_s4.agents.run_dir import CONFIG_FILE
@@ -28,12 +29,8 @@ from decision_s4.envs.trajectories import Trajectories
 class DS4OnlineConfig(ExplorationOptions, DS4OnlineOptions, PolicyOptions, RunOptions):
     """Train a policy in an environment by Decision S4's recurrent actor-critic."""
 
-    fixed: ClassVar[frozenset[str]] = frozenset(
-        {"from_run", "dataset", "env", "freeze", "store_states", "replay_size"}
-        | {"critics", "critic_width", "critic_layers", "critic_norm", "critic_return"}
-        | {"hindsight"}
-    )
-
+    env: str | None = kept(None)
+    """Gymnasium id of the environment to learn in; default: that of the run begun from."""
     device: str = "cpu"
     """cpu alone: it learns from single steps, which are too small for a GPU."""
 
@@ -43,12 +40,12 @@ class DS4OnlineConfig(ExplorationOptions, DS4OnlineOptions, PolicyOptions, RunOp
     """Environment steps between evaluations; each also writes a checkpoint."""
     log_every: int = 1000
     """Environment steps between two points of a curve, a round's at least."""
-    from_run: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    from_run: Annotated[Path | None, tyro.conf.arg(name="from")] = kept(None)
     """Folder of the run whose best policy, sizes included, training begins with; none: an untrained
     one."""
     target_returns: tuple[float, ...] = ()
     """The return to ask for at first; none: that of the run begun from, or 0."""
-    dataset: str | None = None
+    dataset: str | None = kept(None)
     """Logged trajectories that fill the replay at first: Minari id or folder, D4RL id or HDF5 file;
     default: those that the run begun from has learned from. 'none' begins with an empty replay."""
     environments: int = 8
@@ -61,7 +58,7 @@ class DS4OnlineConfig(ExplorationOptions, DS4OnlineOptions, PolicyOptions, RunOp
     """Updates for each environment step; a round has at least one."""
     batch_size: int = 256
     """Transitions an update learns from."""
-    replay_size: int = 200000
+    replay_size: int = kept(200000)
     """Transitions that are kept."""
     save_replay: bool = True
     """Whether checkpoints hold the replay, some 300 MB when full; without it, a resumed run begins

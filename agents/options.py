@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
+from decision_s4.agents.kept import kept
 from decision_s4.envs.dataset_sources import DEFAULT_DATASET
 from decision_s4.envs.errors import UserError
 
@@ -27,57 +28,45 @@ WIDTH = Range(1, 16384, "1 to 16384")
 POSITIVE = Range(1e-30, 1e30, "a number above 0")
 NOT_NEGATIVE = Range(0, 1e15, "0 or more")
 FRACTION = Range(0, 1 - 1e-12, "0 or more, and less than 1")
-RANGES = {
-    **dict.fromkeys(("steps", "batch_steps", "log_every"), COUNT),
-    **dict.fromkeys(
-        ("eval_every", "save_every", "eval_episodes", "episodes", "training_steps"), COUNT
-    ),
-    "context_steps": COUNT,
-    "max_episode_steps": Range(1, 10**8, "1 to 100000000"),
-    **dict.fromkeys(("d_model", "n_layers", "d_embed"), WIDTH),
-    **dict.fromkeys(("learning_rate", "recurrence_learning_rate", "gradient_clip"), POSITIVE),
-    "return_scale": POSITIVE,
-    "mlp_ratio": Range(0, 64, "0 to 64"),
-    **dict.fromkeys(("warmup_steps", "weight_decay", "observation_noise"), NOT_NEGATIVE),
-    **dict.fromkeys(("dropout", "average_decay"), FRACTION),
-    "data_fraction": Range(1e-9, 1, "a number above 0, 1 at most"),
-    **dict.fromkeys(("relabel_rounds", "value_weight"), NOT_NEGATIVE),
-    **dict.fromkeys(("relabel_steps", "critic_width"), COUNT),
-    "critic_learning_rate": POSITIVE,
-    **dict.fromkeys(("range_weight", "distill_steps"), NOT_NEGATIVE),
-    "range_limit": Range(1.01, 1000, "1.01 to 1000"),
-    "polynomial": Range(0, 255, "0 to 255; 0 for none"),
-    **dict.fromkeys(("value_discount", "discount"), Range(0, 1, "0 to 1")),
-    **dict.fromkeys(("critic_target_rate", "target_rate"), Range(1e-9, 1, "above 0, 1 at most")),
-    **dict.fromkeys(("rows", "workers", "rollout_steps", "epochs", "minibatches"), COUNT),
-    **dict.fromkeys(("lstm_width", "hidden"), WIDTH),
-    **dict.fromkeys(("trace", "clip"), Range(0, 1, "0 to 1")),
-    **dict.fromkeys(("value_coefficient", "entropy_coefficient", "target_kl"), NOT_NEGATIVE),
-    **dict.fromkeys(("actor_learning_rate",), POSITIVE),
-    **dict.fromkeys(("environments", "round_steps", "batch_size", "replay_size"), COUNT),
-    **dict.fromkeys(("critics", "critic_layers", "actor_every", "target_every"), COUNT),
-    **dict.fromkeys(("noise", "noise_final", "noise_steps", "target_noise"), NOT_NEGATIVE),
-    **dict.fromkeys(
-        ("critic_warmup", "updates_per_step", "anchor_weight", "anchor_final"), NOT_NEGATIVE
-    ),
-    **dict.fromkeys(("warmup_updates",), NOT_NEGATIVE),
-    **dict.fromkeys(("target_raise", "target_noise_limit", "temperature"), NOT_NEGATIVE),
-    "policy_delay": COUNT,
-    "expectile": FRACTION,
-    "seed": Range(0, 2**32 - 1, "0 to 4294967295"),
-    **dict.fromkeys(("chunk_steps", "keep_steps"), Range(0, 10**8, "0 to 100000000; 0 for none")),
-    "threads": Range(0, 1024, "0 to 1024; 0 takes all cores"),
+NAMES: dict[Range, str] = {
+    COUNT: """
+        steps batch_steps log_every eval_every save_every eval_episodes episodes
+        training_steps context_steps relabel_steps critic_width rows workers rollout_steps
+        epochs minibatches environments round_steps batch_size replay_size critics
+        critic_layers actor_every target_every policy_delay
+    """,
+    WIDTH: "d_model n_layers d_embed lstm_width hidden",
+    POSITIVE: """
+        learning_rate recurrence_learning_rate gradient_clip return_scale
+        critic_learning_rate actor_learning_rate
+    """,
+    NOT_NEGATIVE: """
+        warmup_steps weight_decay observation_noise relabel_rounds value_weight
+        range_weight distill_steps value_coefficient entropy_coefficient target_kl noise
+        noise_final noise_steps target_noise critic_warmup updates_per_step anchor_weight
+        anchor_final warmup_updates target_raise target_noise_limit temperature
+    """,
+    FRACTION: "dropout average_decay expectile",
+    Range(1, 10**8, "1 to 100000000"): "max_episode_steps",
+    Range(0, 64, "0 to 64"): "mlp_ratio",
+    Range(1e-09, 1, "a number above 0, 1 at most"): "data_fraction",
+    Range(1.01, 1000, "1.01 to 1000"): "range_limit",
+    Range(0, 255, "0 to 255; 0 for none"): "polynomial",
+    Range(0, 1, "0 to 1"): "value_discount discount trace clip",
+    Range(1e-09, 1, "above 0, 1 at most"): "critic_target_rate target_rate",
+    Range(0, 2**32 - 1, "0 to 4294967295"): "seed",
+    Range(0, 10**8, "0 to 100000000; 0 for none"): "chunk_steps keep_steps",
+    Range(0, 1024, "0 to 1024; 0 takes all cores"): "threads",
 }
+"""Settings by the range in which they make sense."""
+RANGES = {name: span for span, names in NAMES.items() for name in names.split()}
 
 
 @dataclass(frozen=True)
 class RunOptions:
     """For how long to train, and what to record of it."""
 
-    fixed: ClassVar[frozenset[str]] = frozenset()
-    """Settings of this family, beside FIXED of settings.py, that a resumed run cannot change."""
-
-    algo: str = "decision-s4"
+    algo: str = kept("decision-s4")
     """From logged data: decision-s4, decision-transformer, decision-mamba, bc (behaviour cloning),
     10%-bc, td3-bc or iql. In an environment: ppo or ds4-online; to compare with,
     stable-baselines3's sac, td3, sb3-ppo and recurrent-ppo. The settings of configs/<algo>.yaml
@@ -98,7 +87,7 @@ class RunOptions:
     """Record a video of the last policy, one episode a target return."""
     log_every: int = 50
     """Updates between two points of a training curve."""
-    seed: int = 0
+    seed: int = kept(0)
     """Seed of weights, data order and evaluation."""
     device: str = "auto"
     """cpu, cuda, cuda:1, …; auto takes a GPU if there is one."""
@@ -121,11 +110,11 @@ class DataOptions(RunOptions):
 
     dataset: str = DEFAULT_DATASET
     """Minari id or folder, D4RL id or HDF5 file; a comma list combines several."""
-    data_fraction: float = 1.0
+    data_fraction: float = kept(1.0)
     """Share of the episodes to train on, those of the highest returns; .1 makes bc 10%-bc."""
     batch_steps: int = 1000
     """Environment steps a batch holds at least; with torchrun, in each process."""
-    sampling: Literal["episodes", "windows"] = "episodes"
+    sampling: Literal["episodes", "windows"] = kept("episodes")
     """What a batch holds: whole episodes laid end to end, or random windows of context_steps."""
     target_returns: tuple[float, ...] = ()
     """Returns to ask for; none: the task's usual ones, or the dataset's best and half of it."""

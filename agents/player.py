@@ -114,7 +114,7 @@ class Player:
         def batched(space: spaces.Space, value: np.ndarray) -> np.ndarray:
             if value.shape != space.shape:
                 raise UserError(f"an observation has shape {value.shape}; give {space.shape}")
-            return value[None]
+            return value[None].astype(space.dtype)  # a copy: the books are written in place
 
         tree = space_tree(self.observation_space, observation)
         return map_tree(batched, leaf_spaces(self.observation_space), tree)

@@ -16,6 +16,7 @@ from decision_s4.agents.backbones import Backbone, State, make_backbone, ops
 from decision_s4.agents.backbones.base import parse_options
 from decision_s4.agents.encoders import make_features, set_statistics
 from decision_s4.agents.heads import BoxHead, DiscreteHead, make_head
+from decision_s4.agents.kept import kept
 from decision_s4.agents.vision import Eyes
 from decision_s4.envs.spaces import Tree
 from decision_s4.envs.timestep import TimeStep
@@ -29,46 +30,46 @@ if TYPE_CHECKING:
 class PolicyOptions:
     """What the policy is made of, what it sees, and how it acts."""
 
-    backbone: str = "s4"
+    backbone: str = kept("s4")
     """Sequence layer (docs/backbones.md): s4, s4d, s5, lru, hyena, focus, mamba, diff-mamba,
     seqboat, mamba2, gla, hgrn2, retnet, lightning, linear-attention, hedgehog, lla, deltanet, kda,
     rwkv, gated-deltanet, las, power-softmax, transformer, gru, lstm, al-rnn, hybrid, or mlp,
     which has no memory."""
-    backbone_options: tuple[str, ...] = ()
+    backbone_options: tuple[str, ...] = kept(())
     """Its options as name=value, such as d_state=32,train_ssm=false; --backbone NAME --help lists
     those of one."""
-    d_model: int = 64
+    d_model: int = kept(64)
     """Width of the backbone."""
-    n_layers: int = 3
+    n_layers: int = kept(3)
     """Blocks of the backbone."""
-    d_embed: int = 64
+    d_embed: int = kept(64)
     """Width of the embedding of each of return-to-go, observation and previous action, where they
     share one token."""
-    mlp_ratio: float = 0.0
+    mlp_ratio: float = kept(0.0)
     """Hidden width of an MLP in each block, as a multiple of d_model; 0 for none."""
-    mlp_activation: Literal["gelu", "relu"] = "gelu"
+    mlp_activation: Literal["gelu", "relu"] = kept("gelu")
     """Activation of the MLP in each block."""
-    dropout: float = 0.0
+    dropout: float = kept(0.0)
     """Dropout probability on each residual branch."""
-    return_scale: float = 1000.0
+    return_scale: float = kept(1000.0)
     """Returns-to-go are divided by this."""
-    condition_on_return: bool = True
+    condition_on_return: bool = kept(True)
     """Whether the policy sees the return-to-go; without it, it clones the behaviour logged."""
-    eyes: Eyes = "cnn"
+    eyes: Eyes = kept("cnn")
     """What reads images: convolutions, or a vision transformer, its patches mixed by attention
     alone, after a two-dimensional state space, or by Hyena in two dimensions."""
-    previous_action: bool = True
+    previous_action: bool = kept(True)
     """Whether the policy sees its previous action; without it, it cannot learn to copy it."""
-    observation_noise: float = 0.0
+    observation_noise: float = kept(0.0)
     """In training only: Gaussian noise on observations, in units of their standard deviation."""
-    tokens: Literal["step", "three", "observation"] = "step"
+    tokens: Literal["step", "three", "observation"] = kept("step")
     """What the backbone reads of a step: one token; return-to-go, observation and action; or, for a
     perceptron in place of the backbone, the observation alone."""
-    context_mode: Literal["recurrent", "recompute"] = "recurrent"
+    context_mode: Literal["recurrent", "recompute"] = kept("recurrent")
     """How it acts: on from its state, or reading the last context_steps steps anew at each step."""
-    context_steps: int = 20
+    context_steps: int = kept(20)
     """Steps that recompute reads, and that a random window has in training (see sampling)."""
-    max_episode_steps: int = 1000
+    max_episode_steps: int = kept(1000)
     """With three tokens: the longest episode that their time-step embedding knows."""
 
 

@@ -4,7 +4,7 @@ import math
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map
 from decision_s4.agents.actor import Actor
 from decision_s4.agents.actor_critic import ActorCritic, ActorCriticOptions
 from decision_s4.agents.backbones.base import parse_options
+from decision_s4.agents.kept import kept
 from decision_s4.agents.moments import Moments, moments_of
 from decision_s4.agents.options import RunOptions, part
 from decision_s4.agents.policy import parameter_count
@@ -36,17 +37,17 @@ RECENT = 100  # episodes in the curves of a rollout, as stable-baselines3 counts
 class OnlineOptions:
     """How experience is gathered."""
 
-    env_options: tuple[str, ...] = ()
+    env_options: tuple[str, ...] = kept(())
     """Arguments of the environment as name=value, such as length=50."""
-    rows: int = 16
+    rows: int = kept(16)
     """Environments side by side."""
     workers: int = 1
     """Processes that step them; more pay for slow simulators. Tasks as arrays need one."""
     rollout_steps: int = 128
     """Steps of each row between two updates."""
-    normalise_observations: bool = True
+    normalise_observations: bool = kept(True)
     """Whether observations are standardised by their running mean and deviation."""
-    normalise_rewards: bool = True
+    normalise_rewards: bool = kept(True)
     """Whether rewards are divided by the running deviation of discounted returns."""
 
 
@@ -54,12 +55,7 @@ class OnlineOptions:
 class PPOConfig(PPOOptions, OnlineOptions, ActorCriticOptions, RunOptions):
     """Train a policy that remembers in an environment by PPO, evaluate it, film it."""
 
-    fixed: ClassVar[frozenset[str]] = frozenset(
-        {"env", "rows", "normalise_observations", "normalise_rewards", "previous_reward"}
-        | {"env_options"}
-    )
-
-    env: str | None = "CartPoleNoVel-v1"
+    env: str | None = kept("CartPoleNoVel-v1")
     """Gymnasium id of the environment to learn in."""
     steps: int = 100_000
     """Environment steps, those of all rows together."""

@@ -17,9 +17,11 @@ from torch import Tensor
 
 from decision_s4.agents.critics import ValueFunction
 from decision_s4.agents.encoders import set_statistics
+from decision_s4.agents.kept import kept
 from decision_s4.agents.optimisers import adam, take_step
 from decision_s4.envs.spaces import map_tree
-from decision_s4.envs.steps import Steps, as_tensor
+from decision_s4.envs.steps import Steps
+from decision_s4.envs.tensors import as_tensor
 from decision_s4.envs.trajectories import Trajectories
 
 CHUNK = 1 << 16
@@ -42,10 +44,10 @@ class RelabelledTrajectories(Trajectories):
 class RelabelOptions:
     """Whether and how returns-to-go are relabelled."""
 
-    relabel_rounds: int = 0
+    relabel_rounds: int = kept(0)
     """Times that a value is fitted and returns-to-go raised to it where a logged episode got
     less; 0 keeps the logged ones. Each lets a return flow over one more crossing of episodes."""
-    relabel_steps: int = 1000
+    relabel_steps: int = kept(1000)
     """Updates of the value in each round."""
 
 

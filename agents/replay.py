@@ -77,7 +77,11 @@ class Replay:
             self.store = tree_map(self._room, batch)
         positions = torch.arange(self.added, self.added + len(batch.reward))
         slots = positions % self.capacity
-        tree_map(lambda ours, new: ours.index_copy_(0, slots, new), self.store, batch)
+
+        def put(ours: Tensor, new: Tensor) -> None:
+            ours.index_copy_(0, slots, new.to(ours.dtype))  # older checkpoints: narrower
+
+        tree_map(put, self.store, batch)
         self.added += len(positions)
         return positions
 

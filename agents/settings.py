@@ -10,25 +10,10 @@ from decision_s4.agents.backbones.base import BACKBONES, MEMORYLESS
 from decision_s4.agents.config import load_config, parse, read_setting, save_config
 from decision_s4.agents.flags import last_value
 from decision_s4.agents.form import texts_of
+from decision_s4.agents.kept import kept_of
 from decision_s4.agents.options import RunOptions
-from decision_s4.agents.policy import PolicyOptions
 from decision_s4.agents.run_dir import CONFIG_FILE
 from decision_s4.envs.errors import UserError
-
-# What a checkpoint fixes: another value would be ignored, or would make it another policy.
-FIXED = {
-    "algo",
-    "seed",
-    "sampling",
-    "weight_decay",
-    "data_fraction",
-    "value_weight",
-    "critic_width",
-    "relabel_rounds",
-    "relabel_steps",
-    "distill_from",
-    *(f.name for f in dataclasses.fields(PolicyOptions)),
-}
 
 
 def settings(argv: Sequence[str], description: str | None = None) -> RunOptions:
@@ -96,8 +81,7 @@ def _resumed(run_dir: Path, argv: Sequence[str], description: str | None) -> Run
     config = parse(type(before), argv, defaults=vars(before), description=description)
     if config.run_dir:
         raise UserError(f"--run-dir {config.run_dir} with --resume: give only one of the two")
-    kept = {n: v for n, v in vars(before).items() if n in FIXED | before.fixed}
-    _check_kept("--resume", kept, config, f"{run_dir / CONFIG_FILE}; start a new run")
+    _check_kept("--resume", kept_of(before), config, f"{run_dir / CONFIG_FILE}; start a new run")
     return config
 
 

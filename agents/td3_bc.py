@@ -15,6 +15,7 @@ from torch import Tensor
 from decision_s4.agents.bootstrapping import follow, one_step_target, squared_error, target_of
 from decision_s4.agents.feed_forward import FeedForwardPolicy
 from decision_s4.agents.heads import BoxHead
+from decision_s4.agents.kept import kept
 from decision_s4.agents.optimisers import adam, take_step
 from decision_s4.agents.value_learner import ValueLearner
 from decision_s4.envs.errors import UserError
@@ -31,7 +32,7 @@ class TD3BCOptions:
     """γ: what a reward one step later is worth."""
     target_rate: float = 0.005
     """Share of the weights that target networks take over at an update of the policy."""
-    value_weight: float = 2.5
+    value_weight: float = kept(2.5)
     """α: the weight of the learned value beside cloning; 0 clones."""
     policy_delay: int = 2
     """Updates of the critics for one of the policy."""

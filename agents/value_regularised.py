@@ -19,6 +19,7 @@ from decision_s4.agents.bootstrapping import follow, one_step_target, squared_er
 from decision_s4.agents.critics import TwinCritic, share_statistics
 from decision_s4.agents.decision import DecisionLearner, OptimiserOptions
 from decision_s4.agents.heads import BoxHead
+from decision_s4.agents.kept import kept
 from decision_s4.agents.optimisers import adam, restore, take_step
 from decision_s4.agents.policy import Policy
 from decision_s4.agents.td3_bc import value_term
@@ -30,11 +31,11 @@ from decision_s4.envs.spaces import map_tree
 class ValueRegularisation:
     """Whether and how a learned value pulls the policy."""
 
-    value_weight: float = 0.0
+    value_weight: float = kept(0.0)
     """w: weight of the learned value beside imitation; 0 learns no value."""
     value_discount: float = 0.99
     """γ: what a reward one step later is worth to the learned value."""
-    critic_width: int = 256
+    critic_width: int = kept(256)
     """Width of the critics' two hidden layers."""
     critic_learning_rate: float = 3e-4
     """Of Adam, for the critics."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from decision_s4.agents.feed_forward import FeedForwardPolicy
 from decision_s4.agents.iql import IQLLearner, IQLOptions
+from decision_s4.agents.kept import kept
 from decision_s4.agents.logged_training import LoggedTraining
 from decision_s4.agents.options import DataOptions, part
 from decision_s4.agents.policy import PolicyOptions
@@ -17,9 +18,9 @@ from decision_s4.envs.transitions import TransitionBatches
 class PerceptronOptions:
     """Sizes of policy, critics and value."""
 
-    d_model: int = 256
+    d_model: int = kept(256)
     """Width of the hidden layers."""
-    n_layers: int = 2
+    n_layers: int = kept(2)
     """Hidden layers."""
 
 

@@ -11,6 +11,7 @@ from gymnasium import spaces
 
 from decision_s4.envs.rows import Outcome, Rows
 from decision_s4.envs.spaces import LeafSpace, Tree, leaf_shape, leaf_spaces, map_tree
+from decision_s4.envs.tensors import as_tensor
 from decision_s4.envs.timestep import TimeStep
 
 
@@ -93,12 +94,6 @@ class EpisodeTable:
         self.lengths[rows] += 1
         self.terminated[rows] = outcome.terminated
         self.truncated[rows] = outcome.truncated
-
-
-def as_tensor(array: np.ndarray) -> torch.Tensor:
-    """A copy as a tensor; floating point becomes float32."""
-    floating = np.issubdtype(array.dtype, np.floating)
-    return torch.from_numpy(array.astype(np.float32) if floating else array)
 
 
 def _assign(array: np.ndarray, rows: np.ndarray, values: np.ndarray) -> None:

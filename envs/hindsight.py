@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch.utils._pytree import tree_map
 
 from decision_s4.envs.actions import environment_action
 from decision_s4.envs.spaces import Tree, leaf_spaces, map_tree
-from decision_s4.envs.timestep import Agent, TimeStep
+from decision_s4.envs.tensors import as_tensor
+from decision_s4.envs.timestep import Agent, TimeStep, rows_of
 from decision_s4.envs.trajectories import Trajectories
 
 
@@ -42,7 +42,7 @@ def _lockstep(
     for time in range(int(lengths[0]) + 1):
         running = int((lengths >= time).sum())
         if running < size / 2:
-            state, size = tree_map(lambda leaf, n=running: leaf[:n], state), running
+            state, size = rows_of(state, np.arange(running)), running
         step = np.minimum(first[:size] + time, first[:size] + lengths[:size])
         row = step + episodes[:size]
         seen = _time_step(data, row, step, time, to_go[:size])
@@ -60,16 +60,11 @@ def _time_step(
     before = np.maximum(step - 1, 0)
     nothing = torch.zeros(len(row), dtype=torch.bool)
     return TimeStep(
-        map_tree(lambda leaf: _tensor(leaf[row]), data.observations),
-        map_tree(lambda leaf: _tensor(leaf[before] * (time > 0)), data.actions),
-        _tensor(data.rewards[before] * (time > 0)),
-        _tensor(to_go.copy()),
+        map_tree(lambda leaf: as_tensor(leaf[row]), data.observations),
+        map_tree(lambda leaf: as_tensor(leaf[before] * (time > 0)), data.actions),
+        as_tensor(data.rewards[before] * (time > 0)),
+        as_tensor(to_go.copy()),
         torch.full_like(nothing, time == 0),
         nothing,
         nothing,
     )
-
-
-def _tensor(values: np.ndarray) -> torch.Tensor:
-    floating = np.issubdtype(values.dtype, np.floating)
-    return torch.from_numpy(values.astype(np.float32) if floating else values)

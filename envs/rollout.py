@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils._pytree import tree_map
 
 from decision_s4.envs import memory
 from decision_s4.envs.actions import environment_action
@@ -24,7 +23,7 @@ from decision_s4.envs.rows import Rows, check_outcome
 from decision_s4.envs.scores import ReferenceScores, reference_scores
 from decision_s4.envs.spaces import Tree, map_tree
 from decision_s4.envs.statistics import Evaluation
-from decision_s4.envs.timestep import Agent, State
+from decision_s4.envs.timestep import Agent, State, rows_of
 from decision_s4.envs.worker_rows import make_rows
 
 LOG = logging.getLogger(__name__)
@@ -216,8 +215,4 @@ def _drop_finished(
     if not 0 < running.sum() < len(batch) / 2:
         return batch, state
     keep = np.flatnonzero(running)
-
-    def select(leaf: torch.Tensor | None) -> torch.Tensor | None:
-        return leaf if leaf is None else leaf[torch.as_tensor(keep, device=leaf.device)]
-
-    return batch[keep], tree_map(select, state)
+    return batch[keep], rows_of(state, keep)

@@ -7,12 +7,13 @@ import torch
 
 from decision_s4.envs.frames import Frames
 from decision_s4.envs.spaces import Tree, map_tree
+from decision_s4.envs.tensors import as_tensor
 from decision_s4.envs.trajectories import Trajectories
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Tensors of one batch. Floats are float32, integers int64, bytes (images) stay uint8."""
+    """Tensors of one batch, in the types of envs/tensors.py."""
 
     observation: Tree  # (B, T, …)
     previous_action: Tree  # (B, T, …), zero where `start`
@@ -80,15 +81,6 @@ class Steps:
             start=_place(start, valid),
             valid=torch.from_numpy(valid),
         )
-
-
-def as_tensor(values: np.ndarray) -> torch.Tensor:
-    """Floats as float32, bytes and truth values as they are, other integers as int64."""
-    if np.issubdtype(values.dtype, np.floating):
-        values = values.astype(np.float32, copy=False)
-    elif values.dtype not in (np.uint8, np.bool_):
-        values = values.astype(np.int64, copy=False)
-    return torch.from_numpy(values)
 
 
 def _as_it_is(leaf: np.ndarray | Frames) -> np.ndarray | Frames:

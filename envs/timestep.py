@@ -2,11 +2,22 @@
 
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
+from torch.utils._pytree import tree_map
 
 from decision_s4.envs.spaces import Tree
 
 State = Any  # a pytree of tensors, batch first; None for an agent without memory
+
+
+def rows_of(state: State, rows: np.ndarray) -> State:
+    """Some rows (n,) of a state."""
+
+    def select(leaf: torch.Tensor | None) -> torch.Tensor | None:
+        return leaf if leaf is None else leaf[torch.as_tensor(rows, device=leaf.device)]
+
+    return tree_map(select, state)
 
 
 class TimeStep(NamedTuple):
@@ -16,7 +27,7 @@ class TimeStep(NamedTuple):
     stop at termination only, recurrent state starts anew after either.
     """
 
-    observation: Tree  # (B, …); floating point arrives as float32
+    observation: Tree  # (B, …); types are those of envs/tensors.py
     previous_action: Tree  # (B, …) as the environment took it; zeros where `start`
     previous_reward: torch.Tensor  # (B,) float32; zero where `start`
     return_to_go: torch.Tensor  # (B,) float32: the target minus the rewards so far

@@ -9,13 +9,14 @@ import torch
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.sampler import NumberedBatches, check_at_least
 from decision_s4.envs.spaces import Tree, map_tree
-from decision_s4.envs.steps import Steps, as_tensor
+from decision_s4.envs.steps import Steps
+from decision_s4.envs.tensors import as_tensor
 from decision_s4.envs.trajectories import Trajectories
 
 
 @dataclass(frozen=True, eq=False)
 class Transitions:
-    """Tensors of one batch, in the types of envs/steps.py."""
+    """Tensors of one batch, in the types of envs/tensors.py."""
 
     observation: Tree  # (B, …)
     action: Tree  # (B, …)

@@ -18,6 +18,7 @@ from decision_s4.envs.rollout import Transition, rollout
 from decision_s4.envs.spaces import Tree, map_tree
 from decision_s4.envs.steps import Steps
 from decision_s4.envs.task import Task
+from decision_s4.envs.tensors import as_tensor
 from decision_s4.envs.trajectories import Trajectories
 
 
@@ -135,12 +136,7 @@ def logged(policy: Policy, data: Trajectories, episodes: Sequence[int]) -> list[
 
 
 def _stacked(values: Sequence[Tree]) -> Tree:
-    def stack(*leaves: Any) -> Tensor:
-        array = np.stack(leaves)
-        kind = np.float32 if np.issubdtype(array.dtype, np.floating) else None
-        return torch.from_numpy(array if kind is None else array.astype(kind))
-
-    return map_tree(stack, values[0], *values[1:])
+    return map_tree(lambda *leaves: as_tensor(np.stack(leaves)), values[0], *values[1:])
 
 
 def _label(policy: Policy, target: float, seed: int) -> str:

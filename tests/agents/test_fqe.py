@@ -1,5 +1,7 @@
 """Values from logged data: what a memory saw, a chain by hand, and policies in their true order."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -90,3 +92,14 @@ def test_rank_correlation_by_hand():
     assert rank_correlation([1, 2, 3], [10, 20, 30]) == pytest.approx(1)
     assert rank_correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
     assert rank_correlation([1, 2, 3, 4], [1, 3, 2, 4]) == pytest.approx(0.8)
+
+
+def test_an_agent_may_have_no_state_at_all():
+    class Forgetful(Always):
+        def initial_state(self, batch_size):
+            return None
+
+    data = walk(4)
+    lengths = np.array([2, 3, 2, 13])  # so that few rows are left at last
+    uneven = dataclasses.replace(data, lengths=lengths, observations=data.observations[:24])
+    assert (logged_actions(Forgetful(0.5), uneven) == 0.5).all()

@@ -3,6 +3,7 @@
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium import spaces
 
 from decision_s4 import train
 from decision_s4.agents import checkpoint, saved
@@ -72,3 +73,24 @@ def test_what_does_not_fit_is_one_line():
     assert train.main(f"{PLAIN} --algo sac --steps 2 --env Pendulum-v1 --run-dir sac".split()) == 0
     with pytest.raises(UserError, match="impl 'compiled' is for policies of this project"):
         Player.load("sac", impl="compiled")
+
+
+class Echo:
+    """Does what it sees."""
+
+    def initial_state(self, batch_size):
+        return ()
+
+    def act(self, step, state, deterministic=False):
+        return step.observation, state
+
+
+def test_observations_are_left_alone_and_may_be_plain_lists():
+    player = Player(Echo(), spaces.Box(-9, 9, (2,)), spaces.Box(-9, 9, (2,)))
+    first = np.zeros(2, np.float32)
+    player.act(first)
+    player.act(np.ones(2, np.float32))
+    assert first.tolist() == [0, 0]
+    player.reset()
+    player.act([1, 2])
+    assert player.act([0.5, 0.25]).tolist() == [0.5, 0.25]
