@@ -55,7 +55,7 @@ def forest(evidence: Faithfulness) -> str:
         for name in (*evidence.methods, GRADIENT)
     }
     ends = [end for row in gains.values() for _, gain in row for end in gain if isfinite(end)]
-    low, high = min(0.0, *ends), max(0.0, *ends)
+    low, high = min([0.0, *ends]), max([0.0, *ends])
     place = lambda value: 100 * (value - low) / ((high - low) or 1)  # noqa: E731
     rows = "".join(
         f'<b>{escape(name)}</b><div class="track"><i style="left:{place(0):.1f}%"></i>'
@@ -135,7 +135,8 @@ def short(value: float) -> str:
 def curves(shown: Curves, width: int = 540, height: int = 210) -> str:
     """Lines over one axis, told apart by dashes as well as by colour, and named."""
     values = [y for ys in shown.lines.values() for y in ys if isfinite(y)]
-    low, high, first, last = min(0.0, *values), max(values), min(shown.x), max(shown.x)
+    low, high = min([0.0, *values]), max(values, default=0.0)
+    first, last = min(shown.x), max(shown.x)
     place_x = lambda x: 52 + (width - 64) * (x - first) / ((last - first) or 1)  # noqa: E731
     place_y = lambda y: height - 34 - (height - 72) * (y - low) / ((high - low) or 1)  # noqa: E731
     parts = [f'<line class="rule" x1="52" x2="{width - 12}" y1="{place_y(0):.1f}" '

@@ -3,6 +3,7 @@
 import base64
 import html
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from planted import new_policy
 
 from decision_s4 import evaluate, train
 from decision_s4.agents.probes import explain, report
+from decision_s4.agents.probes import page as page_of
 from decision_s4.agents.probes.base import Curves, Findings, Table
 from decision_s4.agents.probes.faithfulness import interval
 
@@ -246,3 +248,9 @@ def test_bad_questions_end_before_any_work(run, flags, message, capsys):
 def test_an_interval_of_next_to_nothing_has_no_sign():
     assert interval((-0.2, -0.4, 0.3), digits=0) == "0 [0, 0]"
     assert interval((-0.0004, -0.001, 0.1), sign=True) == "+0.000 [-0.001, +0.100]"
+
+
+def test_curves_of_no_numbers_at_all_are_drawn_empty():
+    """As shares of nothing are, where another episode changes no answer."""
+    drawn = page_of.curves(Curves("shares", "steps back", [0, 1], {"features": [math.nan] * 2}))
+    assert 'points=""' in drawn
