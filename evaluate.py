@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class EvaluateConfig(ReadingOptions):
+class EvaluateOptions:
     """Play episodes with a trained policy: returns with intervals, scores, videos."""
 
     run: Annotated[Path, tyro.conf.Positional]
@@ -54,14 +54,16 @@ class EvaluateConfig(ReadingOptions):
     env: str | None = None
     """Gymnasium id of the environment; default: that of the training."""
     video: bool = False
-    """Also film one episode for each target return, into RUN/videos."""
+    """Also film one episode for each target return, into RUN/videos; with --probe or --report
+    another, explained-TARGET.mp4, with what mattered below each frame."""
     logged: str | None = None
     """Dataset to estimate each target's discounted value from, instead of playing (fitted Q
     evaluation): ranks runs where there is no simulator."""
     probe: tuple[str, ...] = ()
-    """Explain the policy's actions by these probes, such as occlusion,lrp; see docs/probes.md."""
+    """Explain the policy's actions by these probes, such as occlusion,lrp; docs/why.md shows what
+    comes of it, docs/probes.md lists them."""
     report: Path | None = None
-    """HTML file of the explanation; default: RUN/report.html."""
+    """HTML file of the explanation; default: RUN/report.html. Without --probe, by three of them."""
     output: Path | None = None
     """CSV file to write; default: RUN/evaluation.csv; of another reading of the policy, such as
     --chunk-steps 100, RUN/evaluation-chunk-steps-100.csv."""
@@ -69,6 +71,11 @@ class EvaluateConfig(ReadingOptions):
     """Seed of the first episode; the others count on from it."""
     threads: int = 1
     """CPU threads of the policy, 0 for all cores; the simulators have processes of their own."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(ReadingOptions, EvaluateOptions):
+    """All of them; `--help` shows those of the reading, which few need, last."""
 
 
 def evaluate(config: EvaluateConfig) -> None:

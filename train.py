@@ -131,6 +131,7 @@ def _record(run: Run, run_dir: Path, notes: Sequence[str] = ()) -> None:
             raise KeyboardInterrupt
         if config.video:
             run.draw(logger, run_dir)
+    print(*run.conclusion(run_dir), sep="\n", flush=True)
 
 
 def _what_is_kept(run_dir: Path) -> str:

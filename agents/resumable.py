@@ -1,11 +1,13 @@
 """What every training run shares: how far it is, and checkpoints that it goes on from."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
 from decision_s4.agents import checkpoint, saved
 from decision_s4.agents.distributed import ALONE, World
 from decision_s4.agents.options import RunOptions
+from decision_s4.agents.policy import Policy
 from decision_s4.agents.rng import rng_state, set_rng_state
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.task import Task
@@ -56,6 +58,16 @@ class Resumable:
 
     def explain(self, logger: Any) -> None:
         """Nothing: probes look at logged data, which most runs have not."""
+
+    def conclusion(self, run_dir: Path) -> list[str]:
+        """Where the weights are, and the command that says most of them."""
+        folder = shlex.quote(str(run_dir))
+        weights = f"weights {run_dir / 'checkpoints' / 'best'}"
+        if self.task.env_id is None:
+            return [weights]
+        explained = isinstance(self.acting_policy, Policy)
+        report = f" --report {shlex.quote(str(run_dir / 'report.html'))}" if explained else ""
+        return [weights, f"next    python evaluate.py {folder}{report}"]
 
     def close(self) -> None:
         """Nothing: most runs learn in no environment."""

@@ -78,6 +78,10 @@ class Run(Protocol):
         """Lines for a person at the beginning."""
         ...
 
+    def conclusion(self, run_dir: Path) -> list[str]:
+        """Lines for a person at the end: where the weights are, and what to do with them."""
+        ...
+
     def draw(self, logger: Any, run_dir: Path) -> None:
         """Videos and pictures of the last policy."""
         ...

@@ -65,6 +65,9 @@ def test_a_run_leaves_and_says_what_it_promises(capsys):
         assert len(line) <= 80
     assert "100 = 3234.30 (expert)" in said.out
     assert "timesteps/s" in said.out
+    weights, command = said.out.splitlines()[-2:]
+    assert weights == "weights run/checkpoints/best"
+    assert command == "next    python evaluate.py run --report run/report.html"
 
 
 def test_the_curves_have_their_usual_names():
@@ -96,6 +99,7 @@ def test_without_environment_and_with_other_targets(capsys):
     said = capsys.readouterr().out
     assert "no evaluation here; later: evaluate.py with --env" in said
     assert "score" not in said
+    assert said.splitlines()[-1] == "weights none/checkpoints/best"
     assert run("--target-returns -5,7.5,-5") == 0
     assert [row["target_return"] for row in rows_of("run")] == ["-5.0", "7.5"] * 2
 
@@ -288,6 +292,7 @@ def test_an_algorithm_of_values_runs_resumes_and_is_evaluated(algo, capsys):
     assert evaluate.main(["whole", "--episodes", "1"]) == 0
     said = capsys.readouterr().out
     assert f"{algo} on a perceptron" in said
+    assert "next    python evaluate.py cut" in said
     assert "asking for that" not in said  # it aims at no return, so none is held
 
 
