@@ -19,7 +19,6 @@ from decision_s4.envs.spaces import leaf_spaces, leaves
 
 OURS = {"self", "policy", "env", "learning_rate", "seed", "device", "policy_kwargs", "verbose"}
 OURS |= {"action_noise", "tensorboard_log"}  # what agent_options cannot set: it has other flags
-PLAIN = (bool, int, float, str, type(None))
 
 
 @dataclass(frozen=True)

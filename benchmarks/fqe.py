@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
-import numpy as np
 import torch
 
 import decision_s4
@@ -26,9 +25,9 @@ from decision_s4.agents.actor import Actor
 from decision_s4.agents.config import parse
 from decision_s4.agents.data_maker import DataMaker, MakerOptions
 from decision_s4.agents.fqe import FQEOptions, fitted_q_value
+from decision_s4.agents.probes.sanity import rank_correlation
 from decision_s4.agents.training import TrainConfig, Training
 from decision_s4.envs import datasets
-from decision_s4.envs.statistics import rank_correlation
 from decision_s4.envs.timestep import Agent
 
 LOCOMOTION = Path(decision_s4.__file__).parent / "configs/tasks/locomotion.yaml"
@@ -94,7 +93,7 @@ def main() -> None:
         truths.append(truth)
         print(f"| {name} | {target:g} | {estimates[-1]:.1f} | {truth:.0f} |", flush=True)
     seconds = (time.perf_counter() - begin) / len(truths)
-    agreement = rank_correlation(np.array(estimates), np.array(truths))
+    agreement = rank_correlation(torch.tensor(estimates), torch.tensor(truths))
     print(f"\nrank correlation {agreement:.2f}, {seconds:.0f} s a value")
 
 

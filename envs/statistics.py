@@ -59,12 +59,6 @@ def stratified_resamples(
         yield np.take_along_axis(scores, index, 0)
 
 
-def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Spearman's: the correlation of the ranks of two lists of values, ties ranked by place."""
-    ours, theirs = (np.argsort(np.argsort(x, kind="stable")) for x in (first, second))
-    return float(np.corrcoef(ours, theirs)[0, 1])
-
-
 @dataclass(frozen=True)
 class Evaluation:
     """Episodes played towards one target return (None: the policy has no target)."""

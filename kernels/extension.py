@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 LOG = logging.getLogger(__name__)
-HEADERS = Path(__file__).parent  # for all libraries
+HEADERS = Path(__file__).parent  # for all libraries; one may have some beside its source
 
 # Not -ffast-math: linked into a library it makes the whole process flush small numbers to zero.
 FLAGS = ("-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
@@ -40,7 +40,8 @@ def compile_library(op: str, source: Path, flags: tuple[str, ...] = ()) -> Modul
     level = torch.backends.cpu.get_cpu_capability()
     march = (f"-march={LEVELS[level]}",) if level in LEVELS else ()
     name = f"decision_s4_{op}_{level.lower()}"
-    texts = {path.name: path.read_bytes() for path in (source, *sorted(HEADERS.glob("*.h")))}
+    headers = [*sorted(source.parent.glob("*.h")), *sorted(HEADERS.glob("*.h"))]
+    texts = {path.name: path.read_bytes() for path in (source, *headers)}
     folder = build_folder(name, texts)
     if not (folder / f"{name}.so").exists():
         LOG.info("%s: compiling its C++ library, once on this machine: half a minute or so", op)

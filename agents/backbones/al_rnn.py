@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from decision_s4.agents.backbones import ops
 from decision_s4.agents.backbones.base import Mixer, State, register
+from decision_s4.agents.backbones.initial import check_counts
 from decision_s4.envs.errors import UserError
 from decision_s4.kernels.almost_linear import almost_linear, almost_linear_step, ranks
 from decision_s4.kernels.packing import Packing
@@ -92,8 +93,7 @@ def _marked_relu(z: Tensor) -> Tensor:
 
 def _check(options: AlmostLinearOptions) -> None:
     size, low, high = options.d_state, options.decay_min, options.decay_max
-    if size < 1:
-        raise UserError(f"d_state {size} must be at least 1")
+    check_counts(options, "d_state")
     if not 0 <= options.n_relu <= size:
         raise UserError(f"n_relu {options.n_relu} must be between 0 and d_state {size}")
     if not 0 < low <= high < 1:

@@ -19,7 +19,12 @@ from torch.nn import functional as F
 from decision_s4.agents.backbones import ops
 from decision_s4.agents.backbones.base import Mixer, State, register
 from decision_s4.agents.backbones.gated_linear import GAIN, head_width
-from decision_s4.agents.backbones.initial import check_range, depthwise, time_step_bias
+from decision_s4.agents.backbones.initial import (
+    check_counts,
+    check_range,
+    depthwise,
+    time_step_bias,
+)
 from decision_s4.envs.errors import UserError
 from decision_s4.kernels.delta_rule import delta_rule, delta_rule_step
 from decision_s4.kernels.packing import Packing
@@ -194,8 +199,7 @@ class KimiDeltaAttention(GatedDelta):
             nn.init.xavier_uniform_(layer.weight, gain=GAIN)
 
     def _more_widths(self, d_model: int, options: KimiDeltaOptions) -> tuple[int, ...]:
-        if options.gate_rank < 1:
-            raise UserError(f"gate_rank {options.gate_rank} must be at least 1")
+        check_counts(options, "gate_rank")
         return options.gate_rank, options.gate_rank
 
     def _log_gate(self, beta: Tensor, *more: Tensor) -> Tensor:
@@ -216,9 +220,7 @@ def unit(x: Tensor, name: str) -> Tensor:
 
 def _check(d_model: int, options: DeltaRuleOptions) -> tuple[int, int, int]:
     """(H, K, V)."""
-    for name in ("n_heads", "d_conv"):
-        if getattr(options, name) < 1:
-            raise UserError(f"{name} {getattr(options, name)} must be at least 1")
+    check_counts(options, "n_heads", "d_conv")
     if not 0 < options.beta_max <= 2:
         raise UserError(f"beta_max {options.beta_max} must be above 0 and at most 2")
     if isinstance(options, GatedDeltaRuleOptions):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from decision_s4.agents.backbones import ops, rows
 from decision_s4.agents.backbones.base import Mixer, State, register
 from decision_s4.agents.backbones.gated_marks import marked_scan, marked_step
-from decision_s4.envs.errors import UserError
+from decision_s4.agents.backbones.initial import check_counts
 from decision_s4.kernels.gated_scan import gated_scan, gated_step
 from decision_s4.kernels.packing import Packing
 
@@ -35,8 +35,7 @@ class GatedNetwork(Mixer):
 
     def __init__(self, d_model: int, options: GatedOptions):
         super().__init__()
-        if options.d_state < 1:
-            raise UserError(f"d_state {options.d_state} must be at least 1")
+        check_counts(options, "d_state")
         self.rnn = self.network(d_model, options.d_state)
         self.out = nn.Linear(options.d_state, d_model)
         of_input, of_state, *biases = self.rnn.all_weights[0]

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from decision_s4.agents.backbones import ops, rows
 from decision_s4.agents.backbones.base import Mixer, State, register
+from decision_s4.agents.backbones.initial import check_counts
 from decision_s4.envs.errors import UserError
 from decision_s4.kernels.gated_linear import gated_linear, gated_linear_step
 from decision_s4.kernels.packing import Packing
@@ -57,8 +58,7 @@ class GatedLinearAttention(Mixer, Generic[Gate]):
     def __init__(self, d_model: int, options: GatedLinearOptions):
         super().__init__()
         heads = options.n_heads
-        if heads < 1:
-            raise UserError(f"n_heads {heads} must be at least 1")
+        check_counts(options, "n_heads")
         key, value = (
             head_width(name, getattr(options, name), d_model, heads)
             for name in ("expand_k", "expand_v")
@@ -157,8 +157,7 @@ class GLA(GatedLinearAttention[Tensor]):
 
     def __init__(self, d_model: int, options: GLAOptions):
         super().__init__(d_model, options)
-        if options.gate_rank < 1:
-            raise UserError(f"gate_rank {options.gate_rank} must be at least 1")
+        check_counts(options, "gate_rank")
         if not 0 < options.gate_temperature < math.inf:
             raise UserError(f"gate_temperature {options.gate_temperature} must be above 0")
         heads, key, value = self.shape

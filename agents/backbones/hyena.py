@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from decision_s4.agents.backbones import ops
 from decision_s4.agents.backbones.base import Mixer, State, register
-from decision_s4.agents.backbones.initial import depthwise
+from decision_s4.agents.backbones.initial import check_counts, depthwise
 from decision_s4.agents.backbones.modal import ModalFilter, log_rates
 from decision_s4.agents.backbones.module_list import ModuleList
 from decision_s4.envs.errors import UserError, nearest
@@ -157,6 +157,4 @@ def _check(options: HyenaOptions) -> None:
     if options.filters not in ("modal", "implicit"):
         near = nearest(options.filters, ("modal", "implicit"))
         raise UserError(f"filters '{options.filters}' is unknown{near}")
-    for name in ("order", "d_state", "l_max", "d_conv"):
-        if getattr(options, name) < 1:
-            raise UserError(f"{name} {getattr(options, name)} must be at least 1")
+    check_counts(options, "order", "d_state", "l_max", "d_conv")

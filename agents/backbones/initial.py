@@ -9,6 +9,13 @@ from torch import Tensor, nn
 from decision_s4.envs.errors import UserError
 
 
+def check_counts(options: Any, *names: str) -> None:
+    """Raises UserError for an option, of those named, that is below 1."""
+    for name in names:
+        if (value := getattr(options, name)) < 1:
+            raise UserError(f"{name} {value} must be at least 1")
+
+
 def check_range(options: Any, low: str, high: str) -> None:
     """Raises UserError where two options, by name, are no range of positive numbers."""
     least, most = getattr(options, low), getattr(options, high)

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from decision_s4.agents.backbones import ops, rows
 from decision_s4.agents.backbones.attention import scores
 from decision_s4.agents.backbones.base import State, register
+from decision_s4.agents.backbones.initial import check_counts
 from decision_s4.agents.backbones.transformer import Transformer, TransformerOptions
-from decision_s4.envs.errors import UserError
 from decision_s4.kernels.packing import Packing
 from decision_s4.kernels.short_conv import short_conv, short_conv_step
 
@@ -43,8 +43,7 @@ class LocalSmoothAttention(Transformer):
 
     def __init__(self, d_model: int, options: LocalSmoothOptions):
         super().__init__(d_model, options)
-        if options.smoothing < 1:
-            raise UserError(f"smoothing {options.smoothing} must be at least 1")
+        check_counts(options, "smoothing")
         head = torch.arange(1, self.heads + 1)
         self.log_slope = nn.Parameter(torch.exp2(-8 * head / self.heads).log())
 

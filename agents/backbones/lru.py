@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from decision_s4.agents.backbones import ops
 from decision_s4.agents.backbones.base import register
+from decision_s4.agents.backbones.initial import check_counts
 from decision_s4.agents.backbones.mimo import MimoStateSpace
 from decision_s4.envs.errors import UserError
 
@@ -66,8 +67,7 @@ class LRU(MimoStateSpace):
 
 
 def _check(options: LRUOptions) -> None:
-    if options.d_state < 1:
-        raise UserError(f"d_state {options.d_state} must be at least 1")
+    check_counts(options, "d_state")
     if not 0 <= options.r_min <= options.r_max < 1 or options.r_max == 0:
         raise UserError(
             f"r_min {options.r_min} and r_max {options.r_max} need 0 <= r_min <= r_max, "

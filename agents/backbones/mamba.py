@@ -19,7 +19,12 @@ from torch.nn import functional as F
 
 from decision_s4.agents.backbones import ops, rows
 from decision_s4.agents.backbones.base import Mixer, State, register
-from decision_s4.agents.backbones.initial import check_range, depthwise, time_step_bias
+from decision_s4.agents.backbones.initial import (
+    check_counts,
+    check_range,
+    depthwise,
+    time_step_bias,
+)
 from decision_s4.envs.errors import UserError
 from decision_s4.kernels.packing import Packing
 from decision_s4.kernels.selective_scan import selective_scan, selective_scan_step
@@ -152,9 +157,7 @@ class Mamba(Mixer):
 
 
 def _check(options: MambaOptions) -> None:
-    for name in ("d_state", "expand", "d_conv"):
-        if getattr(options, name) < 1:
-            raise UserError(f"{name} {getattr(options, name)} must be at least 1")
+    check_counts(options, "d_state", "expand", "d_conv")
     if options.dt_rank < 0:
         raise UserError(f"dt_rank {options.dt_rank} must be at least 1, or 0 for d_model / 16")
     check_range(options, "dt_min", "dt_max")

@@ -17,7 +17,12 @@ from torch.nn import functional as F
 
 from decision_s4.agents.backbones import ops, rows
 from decision_s4.agents.backbones.base import Mixer, State, register
-from decision_s4.agents.backbones.initial import check_range, depthwise, time_step_bias
+from decision_s4.agents.backbones.initial import (
+    check_counts,
+    check_range,
+    depthwise,
+    time_step_bias,
+)
 from decision_s4.envs.errors import UserError
 from decision_s4.kernels.packing import Packing
 from decision_s4.kernels.short_conv import short_conv, short_conv_step
@@ -141,9 +146,7 @@ class Mamba2(Mixer):
 
 
 def _check(d_model: int, options: Mamba2Options) -> None:
-    for name in ("d_state", "expand", "n_heads", "d_conv"):
-        if getattr(options, name) < 1:
-            raise UserError(f"{name} {getattr(options, name)} must be at least 1")
+    check_counts(options, "d_state", "expand", "n_heads", "d_conv")
     if options.expand * d_model % options.n_heads:
         raise UserError(
             f"n_heads {options.n_heads} must divide expand · d_model = {options.expand * d_model}"

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from decision_s4.agents.backbones import ops
 from decision_s4.agents.backbones.base import MEMORYLESS, Mixer, State, register
-from decision_s4.envs.errors import UserError
+from decision_s4.agents.backbones.initial import check_counts
 from decision_s4.kernels.packing import Packing
 
 
@@ -29,8 +29,7 @@ class Mlp(Mixer):
 
     def __init__(self, d_model: int, options: MlpOptions):
         super().__init__()
-        if options.expansion < 1:
-            raise UserError(f"expansion {options.expansion} must be at least 1")
+        check_counts(options, "expansion")
         self.inner = nn.Linear(d_model, options.expansion * d_model)
         self.outer = nn.Linear(options.expansion * d_model, d_model)
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from decision_s4.agents.backbones import ops, rows
 from decision_s4.agents.backbones.base import Mixer, State, register
 from decision_s4.agents.backbones.delta_rule import unit
+from decision_s4.agents.backbones.initial import check_counts
 from decision_s4.agents.backbones.module_list import ModuleList
 from decision_s4.envs.errors import UserError
 from decision_s4.kernels.delta_rule import delta_rule, delta_rule_step
@@ -54,8 +55,7 @@ class RWKV(Mixer):
         heads, rank = options.n_heads, options.rank
         if heads < 1 or d_model % heads:
             raise UserError(f"n_heads {heads} does not divide d_model {d_model}; use one that does")
-        if rank < 1:
-            raise UserError(f"rank {rank} must be at least 1")
+        check_counts(options, "rank")
         self.shape = (heads, d_model // heads)
         ramp = torch.arange(d_model) / d_model
         self.shift = nn.Parameter((1 - ramp**0.5).repeat(len(PARTS), 1))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from decision_s4.agents.backbones import ops
 from decision_s4.agents.backbones.base import register
 from decision_s4.agents.backbones.hippo import normal_plus_low_rank
-from decision_s4.agents.backbones.initial import check_range, log_uniform
+from decision_s4.agents.backbones.initial import check_counts, check_range, log_uniform
 from decision_s4.agents.backbones.mimo import MimoStateSpace
 from decision_s4.envs.errors import UserError
 
@@ -71,8 +71,7 @@ class S5(MimoStateSpace):
 
 
 def _check(options: S5Options) -> None:
-    if options.blocks < 1:
-        raise UserError(f"blocks {options.blocks} must be at least 1")
+    check_counts(options, "blocks")
     if options.d_state < 2 or options.d_state % (2 * options.blocks):
         raise UserError(
             f"d_state {options.d_state} must be a multiple of 2 · blocks ({2 * options.blocks}), "

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from decision_s4.agents.backbones import ops, rows
 from decision_s4.agents.backbones.base import Mixer, State, register, reset
+from decision_s4.agents.backbones.initial import check_counts
 from decision_s4.agents.backbones.modal import ModalFilter
 from decision_s4.agents.backbones.transformer import Transformer, TransformerOptions
-from decision_s4.envs.errors import UserError
 from decision_s4.kernels.packing import Packing
 
 
@@ -44,8 +44,7 @@ class SeqBoat(Mixer):
 
     def __init__(self, d_model: int, options: SeqBoatOptions):
         super().__init__()
-        if options.d_state < 1:
-            raise UserError(f"d_state {options.d_state} must be at least 1")
+        check_counts(options, "d_state")
         self.filter = ModalFilter(d_model, options)
         self.d = nn.Parameter(torch.randn(d_model))
         self.decide = nn.Linear(d_model, 1)
