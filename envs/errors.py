@@ -2,7 +2,9 @@
 
 import difflib
 import errno
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -15,6 +17,14 @@ class DivergedError(UserError):
 
 class SimulatorError(RuntimeError):
     """An environment raised an error, or the process that steps it died; one line says which."""
+
+
+def told(error: BaseException) -> str:
+    """An error in another's code in a line: its kind, its words, and where it was raised."""
+    words = " ".join(str(error).split())
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {words}{place}"
 
 
 def explanation(error: BaseException) -> str | None:

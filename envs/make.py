@@ -11,7 +11,7 @@ import gymnasium as gym
 from gymnasium import spaces
 
 from decision_s4.envs import memory
-from decision_s4.envs.errors import UserError, nearest
+from decision_s4.envs.errors import UserError, nearest, told
 from decision_s4.envs.minigrid import readable
 
 LOG = logging.getLogger(__name__)
@@ -56,6 +56,8 @@ def make(env_id: str, **kwargs: Any) -> gym.Env:
         raise UserError(f"environment '{env_id}' lacks a package: {_line(error)}") from error
     except REFUSALS as error:
         raise UserError(f"environment '{env_id}' refuses {kwargs}: {_line(error)}") from error
+    except Exception as error:  # a simulator without its licence, a robot that is not there
+        raise UserError(f"environment '{env_id}' cannot be made: {told(error)}") from error
 
 
 def step_seconds(env_id: str | None, **kwargs: Any) -> float | None:

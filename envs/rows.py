@@ -29,19 +29,20 @@ LARGEST_REWARD = 1e9
 def check_outcome(outcome: Outcome, step: int) -> None:
     """Raises SimulatorError where an environment's rewards or observations are no numbers, or
     rewards so large that nothing is left beside them."""
-    parts = {"rewards": outcome.reward, "observations": outcome.observation}
-    for name, tree in parts.items():
-        for _, leaf in leaves(tree):
-            if leaf.dtype.kind == "f" and not np.isfinite(leaf).all():
-                raise SimulatorError(
-                    f"the environment gave {name} that are not finite at environment step {step}; "
-                    "mend it"
-                )
+    check_finite("rewards", outcome.reward, f"at environment step {step}")
+    check_finite("observations", outcome.observation, f"at environment step {step}")
     if (largest := float(np.abs(outcome.reward).max(initial=0.0))) > LARGEST_REWARD:
         raise SimulatorError(
             f"the environment gave a reward of {largest:.3g} at environment step {step}; scale "
             "its rewards down"
         )
+
+
+def check_finite(name: str, tree: Tree, when: str) -> None:
+    """Raises SimulatorError where numbers that an environment gave are none."""
+    for _, leaf in leaves(tree):
+        if leaf.dtype.kind == "f" and not np.isfinite(leaf).all():
+            raise SimulatorError(f"the environment gave {name} that are not finite {when}; mend it")
 
 
 class Rows(Protocol):

@@ -59,6 +59,35 @@ def space_tree(space: spaces.Space, value: Any) -> Tree:
     return np.asarray(value)
 
 
+def as_space(space: LeafSpace, values: np.ndarray) -> np.ndarray:
+    """A batch of values (n, …) of a leaf space, in its type. Raises ValueError where they are not.
+
+    A Box's bounds are not checked: simulators pass them, by rounding at least.
+    """
+    if values.shape[1:] != leaf_shape(space):
+        raise ValueError(f"shape {values.shape[1:]} instead of {leaf_shape(space)}")
+    if values.dtype.kind not in "biuf":
+        raise ValueError(f"{values.dtype} instead of numbers")
+    exact = np.can_cast(values.dtype, space.dtype, "same_kind")
+    with np.errstate(invalid="ignore"):
+        cast = values.astype(space.dtype, copy=False)
+    if not exact and not np.array_equal(cast, values):
+        raise ValueError(f"{values.dtype} instead of {space.dtype}")
+    if not isinstance(space, spaces.Box) and not _in_range(space, cast):
+        raise ValueError(f"{cast[0]} instead of one of {space}")
+    return cast
+
+
+def _in_range(space: LeafSpace, values: np.ndarray) -> bool:
+    if isinstance(space, spaces.MultiBinary):
+        first, count = 0, np.array(2)
+    elif isinstance(space, spaces.MultiDiscrete):
+        first, count = space.start, space.nvec
+    else:
+        first, count = space.start, space.n
+    return bool(((values >= first) & (values < first + count)).all())
+
+
 def _parts(space: spaces.Dict | spaces.Tuple) -> Iterator[tuple[str, spaces.Space]]:
     if isinstance(space, spaces.Dict):
         yield from space.items()

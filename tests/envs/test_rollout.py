@@ -244,7 +244,10 @@ def test_a_failing_environment_is_named_with_its_row(workers):
             action[2] += len(self.seen) == 2
             return action, state
 
-    message = r"environment 'RolloutCount-v0' failed in step of row 2: action 2.0 at step 1"
+    message = (
+        r"environment 'RolloutCount-v0' failed in step of row 2: ValueError: action 2.0 at step 1 "
+        r"\(test_rollout.py:\d+\)"
+    )
     with pytest.raises(SimulatorError, match=message):
         rollout(Wrong(), COUNT, [0.0] * 3, seeds=[4, 4, 4], workers=workers)
 
@@ -412,3 +415,88 @@ def test_a_limit_of_its_own_is_left_alone(env_id, kwargs, max_steps, length, mon
     played = rollout(Idle(), env_id, [0.0], [0], kwargs, max_steps=max_steps, workers=1)
     assert played.lengths.tolist() == [length]
     assert caplog.text == ""
+
+
+SEEN = np.zeros(2, np.float32)
+
+
+class FaultyEnv(gym.Env):
+    """Gives whatever it is told to."""
+
+    observation_space: spaces.Space = spaces.Box(-1, 1, (2,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, reset=(SEEN, {}), step=(SEEN, 1.0, False, True, {}), space=None):
+        self.given = {"reset": reset, "step": step}
+        self.observation_space = space or self.observation_space
+
+    def reset(self, *, seed=None, options=None):
+        return self.given["reset"]
+
+    def step(self, action):
+        return self.given["step"]
+
+
+gym.register("Faulty-v0", FaultyEnv, order_enforce=False)
+
+PAIR = spaces.Dict({"a": spaces.Discrete(3), "b": spaces.Box(-1, 1, (2,), np.float32)})
+FAULTS = {
+    "reset gives ndarray; Gymnasium's gives observation, info; mend it": {"reset": SEEN},
+    "step gives 4 values; Gymnasium's gives observation, reward, term": {"step": (SEEN, 1, 0, {})},
+    "(2,), float32) (shape (3,) instead of (2,)); mend it": {"reset": (np.zeros(3), {})},
+    "(<U1 instead of numbers)": {"reset": (["a", "b"], {})},
+    "(object instead of numbers)": {"reset": ([None, None], {})},
+    "are not finite as an episode began; mend it": {"reset": ([0.0, np.nan], {})},
+    "its rewards are no single numbers, such as array([1., 2.])": {
+        "step": (SEEN, np.array([1.0, 2.0]), False, True, {})
+    },
+    "its rewards are no single numbers, such as 'one'": {"step": (SEEN, "one", False, True, {})},
+    "Discrete(3), 'b': Box(-1.0, 1.0, (2,), float32)) ('b')": {
+        "reset": ({"a": 1}, {}),
+        "space": PAIR,
+    },
+    "(3 instead of one of Discrete(3))": {"reset": ({"a": 3, "b": SEEN}, {}), "space": PAIR},
+    "(float64 instead of int64)": {"reset": (0.5, {}), "space": spaces.Discrete(3)},
+    "([2 1] instead of one of MultiDiscrete([2 3]))": {
+        "reset": ([2, 1], {}),
+        "space": spaces.MultiDiscrete([2, 3]),
+    },
+    "([0 2] instead of one of MultiBinary(2))": {
+        "reset": ([0, 2], {}),
+        "space": spaces.MultiBinary(2),
+    },
+}
+
+
+@pytest.mark.parametrize("message", FAULTS)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_environment_that_breaks_its_word_is_told_how(message, workers):
+    with pytest.raises(SimulatorError) as raised:
+        rollout(Idle(), "Faulty-v0", [0.0] * 2, [0, 1], FAULTS[message], workers=workers)
+    assert message in str(raised.value)
+
+
+def test_an_environment_that_cannot_be_made_is_told_why():
+    def broken():
+        raise RuntimeError("no licence")
+
+    gym.register("Broken-v0", broken)
+    message = r"'Broken-v0' cannot be made: RuntimeError: no licence \(test_rollout.py:\d+\)"
+    with pytest.raises(UserError, match=message):
+        rollout(Idle(), "Broken-v0", [0.0], [0])
+
+
+def test_observations_are_of_the_spaces_type_from_the_first_on():
+    """Where a reset gives whole numbers, those of later steps keep what is behind the point."""
+    seen = []
+
+    class Watching(Idle):
+        def act(self, step, state, deterministic=True):
+            seen.append(step.observation.tolist())
+            return super().act(step, state)
+
+    step = ([0.25, 0.5], np.array([1.0]), False, False, {})  # a reward in an array of one
+    faults = {"reset": ([0, 1], {}), "step": step}
+    played = rollout(Watching(), "Faulty-v0", [0.0], [0], faults, max_steps=2)
+    assert seen == [[[0.0, 1.0]], [[0.25, 0.5]]]
+    assert played.returns.tolist() == [2.0]
