@@ -18,7 +18,9 @@ LISTED, ROW = 6, 23
 """Inputs named: those that matter most over the film, in one order for all frames, or nobody could
 follow a bar; and the height of each."""
 WIDTH = 640
-"""Pixels that a smaller frame is enlarged towards: on its own scale letters are hard to read."""
+"""Pixels that a smaller frame is enlarged to: legends have no room on less."""
+BACK = 100
+"""Steps of the traces."""
 STRIP = 360
 """Height of what is added below the frame, in pixels."""
 COLOURS = {"return_to_go": "#a78bfa", "observation": "#38bdf8", "previous_action": "#fbbf24"}
@@ -60,8 +62,8 @@ class Story:
 def drawn(
     frame: np.ndarray, values: np.ndarray, answer: float, story: Story, step: int
 ) -> np.ndarray:
-    scale = max(1, round(WIDTH / frame.shape[1]))
-    height, width = scale * frame.shape[0], scale * frame.shape[1]
+    scale = max(1.0, WIDTH / frame.shape[1])
+    height, width = (2 * round(scale * side / 2) for side in frame.shape[:2])  # codecs want even
     image = Image.new("RGB", (width, height + STRIP), (17, 24, 39))
     image.paste(Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS))
     draw, middle = ImageDraw.Draw(image), int(0.54 * width)
@@ -80,7 +82,10 @@ def drawn(
     for i, (shown, series, colours) in enumerate(lines):
         top = height + 200 + 74 * i
         _draw_names(draw, shown, colours, top)
-        _draw_lines(draw, series, step, (150, top, width - 14, top + 60), colours)
+        _draw_lines(draw, series, step, (196, top, width - 14, top + 60), colours)
+    draw.text(
+        (width - 14, top + 66), f"the last {BACK} steps", fill=SOFT, font=_font(12), anchor="ra"
+    )
     return np.asarray(image)
 
 
@@ -151,10 +156,12 @@ def _draw_lines(
     box: tuple[int, int, int, int],
     colours: tuple[str, ...],
 ) -> None:
-    """The last 100 steps, scaled by the whole episode."""
+    """The last steps, scaled by the whole episode, whose least and largest value stand beside."""
     left, top, right, bottom = box
-    shown, low, high = values[max(0, step - 99) : step + 1], values.min(), values.max()
-    x = right - (right - left) * np.arange(len(shown))[::-1] / 99
+    shown, low, high = values[max(0, step + 1 - BACK) : step + 1], values.min(), values.max()
+    for value, y, anchor in ((high, top, "rt"), (low, bottom, "rs")):
+        draw.text((left - 6, y), f"{value:.4g}", fill=SOFT, font=_font(12), anchor=anchor)
+    x = right - (right - left) * np.arange(len(shown))[::-1] / (BACK - 1)
     y = bottom - (bottom - top) * (shown - low) / (high - low or 1)
     for column, colour in zip(y.T, colours, strict=False):
         if len(x) > 1:

@@ -82,3 +82,11 @@ def test_discrete_actions_are_explained_by_their_first_logit():
     story = _story(policy, None, recordings[0], probe, values[None])
     assert len(story.features) == len(story.modality) == values.shape[1]
     assert drawn_below(np.zeros((50, 320, 3), np.uint8), values, answer, story, 20).shape[1] == 640
+
+
+def test_a_frame_that_is_too_narrow_for_the_legends_is_enlarged():
+    values = np.zeros((SHOWN, len(FEATURES)))
+    names = "torque", "lrp", FEATURES, MODALITY, ["torque"]
+    story = Story(*names, None, np.zeros((50, 1)), [2, 1, 0, 3], 2.0, 1.0)
+    found = drawn_below(np.full((480, 500, 3), 77, np.uint8), values, 0.5, story, 49)
+    assert found.shape == (614 + STRIP, 640, 3)
