@@ -153,7 +153,7 @@ class LoggedTraining(Resumable):
         policy = self.acting_policy
         film_into(logger, run_dir, Actor(policy), self.task, self.config.seed, self.step)
         batch = next(self.whole_episodes()).to(self.device)
-        logger.figure("predictions", prediction_figure(policy, batch), self.step)
+        logger.figure("predictions", prediction_figure(policy, batch, self.task.env_id), self.step)
 
     def whole_episodes(self) -> PackedBatches:
         """Batches of whole logged episodes, to look at."""

@@ -15,7 +15,14 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from decision_s4.agents.eval_table import COLUMNS, checked_row, print_table, read_rows, write_rows
+from decision_s4.agents.eval_table import (
+    COLUMNS,
+    Row,
+    checked_row,
+    print_table,
+    read_rows,
+    write_rows,
+)
 from decision_s4.agents.progress import ProgressReport
 
 GIF_FPS = 25  # browsers slow down what claims more, and events stay small
@@ -46,6 +53,7 @@ class Logger:
         self.writer = SummaryWriter(str(run_dir), purge_step=purge_step, flush_secs=10)
         self.events: Any = self.writer.file_writer  # to torch's types, None
         self._log_hparams(config)
+        self.laid_out = False
         self.report = ProgressReport(total_steps, step, self.console)
 
     def _log_hparams(self, config: Any) -> None:
@@ -74,11 +82,19 @@ class Logger:
         fresh = [checked_row(step, row) for row in rows]
         self.rows += fresh
         write_rows(self.eval_csv, self.rows)
+        self._lay_out([_place(row) for row in fresh])
         for row in fresh:
-            target = "" if row["target_return"] is None else f"{row['target_return']:.12g}/"
-            tags = {f"eval/{target}{name}": row[name] for name in COLUMNS[3:]}
+            tags = {f"{_place(row)}/{name}": row[name] for name in COLUMNS[3:]}
             self.log(step, {tag: value for tag, value in tags.items() if value is not None})
         self.writer.flush()
+
+    def _lay_out(self, places: Sequence[str]) -> None:
+        """TensorBoard's Custom Scalars tab: each target's mean return within its interval."""
+        if not self.laid_out:
+            ends = ("return_mean", "return_ci_low", "return_ci_high")
+            charts = {place: ["Margin", [f"{place}/{end}" for end in ends]] for place in places}
+            self.writer.add_custom_scalars({"mean return and its 95% interval": charts})
+        self.laid_out = True
 
     def progress(self, step: int, **values: float) -> None:
         """Show how far the run is, with values such as `loss=` and `score=`."""
@@ -139,6 +155,12 @@ class Logger:
         """Leave out a full disk: the event writer's thread dies of it, then `log` raises it."""
         if not isinstance(failure.exc_value, OSError):
             self._excepthook(failure)
+
+
+def _place(row: Row) -> str:
+    """Below which TensorBoard has a target's evaluations."""
+    target = row["target_return"]
+    return "eval" if target is None else f"eval/{target:.12g}"
 
 
 def gif(frames: np.ndarray, fps: float) -> bytes:

@@ -100,8 +100,11 @@ class Worth:
         """(F,) mean return lost by masking each feature."""
         return (self.returns[:1] - self.returns[1:]).mean(1)
 
-    def summary(self, most: int = 3) -> str:
-        """In words, the dearest features whose loss is neither chance nor next to nothing."""
+    def summary(self, asked: str = "", most: int = 3) -> str:
+        """In words, the dearest features whose loss is neither chance nor next to nothing.
+
+        `asked` says for what return, as ", asked for 3600".
+        """
         loss = self.returns[0] - self.returns[1:]  # (F, N)
         least = SPOKEN_OF * abs(self.returns[0].mean())
         dear = [i for i in np.argsort(-self.losses) if bootstrap_interval(loss[i])[0] > least]
@@ -112,7 +115,7 @@ class Worth:
         first = (
             f"without {self.names[1 + dear[0]]} it returns {means[dear[0]]:.0f}, not {whole:.0f}"
         )
-        return f"What it needs most: {first}" + (f"; then {rest}." if rest else ".")
+        return f"What it needs most{asked}: {first}" + (f"; then {rest}." if rest else ".")
 
     def table(self) -> Table:
         """The dearest feature first."""

@@ -105,13 +105,13 @@ def _closed_loop(
     """What each input is worth, as a table and in a sentence."""
     names = feature_names(policy, task.env_id)
     worth = worth_of_inputs(policy, task, recordings, names, LOOP_EPISODES, seed + EPISODES)
-    asked = f"asked for {task.aims[0]:g}, " if policy.options.condition_on_return else ""
+    asked = f", asked for {task.aims[0]:g}" if policy.options.condition_on_return else ""
     note = (
-        f"Played anew, {asked}on the same seeds: in each row one input holds another episode's "
+        f"Played anew{asked}, on the same seeds: in each row one input holds another episode's "
         "values at every step. 95% intervals."
     )
     found = Findings("What each input is worth in the loop", [worth.table()], notes=[note])
-    return found, worth.summary()
+    return found, worth.summary(asked)
 
 
 def _findings(plan: Plan, contexts: Sequence[Context], task: Task, say: Say) -> list[Findings]:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from decision_s4.agents import progress
@@ -106,6 +107,18 @@ def test_evaluations_go_to_the_file_the_curves_and_the_table(tmp_path: Path) -> 
     assert "eval/normalized_score" not in tags.Tags()["scalars"]
     assert len((tmp_path / "eval.csv").read_text().splitlines()) == 4
     assert printed(log)[-1].split()[:6] == ["20", "-", "1", "7", "±", "1"]
+
+
+def test_each_target_has_a_chart_of_its_return_within_its_interval(tmp_path: Path) -> None:
+    with logger(tmp_path) as log:
+        log.evaluation(10, [evaluated(3600.0, 5), evaluated(-0.5, 6)])
+        log.evaluation(20, [evaluated(3600.0, 7), evaluated(-0.5, 8)])
+    (event,) = events(tmp_path).Tensors("custom_scalars__config__")
+    (category,) = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0]).category
+    assert [chart.title for chart in category.chart] == ["eval/3600", "eval/-0.5"]
+    (series,) = category.chart[0].margin.series
+    assert series.value == "eval/3600/return_mean"
+    assert (series.lower, series.upper) == ("eval/3600/return_ci_low", "eval/3600/return_ci_high")
 
 
 def test_a_resumed_run_continues_its_curves_and_rows(tmp_path: Path) -> None:

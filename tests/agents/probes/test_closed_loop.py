@@ -52,6 +52,7 @@ def test_no_input_is_called_needed_whose_loss_is_chance_or_next_to_nothing():
     worth = Worth(["nothing", "a", "b", "c", "d"], returns)
     expected = "What it needs most: without b it returns 3, not 10; then c (5)."
     assert worth.summary() == expected
+    assert worth.summary(", asked for 9").startswith("What it needs most, asked for 9: without b")
     assert Worth(["nothing", "a"], returns[:2]).summary().startswith("No single input's absence")
 
 
