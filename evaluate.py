@@ -25,6 +25,7 @@ from decision_s4.agents.eval_table import checked_row, print_table, write_rows
 from decision_s4.agents.options import check_ranges
 from decision_s4.agents.policy import Policy
 from decision_s4.agents.program import exit_code
+from decision_s4.agents.progress import stages
 from decision_s4.agents.readings import ReadingOptions, agent_of_reading, data_for, readings
 from decision_s4.envs.errors import UserError
 from decision_s4.envs.task import Task, check_environment, with_environment
@@ -135,20 +136,17 @@ def _introduce(console: Console, found: Checkpoint, task: Task, config: Evaluate
 def _explain(
     plan: "Plan", policy: Policy, task: Task, about: str, config: EvaluateConfig, console: Console
 ) -> None:
-    """The report, and with --video the film of what mattered; "…" marks what passes."""
+    """The report, and with --video the film of what mattered."""
     from decision_s4.agents.probes.explain import explain
     from decision_s4.agents.probes.film import film_explained
 
-    with console.status("…") as status:
-
-        def say(line: str) -> None:
-            status.update(line) if line.endswith("…") else _say(console, line)
-
+    with stages(console) as say:
         explain(plan, policy, task, about, config.seed, say)
-    if config.video:
-        videos = config.run / "videos"
-        for path in film_explained(policy, task, videos, config.seed, plan.probes):
-            _say(console, f"video   {path} (what mattered, frame by frame)")
+        if config.video:
+            say("the film of what mattered …")
+            videos = config.run / "videos"
+            for path in film_explained(policy, task, videos, config.seed, plan.probes):
+                say(f"video   {path} (what mattered, frame by frame)")
 
 
 def _film(actor: Agent, task: Task, config: EvaluateConfig, console: Console) -> None:

@@ -1,7 +1,8 @@
 """How far a run is: a rich bar on a terminal, a plain line now and then elsewhere."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 
 from rich.console import Console
@@ -12,6 +13,9 @@ from decision_s4.agents.eval_table import shown
 
 BAR_WIDTH = 10  # what the values leave of 80 columns
 SHORTEST, LONGEST, SHARE = 10.0, 60.0, 0.01  # a plain line: seconds between two, part of the run
+
+
+QUIET = 20.0  # seconds after which somebody wonders
 
 
 class ProgressReport:
@@ -46,6 +50,26 @@ class ProgressReport:
 
     def close(self) -> None:
         self.bar.stop()
+
+
+@contextmanager
+def stages(console: Console) -> Iterator[Callable[[str], None]]:
+    """What says lines of work that takes minutes. One that ends with "…" passes: on a terminal it
+    stands beside a spinner, elsewhere it is printed where nothing was for a while."""
+    printed_at = time.monotonic()
+
+    with console.status("…") as status:
+
+        def say(line: str) -> None:
+            nonlocal printed_at
+            status.update(line)
+            passes = line.endswith("…")
+            waited = time.monotonic() - printed_at
+            if not passes or (waited >= QUIET and not console.is_terminal):
+                console.print(line, soft_wrap=True, markup=False, highlight=False)
+                printed_at = time.monotonic()
+
+        yield say
 
 
 class _Values(ProgressColumn):

@@ -18,6 +18,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+NAMES = {"eval/return_mean": "mean return", "rollout/ep_rew_mean": "return of episodes in training"}
+DASHES = ("solid", (0, (6, 2)), (0, (2, 2)), (0, (8, 2, 2, 2)))
 COLOURS = ("#1f6f8b", "#d1495b", "#edae49", "#66a182", "#8d6a9f", "#5c5c5c")
 
 
@@ -59,10 +61,11 @@ def draw(groups: dict[str, list[Path]], tag: str, line: float | None, unit: str)
         steps, values = over_runs([read(run, tag) for run in runs])
         colour, count = COLOURS[i % len(COLOURS)], f" ({len(runs)} runs)" if runs[1:] else ""
         axis.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.2, linewidth=0)
-        axis.plot(steps, values.mean(0), color=colour, linewidth=2, label=name + count)
+        style = {"color": colour, "linestyle": DASHES[i % len(DASHES)], "linewidth": 2}
+        axis.plot(steps, values.mean(0), **style, label=name + count)
     if line is not None:
         axis.axhline(line, color="0.5", linewidth=1, linestyle=(0, (4, 4)))
-    axis.set(xlabel=unit, ylabel=tag)
+    axis.set(xlabel=unit, ylabel=NAMES.get(tag, tag))
     axis.legend(frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
     return figure

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 from math import isfinite
 
-from decision_s4.agents.probes.base import Curves, Findings, Table
+from decision_s4.agents.probes.base import PROBES, Curves, Findings, Table, make_probe
 from decision_s4.agents.probes.faithfulness import GRADIENT, RANDOM, Faithfulness
 
 Interval = tuple[float, float, float]
@@ -90,7 +90,15 @@ def finding_section(found: Findings) -> str:
     tables = "".join(f"<h3>{escape(t.title)}</h3>{table(t)}" for t in found.tables)
     lines = "".join(f"<div><h3>{escape(c.title)}</h3>{curves(c)}</div>" for c in found.curves)
     lines = f'<div class="pair">{lines}</div>' if lines else ""
-    return f'<section class="card"><h2>{escape(found.method)}</h2>{notes}{tables}{lines}</section>'
+    return (
+        f'<section class="card"><h2>{escape(_heading(found))}</h2>{notes}{tables}{lines}</section>'
+    )
+
+
+def _heading(found: Findings) -> str:
+    """A probe's name and what it answers."""
+    known = found.method in PROBES
+    return f"{found.method}: {make_probe(found.method).question}" if known else found.method
 
 
 def table(shown: Table) -> str:

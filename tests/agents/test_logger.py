@@ -5,6 +5,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -149,6 +150,16 @@ def test_a_log_file_gets_plain_lines_at_a_calm_pace(tmp_path: Path, monkeypatch)
     assert lines[-1].startswith("step 100/100  loss 0.01  ")
     assert 3 <= len(lines) <= 12
     assert "\x1b" not in "".join(lines)
+
+
+def test_long_work_is_heard_of_in_a_log_file_now_and_then(monkeypatch) -> None:
+    now = iter([0.0, 5.0, 21.0, 21.0, 30.0, 31.0, 31.0])
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    console = Console(file=io.StringIO(), width=100)
+    with progress.stages(console) as say:
+        for line in ("query 1 …", "query 2 …", "query 3 …", "table done"):
+            say(line)
+    assert console.file.getvalue().splitlines() == ["query 2 …", "table done"]
 
 
 def test_a_terminal_gets_a_bar_with_the_latest_values(tmp_path: Path) -> None:

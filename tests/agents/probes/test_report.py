@@ -97,8 +97,8 @@ def test_without_a_script_it_says_what_was_done_why_and_what_the_evidence_is(pag
     assert headings[-4:] == [
         "What each input is worth in the loop",
         "Can the maps be believed?",
-        "patching",
-        "sae",
+        "patching: through which layer and which past step does another episode change the answer?",
+        "sae: of how few directions at a time is what the policy holds in mind made up?",
     ]
     orders = re.findall("<tr><td>([^<]*)</td>", text)
     assert {"random order", "plain gradient", "occlusion", "nothing"} <= set(orders)
