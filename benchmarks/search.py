@@ -25,6 +25,9 @@ except ImportError:
     sys.exit("search.py needs optuna: pip install -e '.[search]'")
 
 
+SPACE = "name=int:1:4, name=float:0:1, name=log:1e-4:1e-2 or name=choice:a,b"
+
+
 def suggest(trial: optuna.Trial, spec: str) -> tuple[str, object]:
     """The field and a value of `name=kind:…`: int:1:4, float:0:0.3, log:1e-4:1e-2, choice:a,b."""
     name, _, rest = spec.partition("=")
@@ -36,10 +39,11 @@ def suggest(trial: optuna.Trial, spec: str) -> tuple[str, object]:
         if kind == "int":
             return name, trial.suggest_int(name, int(low), int(high))
         if kind in ("float", "log"):
-            return name, trial.suggest_float(name, float(low), float(high), log=kind == "log")
+            value = trial.suggest_float(name, float(low), float(high), log=kind == "log")
+            return name, float(f"{value:.4g}")  # as a person would write it
     except ValueError:  # no numbers, or in the wrong order
         pass
-    raise SystemExit(f"--space {spec}: write name=int:1:4, float:0:1, log:1e-4:1e-2 or choice:a,b")
+    raise SystemExit(f"--space {spec}: write {SPACE}")
 
 
 def flags_of(trial: optuna.Trial, space: list[str]) -> list[str]:
@@ -88,15 +92,30 @@ def run_trial(trial: optuna.Trial, given: argparse.Namespace) -> float:
     return worth(evaluations(folder))[1]
 
 
+def conclusion(study: optuna.Study, given: argparse.Namespace) -> list[str]:
+    """The best trial, where it lies, and how to see whether it was luck."""
+    best = study.best_trial
+    fixed = flags_of(optuna.trial.FixedTrial(best.params), given.space)
+    base = ["python", "train.py", "--dataset", given.dataset, "--algo", given.algo]
+    folder = given.runs / given.study / str(best.number)
+    return [
+        f"{len(study.trials)} trials; best {study.best_value:.4g} (trial {best.number})",
+        f"found   {' '.join(fixed)}",
+        f"run     {folder}",
+        "        the best of many trials is lucky, too; with another seed:",
+        f"next    {shlex.join([*base, *given.flags, *fixed, '--seed', '1'])}",
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--dataset", required=True, help="as train.py takes it")
     parser.add_argument("--algo", default="decision-s4")
-    parser.add_argument("--space", nargs="+", required=True, metavar="NAME=KIND:…")
+    parser.add_argument("--space", nargs="+", required=True, metavar="NAME=KIND:…", help=SPACE)
     parser.add_argument("--flags", type=shlex.split, default=[], help="for every train.py")
-    parser.add_argument("--trials", type=int, default=20)
-    parser.add_argument("--study", default="search")
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--trials", type=int, default=20, help="of this call; default 20")
+    parser.add_argument("--study", default="search", help="name; an old one's goes on")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all studies")
     given = parser.parse_args()
     given.runs.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
@@ -108,11 +127,7 @@ def main() -> None:
         pruner=optuna.pruners.MedianPruner(),
     )
     study.optimize(lambda trial: run_trial(trial, given), n_trials=given.trials)
-    print(
-        f"{len(study.trials)} trials; best {study.best_value:.1f} (trial {study.best_trial.number})"
-    )
-    for name, value in study.best_params.items():
-        print(f"  {name}: {value}")
+    print(*conclusion(study, given), sep="\n")
 
 
 if __name__ == "__main__":

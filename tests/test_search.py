@@ -36,3 +36,9 @@ def test_a_trial_is_worth_its_last_evaluation_at_the_first_target(search, tmp_pa
     study.optimize(lambda trial: search.run_trial(trial, given), n_trials=1)
     step, score = search.worth(search.evaluations(tmp_path / "s/0"))
     assert (step, score) == (4, study.best_value)
+    (best, found, where, _, again) = search.conclusion(study, given)
+    assert best == f"1 trials; best {score:.4g} (trial 0)"
+    assert found.endswith(" --d-model 8")
+    assert where.endswith("s/0")
+    command = f"python train.py --dataset hopper-mixed --algo decision-s4 {shlex.join(tiny)}"
+    assert again.split(maxsplit=1)[1] == f"{command} --d-model 8 --seed 1"
