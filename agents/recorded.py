@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from decision_s4.agents.backbones.al_rnn import AlmostLinearRNN
 from decision_s4.agents.backbones.base import Mixer
 from decision_s4.agents.backbones.delta_rule import DeltaNet
 from decision_s4.agents.backbones.diff_mamba import DiffMamba
 from decision_s4.agents.backbones.fixed import versions
+from decision_s4.agents.backbones.gated import GatedNetwork
 from decision_s4.agents.backbones.gated_linear import GatedLinearAttention
 from decision_s4.agents.backbones.hyena import Hyena
 from decision_s4.agents.backbones.mamba import Mamba
@@ -35,8 +37,8 @@ from decision_s4.agents.policy import Policy
 from decision_s4.agents.sequence_policy import SequencePolicy
 from decision_s4.agents.spare_room import SpareRoom
 from decision_s4.envs.steps import Batch
+from decision_s4.kernels import almost_linear, delta_rule, gated_scan
 from decision_s4.kernels.cuda_graph import INSTEAD, Recorded
-from decision_s4.kernels.delta_rule import fused
 
 LOG = logging.getLogger(__name__)
 KINDS = (
@@ -144,7 +146,11 @@ def _obstacle(learner: Any, device: torch.device) -> str | None:
 
 def _has_fixed_shapes(mixer: Mixer, device: torch.device) -> bool:
     if isinstance(mixer, DELTA_RULES):
-        return fused(mixer.shape[1], next(mixer.parameters()).dtype, device)
+        return delta_rule.fused(mixer.shape[1], next(mixer.parameters()).dtype, device)
+    if isinstance(mixer, GatedNetwork):
+        return gated_scan.fits_triton(mixer.rnn, device)
+    if isinstance(mixer, AlmostLinearRNN):
+        return almost_linear.fused(mixer.weight, device)
     return isinstance(mixer, KINDS)
 
 

@@ -18,21 +18,27 @@ COMPLEX = (*COMPILED, torch.complex64, torch.complex128)
 
 
 def fastest(
-    op: str, device: torch.device, misfit: str | None = None, fla: str | None = NO_FLA
+    op: str,
+    device: torch.device,
+    misfit: str | None = None,
+    fla: str | None = NO_FLA,
+    otherwise: str = "torch",
 ) -> str:
-    """ "triton" for tensors on CUDA unless there is a `misfit`; then "fla" if it may, or "torch".
+    """ "triton" for tensors on CUDA unless there is a `misfit`; then "fla" if it may, or
+    `otherwise`.
 
     Args:
         op: name in the log.
         misfit: what the fused kernels of `op` do not take of these tensors; None: nothing.
         fla: why flash-linear-attention is not taken for these; None: it may be.
+        otherwise: what runs on CUDA in place of both.
     """
     if device.type != "cuda":
         return "torch"
     if misfit is None and importlib.util.find_spec("triton") is None:
         misfit = "Triton is not installed"
-    chosen = "triton" if misfit is None else "fla" if fla is None else "torch"
-    if chosen == "torch" and fla != NO_FLA:
+    chosen = "triton" if misfit is None else "fla" if fla is None else otherwise
+    if chosen == otherwise and fla != NO_FLA:
         misfit = f"{misfit}; 'fla' {fla}"
     return say(op, chosen, misfit)
 

@@ -8,16 +8,18 @@ Reconstruction", arXiv 2410.14240, equation 4. Shapes: B rows, T steps, M units.
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from decision_s4.kernels import choice
 from decision_s4.kernels.almost_linear import naive, ranks
+from decision_s4.kernels.almost_linear.misfit import misfit
 from decision_s4.kernels.packing import Packing
 
-__all__ = ["almost_linear", "almost_linear_step"]
+__all__ = ["almost_linear", "almost_linear_step", "fused"]
 
 almost_linear_step = naive.step
-IMPLS = ("naive", "torch", "cpu")
+IMPLS = ("naive", "torch", "cpu", "triton")
 
 
 def almost_linear(
@@ -27,7 +29,7 @@ def almost_linear(
     linear: int,
     state: Tensor,
     packing: Packing,
-    impl: Literal["naive", "torch", "cpu"] | None = None,
+    impl: Literal["naive", "torch", "cpu", "triton"] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run the recurrence; differentiable in every floating-point input.
 
@@ -39,8 +41,9 @@ def almost_linear(
         state: (B, M) carried in.
         packing: where episodes start; the state is zero before each start.
         impl: "naive" is the equation as a loop, "torch" a loop over the k-th steps of all episodes,
-            "cpu" that loop in C++ (compiled at its first use; once differentiable); None takes
-            the fastest that can and logs it once.
+            "cpu" that loop in C++ (compiled at its first use), "triton" on CUDA a loop that keeps W
+            in registers (up to 128 units), both once differentiable; None takes the fastest that
+            can and logs it once.
 
     Returns:
         (z (B, T, M), final state (B, M)). z is 0 at steps that are not valid.
@@ -51,10 +54,25 @@ def almost_linear(
     """
     if impl not in (None, *IMPLS):
         raise ValueError(f"almost_linear: impl '{impl}' is unknown; use {', '.join(IMPLS)}")
-    chosen = impl or choice.fastest_on_cpu("almost_linear", state.device.type, state.dtype)
+    chosen = impl or _fastest(u, weight)
     if chosen == "cpu":
         from decision_s4.kernels.almost_linear import cpu  # compiles
 
         return cpu.scan(u, decay, weight, linear, state, packing)
+    if chosen == "triton":
+        from decision_s4.kernels.almost_linear import triton  # needs Triton
+
+        return triton.scan(u, decay, weight, linear, state, packing)
     run = {"naive": naive.scan, "torch": ranks.scan}[chosen]
     return run(u, decay, weight, linear, state, packing)
+
+
+def _fastest(u: Tensor, weight: Tensor) -> str:
+    if u.is_cuda:
+        return choice.fastest("almost_linear", u.device, misfit(u, weight))
+    return choice.fastest_on_cpu("almost_linear", u.device.type, u.dtype)
+
+
+def fused(weight: Tensor, device: torch.device) -> bool:
+    """Whether the fused kernels run where nothing is named."""
+    return choice.fastest("almost_linear", device, misfit(weight, weight)) == "triton"

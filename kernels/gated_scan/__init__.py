@@ -10,16 +10,18 @@ Cho et al., arXiv 1406.1078, the reset gate after the matrix product; Hochreiter
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from decision_s4.kernels import choice
 from decision_s4.kernels.gated_scan import fused, naive, ranks
+from decision_s4.kernels.gated_scan.misfit import misfit
 from decision_s4.kernels.packing import Packing
 
-__all__ = ["gated_scan", "gated_step"]
+__all__ = ["fits_triton", "gated_scan", "gated_step"]
 
 gated_step = naive.step
-IMPLS = ("naive", "torch", "cpu", "fused")
+IMPLS = ("naive", "torch", "cpu", "fused", "triton")
 
 
 def gated_scan(
@@ -27,7 +29,7 @@ def gated_scan(
     network: nn.GRU | nn.LSTM,
     state: Tensor,
     packing: Packing,
-    impl: Literal["naive", "torch", "cpu", "fused"] | None = None,
+    impl: Literal["naive", "torch", "cpu", "fused", "triton"] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run a network of one layer; differentiable in `x`, its parameters and `state`.
 
@@ -37,9 +39,11 @@ def gated_scan(
         state: (B, parts, H) carried in; parts are h, and c of an LSTM.
         packing: where episodes start; the state is zero before each start.
         impl: "naive" is the equation as a loop, "torch" a loop with its gradient by hand (once
-            differentiable), "cpu" that loop in C++ (compiled at its first use), "fused" torch's own
-            kernels. None takes the fastest that can and logs it once: on CUDA "fused", on the CPU
-            "cpu", or where that cannot be compiled what suits the lengths of the episodes.
+            differentiable), "cpu" that loop in C++ (compiled at its first use), "triton" on CUDA a
+            loop that keeps the recurrent matrix in registers (width up to 128, once
+            differentiable), "fused" torch's own kernels. None takes the fastest that can and logs
+            it once: on CUDA "triton", for what it does not take "fused"; on the CPU "cpu", or where
+            that cannot be compiled what suits the lengths of the episodes.
 
     Returns:
         (h (B, T, H), final state (B, parts, H)). h is 0 at steps that are not valid.
@@ -55,13 +59,24 @@ def gated_scan(
         from decision_s4.kernels.gated_scan import cpu  # compiles
 
         return cpu.scan(x, network, state, packing)
+    if chosen == "triton":
+        from decision_s4.kernels.gated_scan import triton  # needs Triton
+
+        return triton.scan(x, network, state, packing)
     run = {"naive": naive.scan, "torch": ranks.scan, "fused": fused.scan}[chosen]
     return run(x, network, state, packing)
 
 
 def _fastest(x: Tensor, network: nn.GRU | nn.LSTM, state: Tensor, packing: Packing) -> str:
-    if not state.is_cuda:
-        impl = choice.fastest_on_cpu("gated_scan", state.device.type, state.dtype)
-        if impl == "cpu":
-            return impl
+    if state.is_cuda:
+        return choice.fastest("gated_scan", x.device, misfit(network, x.dtype), otherwise="fused")
+    impl = choice.fastest_on_cpu("gated_scan", state.device.type, state.dtype)
+    if impl == "cpu":
+        return impl
     return "fused" if fused.pays(x, network, packing) else "torch"
+
+
+def fits_triton(network: nn.GRU | nn.LSTM, device: torch.device) -> bool:
+    """Whether the fused kernels run it where nothing is named."""
+    reason = misfit(network, next(network.parameters()).dtype)
+    return choice.fastest("gated_scan", device, reason, otherwise="fused") == "triton"

@@ -17,9 +17,7 @@ Parts = tuple[Tensor, ...]  # h, and c of an LSTM, each (episodes, H)
 
 
 def pays(x: Tensor, network: nn.GRU | nn.LSTM, packing: Packing) -> bool:
-    """Whether this is faster than ranks.py: on the CPU, for LSTMs whose episodes are long."""
-    if x.is_cuda:
-        return True
+    """Whether this is faster than ranks.py on the CPU: for LSTMs whose episodes are long."""
     if not (isinstance(network, nn.LSTM) and torch.backends.mkldnn.is_available()):
         return False
     counts = packing.chunks(1).counts

@@ -89,7 +89,22 @@ def assert_the_same_training(backbone, device, tolerance, count=14, options=()):
 
 NARROW = ("n_heads=2",)
 KINDS = [
-    *((name, ()) for name in ("s4", "s4d", "s5", "lru", "mamba", "diff-mamba", "hyena", "mlp")),
+    *(
+        (name, ())
+        for name in (
+            "s4",
+            "s4d",
+            "s5",
+            "lru",
+            "mamba",
+            "diff-mamba",
+            "hyena",
+            "mlp",
+            "gru",
+            "lstm",
+            "al-rnn",
+        )
+    ),
     *((name, NARROW) for name in ("gla", "hgrn2", "retnet", "lightning", "linear-attention")),
     *((name, ("window=16", *NARROW)) for name in ("transformer", "las", "lla", "power-softmax")),
     ("mamba2", NARROW),
@@ -166,7 +181,7 @@ def test_delta_rules_can_be_where_their_scan_is_fused(backbone, monkeypatch):
     ("backbone", "action", "device", "reason"),
     [
         ("s4", DONE, "cpu", "the device is cpu, not cuda"),
-        ("gru", DONE, "cuda", "not all layers of gru can be"),
+        ("focus", DONE, "cuda", "not all layers of focus can be"),
         ("s4", Discrete(2), "cuda", "only policies of one token a step with Box actions can be"),
     ],
 )
