@@ -64,7 +64,8 @@ class Player:
             target_return: held to the returns learned from, as in training; None: the first one
                 that the run was evaluated with.
             which: the checkpoint: best, last or the number of a step.
-            impl: what computes a step, "compiled" for one (see docs/backbones.md); None: as usual.
+            impl: what computes a step: "cpu", C++ for s4 and s4d, or "compiled" for other layers
+                (see docs/backbones.md); None: as usual.
 
         Raises:
             UserError: where there is no such policy.
