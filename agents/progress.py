@@ -85,6 +85,6 @@ def describe(task: Task, rates: bool = True) -> str:
     parts = [f"{name} {shown(x)}" for name, x in values if rates or not name.endswith("/s")]
     if task.speed:
         parts.append(f"{shown(task.speed)} steps/s")
-    if task.time_remaining is not None:
+    if task.time_remaining:  # nothing is left at the end, and nothing is said
         parts.append(f"{timedelta(seconds=task.time_remaining)} left")
     return "  ".join(parts)
