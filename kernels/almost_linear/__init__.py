@@ -54,7 +54,7 @@ def almost_linear(
     """
     if impl not in (None, *IMPLS):
         raise ValueError(f"almost_linear: impl '{impl}' is unknown; use {', '.join(IMPLS)}")
-    chosen = impl or _fastest(u, weight)
+    chosen = impl or _fastest(u, weight, state)
     if chosen == "cpu":
         from decision_s4.kernels.almost_linear import cpu  # compiles
 
@@ -67,10 +67,10 @@ def almost_linear(
     return run(u, decay, weight, linear, state, packing)
 
 
-def _fastest(u: Tensor, weight: Tensor) -> str:
-    if u.is_cuda:
-        return choice.fastest("almost_linear", u.device, misfit(u, weight))
-    return choice.fastest_on_cpu("almost_linear", u.device.type, u.dtype)
+def _fastest(u: Tensor, weight: Tensor, state: Tensor) -> str:
+    if not state.is_cuda:
+        return choice.fastest_on_cpu("almost_linear", state.device.type, state.dtype)
+    return choice.fastest("almost_linear", u.device, misfit(u, weight))
 
 
 def fused(weight: Tensor, device: torch.device) -> bool:

@@ -50,7 +50,8 @@ class FusedScan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dz: Tensor, dfinal: Tensor) -> tuple[Tensor | None, ...]:
         (decay, weight, kept), walk = ctx.saved_tensors, ctx.walk
-        du, dstate, dfinal = torch.zeros_like(kept), torch.empty_like(dfinal), dfinal.contiguous()
+        dfinal = dfinal.contiguous()
+        du, dstate = torch.zeros_like(kept), torch.empty_like(dfinal)
         kernels.backward[_grid(dz)](
             decay, weight, kept, dz.contiguous(), dfinal, *walk.pointers, du, dstate,
             dz.shape[1], ctx.linear, **_constants(weight, walk, BACKWARD),

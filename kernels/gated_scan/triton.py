@@ -79,7 +79,8 @@ class FusedScan(torch.autograd.Function):
         (weight, kept), cell, walk = ctx.saved_tensors, ctx.cell, ctx.walk
         rows, steps, _ = dy.shape
         made = [kept.new_zeros(rows, steps, len(weight)) for _ in range(1 + cell.apart)]
-        dstate, dfinal = torch.empty_like(dfinal), dfinal.contiguous()
+        dfinal = dfinal.contiguous()
+        dstate = torch.empty_like(dfinal)
         cell.backward[_grid(dy)](
             weight, kept, dy.contiguous(), dfinal, *walk.pointers, *made, dstate, dy.numel(), steps,
             **_constants(cell, weight, walk, BACKWARD),

@@ -53,7 +53,7 @@ def gru(
 
     Kept: h before, r, z, n, and U h + b' of n.
     """
-    row, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    row, tile, plane = tl.program_id(0).to(tl.int64), tl.program_id(1), plane.to(tl.int64)
     i, valid = tl.arange(0, H_), tl.load(count + row)
     first, end = span(order, segment, row, steps, valid, tile, TILE, ORDER)
     if (tile == 0) & (valid == 0):
@@ -104,7 +104,7 @@ def gru_backward(
 ):  # fmt: skip
     """Gradients of gates (B, T, 3H) and of the product U h + b' (B, T, 3H) at valid steps, and of
     the state (B, 1, H)."""
-    row, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    row, tile, plane = tl.program_id(0).to(tl.int64), tl.program_id(1), plane.to(tl.int64)
     i, valid = tl.arange(0, H_), tl.load(count + row)
     first, end = span(order, segment, row, steps, valid, tile, TILE, ORDER)
     dh = vector(dfinal + row * H, i, end == valid, H)
@@ -165,7 +165,7 @@ def lstm(
 
     Kept: h and c before, i, f, g, o.
     """
-    row, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    row, tile, plane = tl.program_id(0).to(tl.int64), tl.program_id(1), plane.to(tl.int64)
     i, valid = tl.arange(0, H_), tl.load(count + row)
     first, end = span(order, segment, row, steps, valid, tile, TILE, ORDER)
     carried = state + row * 2 * H
@@ -219,7 +219,7 @@ def lstm_backward(
     H: tl.constexpr, H_: tl.constexpr, TILE: tl.constexpr, ORDER: tl.constexpr,
 ):  # fmt: skip
     """Gradients of gates (B, T, 4H) at valid steps, and of the state (B, 2, H)."""
-    row, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    row, tile, plane = tl.program_id(0).to(tl.int64), tl.program_id(1), plane.to(tl.int64)
     i, valid = tl.arange(0, H_), tl.load(count + row)
     first, end = span(order, segment, row, steps, valid, tile, TILE, ORDER)
     of_row = dfinal + row * 2 * H
