@@ -125,7 +125,7 @@ def whole_long_run(tmp_path_factory, cache) -> dict[str, bytes]:
 
 def test_sigint_to_a_process(whole_long_run, tmp_path):
     process = start(*LONG, "--run-dir", str(tmp_path / "run"))
-    wait_for(process, "step")
+    wait_for(process, "step ")
     process.send_signal(signal.SIGINT)
     rest, _ = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -141,7 +141,7 @@ def test_a_signal_to_the_whole_group_saves_a_run_with_workers(number, tmp_path):
     small = "--d-model 8 --n-layers 1 --no-video --eval-every 900000 --device cpu"
     own = ["--run-dir", str(tmp_path / "run")]
     process = start(*flags.split(), *small.split(), *own, start_new_session=True)
-    wait_for(process, "step")
+    wait_for(process, "step ")
     os.killpg(process.pid, number)
     rest, _ = process.communicate(timeout=60)
     assert process.returncode == 130, rest
