@@ -40,7 +40,7 @@ def model_kind(algo: str) -> type[BaseAlgorithm]:
         from sb3_contrib import RecurrentPPO
     except ImportError:
         raise UserError(
-            "--algo recurrent-ppo needs sb3-contrib; pip install 'decision-s4[contrib]'"
+            "--algo recurrent-ppo needs sb3-contrib; pip install -e '.[contrib]'"
         ) from None
     return RecurrentPPO
 

@@ -30,11 +30,13 @@ NOT_NEGATIVE = Range(0, 1e15, "0 or more")
 FRACTION = Range(0, 1 - 1e-12, "0 or more, and less than 1")
 NAMES: dict[Range, str] = {
     COUNT: """
-        steps batch_steps log_every eval_every save_every eval_episodes episodes
-        training_steps context_steps relabel_steps critic_width rows workers rollout_steps
-        epochs minibatches environments round_steps batch_size replay_size critics
-        critic_layers actor_every target_every policy_delay
+        steps batch_steps log_every eval_every save_every training_steps context_steps
+        relabel_steps critic_width rollout_steps epochs minibatches round_steps batch_size
+        replay_size critics critic_layers actor_every target_every policy_delay
     """,
+    Range(1, 65536, "1 to 65536"): "rows environments",
+    Range(1, 10**6, "1 to 1000000"): "episodes eval_episodes",
+    Range(1, 1024, "1 to 1024"): "workers",
     WIDTH: "d_model n_layers d_embed lstm_width hidden",
     POSITIVE: """
         learning_rate recurrence_learning_rate gradient_clip return_scale

@@ -31,7 +31,8 @@ class ProgressReport:
         self.bar = Progress(*columns, console=console, disable=not console.is_terminal)
         self.task = self.bar.add_task("", total=total_steps, completed=step, values={})
         self.printed_at, self.printed_step = -LONGEST, step
-        self.bar.start()
+        if console.is_terminal:
+            self.bar.start()
 
     def update(self, step: int, values: Mapping[str, float]) -> None:
         """Move to `step`; values named earlier stay until named again."""
@@ -49,7 +50,8 @@ class ProgressReport:
         return last or waited >= LONGEST or (waited >= SHORTEST and part >= SHARE)
 
     def close(self) -> None:
-        self.bar.stop()
+        if self.console.is_terminal:  # elsewhere older releases of rich print an empty line
+            self.bar.stop()
 
 
 @contextmanager

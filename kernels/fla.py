@@ -23,7 +23,7 @@ PROVEN = True  # tests/kernels/test_fla.py has passed on a GPU, each kernel as `
 def misfit(*tensors: Tensor) -> str | None:
     """Why it cannot run on these; None if it can."""
     if importlib.util.find_spec("fla") is None:
-        return "needs flash-linear-attention: pip install 'decision-s4[cuda]'"
+        return "needs flash-linear-attention: pip install -e '.[cuda]'"
     for x in tensors:
         if x.device.type != "cuda":
             return f"needs tensors on CUDA, not {x.device.type}"

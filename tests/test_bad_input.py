@@ -95,7 +95,7 @@ FLAGS = {
     "--steps abc": "--steps: invalid literal for int() with base 10: 'abc'",
     "--batch-steps 0": "--batch-steps is 0; use 1 or more",
     "--eval-every -1": "--eval-every is -1; use 1 or more",
-    "--eval-episodes 0": "--eval-episodes is 0; use 1 or more",
+    "--eval-episodes 0": "--eval-episodes is 0; use 1 to 1000000",
     "--log-every 0": "--log-every is 0; use 1 or more",
     "--d-model 0": "--d-model is 0; use 1 to 16384",
     "--n-layers -1": "--n-layers is -1; use 1 to 16384",

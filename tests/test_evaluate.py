@@ -135,7 +135,7 @@ def test_a_run_without_environment_is_told_one(tmp_path, run, capsys):
 BAD = {
     "RUN --checkpoint worst": "checkpoint 'worst' is unknown; give last, best or a step",
     "RUN --checkpoint 99": "has no checkpoint of step 99; it has ",
-    "RUN --episodes 0": "--episodes is 0; use 1 or more",
+    "RUN --episodes 0": "--episodes is 0; use 1 to 1000000",
     "RUN --seed -1": "--seed is -1; use 0 to 4294967295",
     "RUN --threads -1": "--threads is -1; use 0 to 1024",
     "RUN --target-returns x": "--target-returns: could not convert string to float: 'x'",

@@ -13,7 +13,7 @@ from decision_s4.kernels.selective_scan.misfit import MAX_STATES
 def misfit(arguments: Arguments, fresh: bool) -> str | None:
     """Why it cannot run on these; None if it can. `fresh`: no state was given."""
     if importlib.util.find_spec("mamba_ssm") is None:
-        return "needs mamba-ssm: pip install --no-build-isolation 'decision-s4[mamba-ssm]'"
+        return "needs mamba-ssm: pip install --no-build-isolation -e '.[mamba-ssm]'"
     if arguments.u.device.type != "cuda":
         return f"needs tensors on CUDA, not {arguments.u.device.type}"
     if arguments.dtype != torch.float32:

@@ -175,7 +175,7 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "sb3_contrib", None)
     monkeypatch.chdir(tmp_path)
     assert main(["--algo", "recurrent-ppo", "--no-video"]) == 2
-    assert "pip install 'decision-s4[contrib]'" in capsys.readouterr().err
+    assert "pip install -e '.[contrib]'" in capsys.readouterr().err
 
 
 def test_a_run_that_diverges_stops(tmp_path):

@@ -263,6 +263,8 @@ def test_two_runs_gone_on_with_from_one_checkpoint_are_the_same(tmp_path):
         ("--dataset x", "unknown flag --dataset"),
         ("--epoch 3", "did you mean '--epochs'"),
         ("--rows 0", "--rows is 0"),
+        ("--rows 100000000", "--rows is 100000000; use 1 to 65536"),
+        ("--eval-episodes 100000000", "--eval-episodes is 100000000; use 1 to 1000000"),
         ("--env-options length=3", "refuses"),
         ("--learning-rate 1e25 --target-kl 0", "training diverged"),
     ],
