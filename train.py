@@ -24,11 +24,12 @@ from decision_s4.agents.algorithms import algorithm_of
 from decision_s4.agents.config import describe_changes
 from decision_s4.agents.devices import choose_device, use_threads
 from decision_s4.agents.distributed import processes
+from decision_s4.agents.eval_table import read_rows
 from decision_s4.agents.interrupt import Interrupt
 from decision_s4.agents.options import RunOptions, check_ranges
 from decision_s4.agents.program import exit_code
 from decision_s4.agents.run import Row, Run
-from decision_s4.agents.run_dir import alone_in, create_run_dir, default_run_dir
+from decision_s4.agents.run_dir import EVAL_FILE, alone_in, create_run_dir, default_run_dir
 from decision_s4.agents.settings import portable, save_settings, saved_settings, settings
 from decision_s4.envs.errors import DivergedError, SimulatorError, UserError
 
@@ -98,6 +99,7 @@ def _resume(run: Run, run_dir: Path, before: RunOptions) -> Path:
             done = f"step {run.step} of {run.total_steps}"
             print(f"{run_dir} is finished: {done}; {_what_is_left(run, run_dir)}")
             return run_dir
+        read_rows(run_dir / EVAL_FILE, run.step)  # a foreign table is refused before all else
         changes = describe_changes(before, portable(run.config))
         save_settings(run.config, run_dir)
         _record(run, run_dir, [f"resumed at step {run.step}", *(f"changed {c}" for c in changes)])

@@ -56,8 +56,8 @@ def _hash_of(body: dict[str, Any]) -> str:
 
 def read(path: Path, with_trainer: bool) -> Checkpoint:
     """Read and check one folder; UserError, whatever is wrong with it."""
-    real = path.resolve()  # a link may move on while its files are read
     try:
+        real = path.resolve()  # a link may move on while its files are read
         state = json.loads((real / STATE).read_bytes())
         if state.pop("sha256") != _hash_of(state) or state["format"] != FORMAT:
             raise ValueError(f"{STATE} is damaged or of another version")
@@ -72,7 +72,7 @@ def read(path: Path, with_trainer: bool) -> Checkpoint:
         reason = f"{Path(error.filename).name} is missing"
     except OSError as error:
         reason = str(error.strerror)
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         reason = f"damaged: {error}"
     raise UserError(f"{path}: no complete checkpoint ({reason}); choose last, best or a step")
 

@@ -33,9 +33,9 @@ WIDEST = 200
 
 def read_rows(path: Path, last_step: int) -> list[Row]:
     """Rows of eval.csv up to `last_step`; none without a file. UserError for a foreign file."""
-    if not path.exists():
+    if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
         reader = csv.DictReader(file)
         if tuple(reader.fieldnames or ()) != COLUMNS:
             raise UserError(f"{path}: its columns are not {','.join(COLUMNS)}; move it away")

@@ -24,6 +24,7 @@ from decision_s4.agents.eval_table import (
     write_rows,
 )
 from decision_s4.agents.progress import ProgressReport
+from decision_s4.agents.run_dir import EVAL_FILE
 
 GIF_FPS = 25  # browsers slow down what claims more, and events stay small
 
@@ -45,11 +46,13 @@ class Logger:
         step: int = 0,
     ) -> None:
         self.console = console or Console()
-        self.eval_csv = Path(run_dir) / "eval.csv"
+        self.eval_csv = Path(run_dir) / EVAL_FILE
         self.rows = read_rows(self.eval_csv, last_step=step)
         write_rows(self.eval_csv, self.rows)
         # purge_step is the first step to drop; values at `step` itself are not logged again.
         purge_step = step + 1 if step else None
+        # Before its thread begins, which a full disk may end at once.
+        self._excepthook, threading.excepthook = threading.excepthook, self._in_a_thread
         self.writer = SummaryWriter(str(run_dir), purge_step=purge_step, flush_secs=10)
         self.events: Any = self.writer.file_writer  # to torch's types, None
         self._log_hparams(config)
@@ -141,8 +144,6 @@ class Logger:
             print_table(self.console, self.rows)
 
     def __enter__(self) -> Self:
-        self._excepthook = threading.excepthook
-        threading.excepthook = self._in_a_thread
         return self
 
     def __exit__(self, *_: object) -> None:

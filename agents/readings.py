@@ -48,6 +48,9 @@ def agent_of_reading(
     Raises:
         UserError: for a policy or data that cannot be read so.
     """
+    if options.polynomial_data and not options.polynomial:
+        given = options.polynomial_data
+        raise UserError(f"--polynomial-data {given} needs --polynomial and a degree, such as 7")
     if not options.polynomial:
         return long_context_agent(policy, options.chunk_steps, options.keep_steps)
     if options.chunk_steps or options.keep_steps:

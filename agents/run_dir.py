@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 from decision_s4.envs.errors import UserError
 
 CONFIG_FILE = "config.yaml"  # the settings
+EVAL_FILE = "eval.csv"  # the evaluations
 LOCK_FILE = ".lock"
 
 

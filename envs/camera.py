@@ -82,6 +82,7 @@ class Camera(gym.Wrapper):
                 codec="libx264",
                 pixelformat="yuv420p",
                 macro_block_size=2,
+                ffmpeg_log_level="quiet",  # a failure is told in a line, see _guard
             )
         self._file.append_data(captioned(frame, self._caption()))
         self.summary.add(frame)

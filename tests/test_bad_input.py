@@ -328,6 +328,20 @@ def test_foreign_weights(case, run, evaluation_refusal):
     assert words in error
 
 
+def test_links_that_lead_to_each_other(run, refusal, evaluation_refusal):
+    for name in ("last", "best"):
+        (run / "checkpoints" / name).unlink()
+        (run / "checkpoints" / name).symlink_to(name)
+    assert "no complete checkpoint (" in evaluation_refusal("run --env Hopper-v5")
+    shutil.rmtree(run / "checkpoints/4")
+    assert "no complete checkpoint (" in refusal("--resume run --steps 8")
+
+
+def test_an_evaluations_file_that_is_no_text(run, refusal):
+    (run / "eval.csv").write_bytes(b"\xff\x00 no table")
+    assert "run/eval.csv: its columns are not step," in refusal("--resume run --steps 8")
+
+
 @pytest.mark.parametrize("name", ["weights.safetensors", "trainer.safetensors", "state.json"])
 @pytest.mark.parametrize("size", [None, 0, 100])
 def test_a_checkpoint_that_is_not_whole(name, size, run, refusal, evaluation_refusal):

@@ -197,3 +197,25 @@ def test_a_full_disk_in_the_writers_thread_is_not_told_twice(tmp_path: Path, mon
     assert told == [ValueError]
     die(OSError("another's"))
     assert told == [ValueError, OSError]
+
+
+def test_a_disk_that_is_full_from_the_beginning_is_not_told_twice(tmp_path: Path, monkeypatch):
+    """The writer's thread may end before the run has begun."""
+    told = []
+    monkeypatch.setattr(threading, "excepthook", lambda failure: told.append(failure.exc_type))
+
+    def full(*arguments: object, **options: object) -> None:
+        def fail() -> None:
+            raise OSError("full")
+
+        thread = threading.Thread(target=fail)
+        thread.start()
+        thread.join()
+        raise OSError("full")
+
+    monkeypatch.setattr("decision_s4.agents.logger.SummaryWriter", full)
+    hook = threading.excepthook
+    with pytest.raises(OSError, match="full"):
+        logger(tmp_path)
+    assert told == []
+    threading.excepthook = hook
