@@ -180,9 +180,12 @@ def _estimate(policy: saved.Saved, logged: str, task: Task, config: EvaluateConf
 
 def _check_unplayed(config: EvaluateConfig) -> None:
     """Raise UserError where --logged would leave out what was asked for."""
-    asked = {"--probe": config.probe, "--report": config.report, "--video": config.video}
-    asked |= {"--env": config.env} | {
-        f"--{name}": value for name, value in readings(config).items()
+    asked = {
+        "--probe": bool(config.probe),
+        "--report": bool(config.report),
+        "--video": config.video,
+        "--env": bool(config.env),
+        **{f"--{name}": True for name in readings(config)},
     }
     left = [flag for flag, value in asked.items() if value]
     if left:

@@ -213,7 +213,7 @@ def _shown_score(rows: list[Row]) -> dict[str, float]:
 
 def _introduction(run: Run, run_dir: Path) -> list[str]:
     beyond = (
-        f"steps   {run.total_steps}: --steps {run.config.steps}, and on to the end of an update "
+        f"until   {run.total_steps}: --steps {run.config.steps}, and on to the end of an update "
     )
     return [
         *run.introduction(),

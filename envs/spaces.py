@@ -73,19 +73,22 @@ def as_space(space: LeafSpace, values: np.ndarray) -> np.ndarray:
         cast = values.astype(space.dtype, copy=False)
     if not exact and not np.array_equal(cast, values):
         raise ValueError(f"{values.dtype} instead of {space.dtype}")
-    if not isinstance(space, spaces.Box) and not _in_range(space, cast):
+    first, count = _range(space)
+    if count is not None and not ((cast >= first) & (cast < first + count)).all():
         raise ValueError(f"{cast[0]} instead of one of {space}")
     return cast
 
 
-def _in_range(space: LeafSpace, values: np.ndarray) -> bool:
-    if isinstance(space, spaces.MultiBinary):
-        first, count = 0, np.array(2)
-    elif isinstance(space, spaces.MultiDiscrete):
-        first, count = space.start, space.nvec
-    else:
-        first, count = space.start, space.n
-    return bool(((values >= first) & (values < first + count)).all())
+def _range(space: LeafSpace) -> tuple[Any, Any]:
+    """The first of a space's whole numbers and how many there are; None of a Box."""
+    match space:
+        case spaces.Discrete():
+            return space.start, space.n
+        case spaces.MultiDiscrete():
+            return space.start, space.nvec
+        case spaces.MultiBinary():
+            return 0, 2
+    return 0, None
 
 
 def _parts(space: spaces.Dict | spaces.Tuple) -> Iterator[tuple[str, spaces.Space]]:

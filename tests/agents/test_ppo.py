@@ -339,7 +339,7 @@ def test_a_last_rollout_beyond_the_steps_asked_for_is_said(tmp_path, capsys):
     flags = [*TINY.split(), "--steps", "100", "--run-dir", str(tmp_path / "run")]
     assert train.main(flags) == 0
     said = capsys.readouterr().out
-    assert "\nsteps   128: --steps 100, and on to the end of an update of 64\n" in said
+    assert "\nuntil   128: --steps 100, and on to the end of an update of 64\n" in said
     assert "\nstep 128/128 " in said
     assert train.main(["--resume", str(tmp_path / "run")]) == 0
     assert "is finished: step 128 of 128;" in capsys.readouterr().out
@@ -347,7 +347,7 @@ def test_a_last_rollout_beyond_the_steps_asked_for_is_said(tmp_path, capsys):
 
 def test_steps_of_whole_rollouts_are_not_remarked_upon(tmp_path, capsys):
     assert train.main([*TINY.split(), "--run-dir", str(tmp_path / "run")]) == 0
-    assert "\nsteps " not in capsys.readouterr().out
+    assert "\nuntil " not in capsys.readouterr().out
 
 
 def test_a_resumed_runs_total_counts_from_where_it_stands():
