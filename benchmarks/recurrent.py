@@ -11,6 +11,7 @@ torch.nn's own call on the rows as they are, without starts.
 import argparse
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from libraries import table  # beside this file
@@ -30,7 +31,7 @@ def gated(kind: type[nn.GRU | nn.LSTM], size: tuple[int, int, int], repeats: int
     x = torch.randn(*size, device="cuda", requires_grad=True)
     state = torch.zeros(rows, 2 if kind is nn.LSTM else 1, width, device="cuda", requires_grad=True)
 
-    def run(impl: str, x: Tensor, state: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
+    def run(impl: Any, x: Tensor, state: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
         return gated_scan(x, network, state, packing, impl)
 
     def unbroken(x: Tensor, state: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,7 +53,7 @@ def almost(size: tuple[int, int, int], repeats: int) -> None:
     packing = packed(size)
 
     def run(
-        impl: str, u: Tensor, decay: Tensor, weight: Tensor, state: Tensor
+        impl: Any, u: Tensor, decay: Tensor, weight: Tensor, state: Tensor
     ) -> tuple[Tensor, Tensor]:
         return almost_linear(u, decay, weight, units - units // 4, state, packing, impl)
 
