@@ -60,7 +60,8 @@ class Actor(Generic[P]):
 
 def _faster(policy: Acting, impl: Impl | None) -> Act | None:
     """What acts in less time than the policy's own step, if anything does."""
-    if can_plan(policy) and impl != "compiled":
+    known = (None, *get_args(policy_step.Impl))
+    if can_plan(policy) and impl != "compiled" and impl in known:
         return _planned(policy, impl)
     device, flat = policy.head.linear.weight.device.type, can_flatten(policy)
     if impl in (None, "graph") and device == "cuda" and flat:

@@ -34,14 +34,14 @@ MUST_AGREE = ("observation_space", "action_space", "env_id", "env_kwargs")
 log = logging.getLogger(__name__)
 
 
-def load(names: str, cache_dir: str | Path | None = None) -> Trajectories:
+def load(names: str | Path, cache_dir: str | Path | None = None) -> Trajectories:
     """Trajectories of the dataset `names`, or of several joined by commas, memory-mapped.
 
     The first load checks and converts the data into `cache_dir` (default: $DECISION_S4_CACHE,
     else ~/.cache/decision_s4); later loads open that at once, unless the source has changed.
     Raises UserError naming the dataset, the place and the fix.
     """
-    cache = _cache_folder(cache_dir)
+    names, cache = str(names), _cache_folder(cache_dir)
     try:
         sources = [locate(name.strip(), cache / "d4rl") for name in names.split(",")]
         folder = cache / "trajectories" / _key(sources)

@@ -127,6 +127,12 @@ def test_door_is_described(datasets_root, monkeypatch, tmp_path):
     assert data.final_observation_known
 
 
+def test_a_dataset_may_be_a_path(tmp_path):
+    hopper = EMBEDDED / DEFAULT_DATASET
+    by_name, by_path = (load(name, tmp_path) for name in (str(hopper), hopper))
+    assert np.array_equal(by_name.rewards, by_path.rewards)
+
+
 def test_the_embedded_set(tmp_path):
     data = load(DEFAULT_DATASET, tmp_path)
     assert (data.num_episodes, data.num_steps, data.env_id) == (151, 70067, "Hopper-v5")
