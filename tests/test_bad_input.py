@@ -413,3 +413,14 @@ def test_a_renderer_that_keeps_mujoco_from_loading(folder):
     assert "MUJOCO_GL: bogus); unset MUJOCO_GL; --env none trains" in done.stderr
     assert done.stderr.count("\n") == 1
     assert not list(folder.iterdir())
+
+
+def test_a_home_that_is_no_folder_is_no_matter_for_matplotlib(folder):
+    clean = {n: v for n, v in os.environ.items() if n not in ("MPLCONFIGDIR", "XDG_CONFIG_HOME")}
+    flags = [*TINY.split(), "--env", "none", "--video", "--run-dir", "run"]
+    command = [sys.executable, train.__file__, *flags]
+    done = subprocess.run(
+        command, env=clean | {"HOME": "/dev/null/home"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert "atplotlib" not in done.stderr
