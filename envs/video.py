@@ -2,6 +2,7 @@
 
 import logging
 import os
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,7 +83,8 @@ def _open(env_id: str, env_kwargs: dict[str, Any], size: tuple[int, int]) -> gym
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # or pygame complains of there being none
     picture = {"width": size[0], "height": size[1]} if mujoco else {}
     try:
-        env = make(env_id, render_mode="rgb_array", **(picture | env_kwargs))
+        with warnings.catch_warnings(action="ignore"):  # of Gymnasium, where it cannot draw
+            env = make(env_id, render_mode="rgb_array", **(picture | env_kwargs))
         if mujoco:
             draw_plainly(env)
             extend_floor(env)

@@ -168,6 +168,16 @@ def test_an_environment_without_pictures_is_said_in_words(tmp_path, caplog):
     ]
 
 
+def test_an_environment_that_knows_no_render_mode_is_one_line(tmp_path, caplog, recwarn):
+    class Blind(gym.Env):
+        observation_space = action_space = spaces.Discrete(2)
+
+    gym.register("Blind-v0", Blind)
+    assert record(Still(), "Blind-v0", tmp_path / "a.mp4", None, 0) is None
+    assert len(caplog.records) == 1 and "no video of 'Blind-v0': " in caplog.text
+    assert not recwarn.list  # of Gymnasium
+
+
 def test_hopper_is_filmed(tmp_path):
     if choose_renderer() is None:
         pytest.skip("no renderer for MuJoCo on this machine: install libegl1 or libosmesa6")
