@@ -192,7 +192,7 @@ void backward_block(const Inputs<T>& in, int64_t row, int64_t head, const Column
 // Calls task(row, head, columns) for all blocks; those of a head one after the other.
 template <typename T, typename Task>
 void for_blocks(const Shape& s, const Task& task) {
-  const int64_t grain = std::max<int64_t>(1, (int64_t(1) << 15) / (s.steps * s.key * s.padded));
+  const int64_t grain = std::max<int64_t>(1, (int64_t(1) << 15) / (s.steps * s.key * s.padded + 1));
   at::parallel_for(0, s.rows * s.heads, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i)
       for (int64_t first = 0; first < s.value;) {

@@ -1,12 +1,15 @@
-"""What tests of kernels share."""
+"""What tests of kernels share; helpers of this folder are imported by name."""
 
 import runpy
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 @contextmanager

@@ -4,44 +4,20 @@ import functools
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from packed import HEADS, KEY, assert_all_near, outcome
+from packed import gated_linear_input as make_input
 
 from decision_s4.kernels.gated_linear import (
-    chunked,
     cpu,
     gated_linear,
-    gated_linear_step,
     naive,
 )
 from decision_s4.kernels.packing import Packing
 
-HEADS, KEY, VALUE = 2, 3, 4
 compiles = pytest.mark.skipif(cpu.library() is None, reason="needs a C++ compiler and ninja")
 COMPILED = pytest.param("cpu", marks=compiles)
 impls = pytest.mark.parametrize("impl", ["naive", "torch", COMPILED])
 fast = pytest.mark.parametrize("impl", ["torch", COMPILED])
-
-
-def make_input(rows: int, steps: int, lowest: float = -1.0, gates: int = KEY) -> list[torch.Tensor]:
-    """q, k (B, T, H, K), v (B, T, H, V), log gates in [lowest, 0], state (B, H, K, V)."""
-    shapes = [(rows, steps, HEADS, width) for width in (KEY, KEY, VALUE, gates)]
-    *qkv, gate = (torch.randn(shape, dtype=torch.float64) for shape in shapes)
-    state = torch.randn(rows, HEADS, KEY, VALUE, dtype=torch.float64)
-    gate = lowest * torch.rand_like(gate)
-    return [each.requires_grad_() for each in (*qkv, gate, state)]
-
-
-def outcome(run, inputs, packing: Packing) -> list[torch.Tensor]:
-    """Outputs, final state, and the gradient of a loss on both in every input."""
-    o, final = run(*inputs, packing)
-    loss = (o * torch.arange(o.numel()).view_as(o).sin()).sum() + final.cos().sum()
-    return [o, final, *torch.autograd.grad(loss, inputs, materialize_grads=True)]
-
-
-def assert_all_near(found, expected, tolerance=1e-10) -> None:
-    for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
 @fast
@@ -88,15 +64,6 @@ def test_many_tiles_take_turns_along_a_row(steps):
 
 
 @compiles
-def test_a_row_of_no_steps_keeps_its_state():
-    inputs = make_input(2, 0)
-    o, final = gated_linear(*inputs, Packing.unbroken(2, 0), impl="cpu")
-    assert o.shape == (2, 0, HEADS, VALUE) and torch.equal(final, inputs[-1])
-    gradients = torch.autograd.grad(final.sum(), inputs)
-    assert torch.equal(gradients[-1], torch.ones_like(final))
-
-
-@compiles
 def test_heads_may_share_queries_and_keys():
     torch.manual_seed(4)
     q, k, v, gate, state = (x.detach().requires_grad_() for x in make_input(2, 40))
@@ -108,42 +75,6 @@ def test_heads_may_share_queries_and_keys():
 
     inputs = [*shared, v, gate, state]
     assert_all_near(outcome(cpu.scan, inputs, packing), outcome(loop, inputs, packing))
-
-
-@compiles
-def test_threads_change_no_bit():
-    torch.manual_seed(2)
-    arguments = make_input(3, 200), Packing.unbroken(3, 200)
-    run = functools.partial(gated_linear, impl="cpu")
-    found, before = [], torch.get_num_threads()
-    for threads in (1, 2):
-        torch.set_num_threads(threads)
-        found.append(outcome(run, *arguments))
-    torch.set_num_threads(before)
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
-
-
-@compiles
-def test_every_element_is_written(nan_in_empty_memory):
-    """Holes and rows without a valid step too, of outputs and of gradients."""
-    torch.manual_seed(3)
-    valid = torch.rand(3, 37) < 0.5
-    valid[1] = False
-    arguments = make_input(3, 37), Packing(torch.rand(3, 37) < 0.1, valid)
-    with nan_in_empty_memory():
-        found = outcome(functools.partial(gated_linear, impl="cpu"), *arguments)
-    assert_all_near(found, outcome(naive.scan, *arguments))
-
-
-def test_what_the_library_cannot_do_is_refused():
-    inputs = make_input(1, 3)
-    if cpu.library() is not None:
-        o, _ = gated_linear(*inputs, Packing.unbroken(1, 3), impl="cpu")
-        with pytest.raises(RuntimeError, match="'cpu' has no second derivatives"):
-            torch.autograd.grad(o.sum(), inputs[0], create_graph=True)
-    half = [x.detach().bfloat16() for x in inputs]
-    with pytest.raises(ValueError, match="impl 'cpu' needs float32 or float64 on the CPU"):
-        gated_linear(*half, Packing.unbroken(1, 3), impl="cpu")
 
 
 @fast
@@ -172,38 +103,6 @@ def test_one_gate_a_head_stands_for_all_its_keys(impl):
     assert_all_near(found[:2], wide)
 
 
-def masks(data, longest: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Starts and valid steps, (B, T) each."""
-    rows, steps = data.draw(st.integers(1, 3)), data.draw(st.integers(1, longest))
-    mask = st.lists(st.booleans(), min_size=rows * steps, max_size=rows * steps)
-    start, valid = (torch.tensor(data.draw(mask)).view(rows, steps) for _ in range(2))
-    return start, valid
-
-
-@settings(deadline=None, max_examples=40)
-@given(st.data(), st.sampled_from([1, 2, 4, 8]))
-def test_any_mix_of_starts_and_holes(data, chunk):
-    torch.manual_seed(0)
-    start, valid = masks(data, 11)
-    arguments = make_input(*start.shape), Packing(start, valid)
-
-    def fast(*each):
-        return chunked.scan(*each, chunk=chunk)
-
-    assert_all_near(outcome(fast, *arguments), outcome(naive.scan, *arguments))
-
-
-@compiles
-@settings(deadline=None, max_examples=40)
-@given(data=st.data())
-def test_any_mix_of_starts_and_holes_in_the_library(data):
-    torch.manual_seed(0)
-    start, valid = masks(data, 35)  # it keeps a state in 16 steps
-    arguments = make_input(*start.shape), Packing(start, valid)
-    run = functools.partial(gated_linear, impl="cpu")
-    assert_all_near(outcome(run, *arguments), outcome(naive.scan, *arguments))
-
-
 @impls
 def test_it_is_attention_with_decay(impl):
     """o_t = Σ_s (q_t · (k_s ⊙ exp Σ_{s<r≤t} g_r)) v_s, without the recurrence."""
@@ -220,23 +119,6 @@ def test_it_is_attention_with_decay(impl):
 
 
 @impls
-def test_gradients_equal_finite_differences(impl):
-    torch.manual_seed(3)
-    packing = Packing(torch.tensor([[False, False, True, False, False], [True] + 4 * [False]]))
-    assert torch.autograd.gradcheck(
-        lambda *inputs: gated_linear(*inputs, packing, impl=impl), make_input(2, 5), fast_mode=True
-    )
-
-
-def test_second_derivatives_equal_finite_differences():
-    torch.manual_seed(4)
-    packing = Packing(torch.tensor([[False, True, False]]))
-    assert torch.autograd.gradgradcheck(
-        lambda *inputs: gated_linear(*inputs, packing, "torch"), make_input(1, 3), fast_mode=True
-    )
-
-
-@impls
 def test_a_state_a_hand_can_check(impl):
     """Gates 1/2 and 1: S = (8/2 + 1, 8 + 2) = (5, 10), then (5/2, 10); then k alone, (3, 1)."""
     k = torch.tensor([[1.0, 2], [0, 0], [3, 1]]).view(1, 3, 1, 2)
@@ -250,43 +132,6 @@ def test_a_state_a_hand_can_check(impl):
     o, final = gated_linear(q, k, v, gate, state, Packing(start), impl=impl)
     torch.testing.assert_close(o.flatten(), torch.tensor([105.0, 102.5, 13]))
     assert final.flatten().tolist() == [3, 1]
-
-
-@impls
-@pytest.mark.parametrize("poison", [float("nan"), 1e300])
-def test_neither_other_episodes_nor_holes_leak(impl, poison):
-    torch.manual_seed(5)
-    inputs = make_input(1, 9)
-    start, hole = (torch.tensor([[t == at for t in range(9)]]) for at in (4, 6))
-    packing = Packing(start, ~hole)
-    clean, clean_final = gated_linear(*inputs, packing, impl=impl)
-    with torch.no_grad():
-        *steps, state = inputs
-        state[:] = poison
-        for each in steps:
-            each[0, :4], each[0, 6] = poison, poison
-    o, final = gated_linear(*inputs, packing, impl=impl)
-    assert torch.equal(o[:, 4:], clean[:, 4:])
-    assert torch.equal(final, clean_final)
-    assert o[0, 6].abs().max() == 0
-
-
-@fast
-@pytest.mark.parametrize("poison", [float("nan"), 1e300])
-def test_no_gradient_comes_from_holes_or_crosses_a_start(poison, impl):
-    torch.manual_seed(6)
-    *steps, state = make_input(1, 9)
-    start, hole = (torch.tensor([[t == at for t in range(9)]]) for at in (4, 6))
-    with torch.no_grad():
-        for each in steps:
-            each[0, 6] = poison
-    o, final = gated_linear(*steps, state, Packing(start, ~hole), impl)
-    *in_steps, in_state = torch.autograd.grad(o[:, 4:].sum() + final.sum(), [*steps, state])
-    for gradient in in_steps:
-        assert gradient.isfinite().all()
-        assert gradient[0, :4].abs().max() == gradient[0, 6].abs().max() == 0
-        assert gradient[0, 5].abs().max() > 0
-    assert in_state.abs().max() == 0
 
 
 @impls
@@ -313,27 +158,3 @@ def test_float32_stays_near_float64(lowest, impl):
     for a, b in zip(outcome(run, single, packing), expected, strict=True):
         assert a.dtype == torch.float32
         assert (a - b).norm() <= 1e-6 * b.norm() + 1e-6
-
-
-@impls
-def test_a_row_without_a_valid_step_keeps_its_state(impl):
-    torch.manual_seed(8)
-    *inputs, state = make_input(2, 3)
-    nothing = torch.zeros(2, 3, dtype=torch.bool)
-    o, final = gated_linear(*inputs, state, Packing(~nothing, nothing), impl=impl)
-    assert o.abs().max() == 0
-    assert torch.equal(final, state)
-
-
-def test_a_step_neither_writes_nor_shares_its_state():
-    torch.manual_seed(9)
-    *inputs, state = make_input(2, 1)
-    before = state.detach().clone()
-    _, after = gated_linear_step(*(each[:, 0] for each in inputs), state)
-    assert torch.equal(state, before)
-    assert after.data_ptr() != state.data_ptr()
-
-
-def test_unknown_implementation_is_refused():
-    with pytest.raises(ValueError, match="'cuda' is unknown"):
-        gated_linear(*[None] * 6, impl="cuda")
