@@ -77,7 +77,7 @@ def test_recorded_updates_are_those_of_adam_on_one_cycle(program, name, recordab
     monkeypatch.setattr(program, "STEPS", 12)
     monkeypatch.setattr(program, "ROUND", 4)
     if recordable:  # a recording that runs operation by operation, as there is no CUDA here
-        monkeypatch.setattr(cuda_graph, "record", lambda run: (run, None))
+        monkeypatch.setattr(cuda_graph, "record", lambda run, device: (run, None))
     found = []
     for train in (program.train, lambda *given: program.finished(program.train_recorded(*given))):
         torch.manual_seed(0)
