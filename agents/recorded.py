@@ -14,21 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from decision_s4.agents.backbones.al_rnn import AlmostLinearRNN
 from decision_s4.agents.backbones.base import Mixer
-from decision_s4.agents.backbones.delta_rule import DeltaNet
-from decision_s4.agents.backbones.diff_mamba import DiffMamba
 from decision_s4.agents.backbones.fixed import versions
-from decision_s4.agents.backbones.gated import GatedNetwork
-from decision_s4.agents.backbones.gated_linear import GatedLinearAttention
-from decision_s4.agents.backbones.hyena import Hyena
-from decision_s4.agents.backbones.mamba import Mamba
-from decision_s4.agents.backbones.mamba2 import Mamba2
-from decision_s4.agents.backbones.mimo import MimoStateSpace
-from decision_s4.agents.backbones.mlp import Mlp
-from decision_s4.agents.backbones.rwkv import RWKV
-from decision_s4.agents.backbones.s4 import LinearStateSpace
-from decision_s4.agents.backbones.transformer import Transformer
 from decision_s4.agents.bootstrapping import follow
 from decision_s4.agents.decision import DecisionLearner
 from decision_s4.agents.heads import BoxHead
@@ -37,17 +24,9 @@ from decision_s4.agents.policy import Policy
 from decision_s4.agents.sequence_policy import SequencePolicy
 from decision_s4.agents.spare_room import SpareRoom
 from decision_s4.envs.steps import Batch
-from decision_s4.kernels import almost_linear, delta_rule, gated_scan
 from decision_s4.kernels.cuda_graph import INSTEAD, Recorded
 
 LOG = logging.getLogger(__name__)
-KINDS = (
-    *(DiffMamba, GatedLinearAttention, Hyena, LinearStateSpace, Mamba, Mamba2, MimoStateSpace),
-    *(Mlp, Transformer),
-)
-"""Layers that a recording may hold: what they read of where episodes lie has a fixed shape."""
-DELTA_RULES = (DeltaNet, RWKV)
-"""These too, where the scan is fused."""
 
 Found = tuple[Tensor, Tensor]
 """An update's loss, and the norm of its gradient."""
@@ -139,19 +118,9 @@ def _obstacle(learner: Any, device: torch.device) -> str | None:
     policy = learner.policy
     if type(policy) is not SequencePolicy or not isinstance(policy.head, BoxHead):
         return "only policies of one token a step with Box actions can be"
-    if not all(_has_fixed_shapes(mixer, device) for mixer in _mixers(policy)):
+    if not all(mixer.can_be_recorded(device) for mixer in _mixers(policy)):
         return f"not all layers of {_name(policy)} can be"
     return None
-
-
-def _has_fixed_shapes(mixer: Mixer, device: torch.device) -> bool:
-    if isinstance(mixer, DELTA_RULES):
-        return delta_rule.fused(mixer.shape[1], next(mixer.parameters()).dtype, device)
-    if isinstance(mixer, GatedNetwork):
-        return gated_scan.fits_triton(mixer.rnn, device)
-    if isinstance(mixer, AlmostLinearRNN):
-        return almost_linear.fused(mixer.weight, device)
-    return isinstance(mixer, KINDS)
 
 
 def _mixers(policy: Policy) -> list[Mixer]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
 TILE = 32
 FORWARD, BACKWARD = 24, 100  # weights a thread holds, as long as 16 warps suffice
@@ -82,6 +83,16 @@ def vector(pointer, i, inside, H: tl.constexpr):
 def put(pointer, i, value, H: tl.constexpr):
     """Store (H_,) numbers from `pointer` on."""
     tl.store(pointer + i, value.to(pointer.dtype.element_ty), mask=i < H)
+
+
+def grid(like: Tensor) -> tuple[int, int]:
+    """Programs for rows `like` (B, T, …): one a row and tile."""
+    return len(like), triton.cdiv(like.shape[1], TILE)
+
+
+def padded(width: int) -> int:
+    """The power of two that vectors of `width` are padded to."""
+    return max(16, triton.next_power_of_2(width))
 
 
 def launch(weights: int, each: int) -> dict[str, Any]:

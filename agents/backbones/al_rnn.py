@@ -19,7 +19,7 @@ from decision_s4.agents.backbones import ops
 from decision_s4.agents.backbones.base import Mixer, State, register
 from decision_s4.agents.backbones.initial import check_counts
 from decision_s4.envs.errors import UserError
-from decision_s4.kernels.almost_linear import almost_linear, almost_linear_step, ranks
+from decision_s4.kernels.almost_linear import almost_linear, almost_linear_step, fused, ranks
 from decision_s4.kernels.packing import Packing
 
 
@@ -54,6 +54,9 @@ class AlmostLinearRNN(Mixer):
         self.weight = nn.Parameter(torch.randn(size, size) / (2 * size))
         self.read_in = nn.Linear(d_model, size)
         self.read_out = nn.Linear(size, d_model)
+
+    def can_be_recorded(self, device: torch.device) -> bool:
+        return fused(self.weight, device)
 
     def initial_state(self, batch_size: int, device: torch.device | None = None) -> State:
         shape = (batch_size, len(self.log_rate))

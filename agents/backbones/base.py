@@ -92,6 +92,9 @@ class Mixer(nn.Module, Family, ABC):
     marked: ClassVar[bool] = False
     """Whether the layer is sums and products but for functions that it asks `ops` for, each of
     what the one before gave, so that polynomials can stand in for them (agents/polynomial.py)."""
+    recordable: ClassVar[bool] = False
+    """Whether all that `forward` reads of where episodes lie has a fixed shape (packing.py), so
+    that a CUDA graph can hold it."""
     mixing: ClassVar[dict[str, Layout]] = {}
     """For probes: parts of `forward` that are linear in the values that it taps as PART.values and
     read at PART.mixed. "layer" is the widest, "scan" the recurrence alone. channels: no channel
@@ -109,6 +112,10 @@ class Mixer(nn.Module, Family, ABC):
     @abstractmethod
     def forward(self, x: Tensor, state: State, packing: Packing) -> tuple[Tensor, State]:
         """All steps in parallel: x (B, T, D) -> (y (B, T, D), state after the last step)."""
+
+    def can_be_recorded(self, device: torch.device) -> bool:
+        """Whether a graph can hold `forward` there: `recordable`, or where a fused scan runs."""
+        return self.recordable
 
     def constants(self) -> Any:
         """What `step` needs of the parameters alone. Compute it once to take many steps."""

@@ -26,7 +26,7 @@ from decision_s4.agents.backbones.initial import (
     time_step_bias,
 )
 from decision_s4.envs.errors import UserError
-from decision_s4.kernels.delta_rule import delta_rule, delta_rule_step
+from decision_s4.kernels.delta_rule import delta_rule, delta_rule_step, fused
 from decision_s4.kernels.packing import Packing
 from decision_s4.kernels.short_conv import short_conv, short_conv_step
 
@@ -98,6 +98,9 @@ class DeltaNet(Mixer):
     def _read_out(self, o: Tensor, *more: Tensor) -> Tensor:
         """o (…, H, V) -> (…, H · V)."""
         return ops.norm(o, self.norm, "norm").flatten(-2)
+
+    def can_be_recorded(self, device: torch.device) -> bool:
+        return fused(self.shape[1], next(self.parameters()).dtype, device)
 
     def initial_state(self, batch_size: int, device: torch.device | None = None) -> State:
         channels, taps = self.conv_weight.shape

@@ -33,6 +33,7 @@ class DiffMamba(Mixer):
     """The state is that of both layers."""
 
     Options = DiffMambaOptions
+    recordable = True
 
     def __init__(self, d_model: int, options: DiffMambaOptions, depth: int = 0):
         super().__init__()

@@ -13,7 +13,7 @@ from decision_s4.agents.backbones import ops, rows
 from decision_s4.agents.backbones.base import Mixer, State, register
 from decision_s4.agents.backbones.gated_marks import marked_scan, marked_step
 from decision_s4.agents.backbones.initial import check_counts
-from decision_s4.kernels.gated_scan import gated_scan, gated_step
+from decision_s4.kernels.gated_scan import fits_triton, gated_scan, gated_step
 from decision_s4.kernels.packing import Packing
 
 
@@ -55,6 +55,9 @@ class GatedNetwork(Mixer):
         """As ever, but a copy's weights lie in one piece again, as cuDNN wants them."""
         super().__setstate__(state)
         self.rnn.flatten_parameters()
+
+    def can_be_recorded(self, device: torch.device) -> bool:
+        return fits_triton(self.rnn, device)
 
     def initial_state(self, batch_size: int, device: torch.device | None = None) -> Tensor:
         shape = (batch_size, self.parts, self.rnn.hidden_size)

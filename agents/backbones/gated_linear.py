@@ -51,6 +51,7 @@ class GatedLinearAttention(Mixer, Generic[Gate]):
     """What they share: a projection in, the recurrence, a projection out. State (B, H, K, V)."""
 
     Options = GatedLinearOptions
+    recordable = True
     mixing: ClassVar = {"layer": "channels", "scan": "heads"}
     norm: nn.RMSNorm
     """Of the outputs, where a subclass has one."""

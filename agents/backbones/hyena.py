@@ -59,6 +59,7 @@ class Hyena(Mixer):
     """The state is (last inputs of the short convolution, that of each long one)."""
 
     Options = HyenaOptions
+    recordable = True
     mixing: ClassVar = {"layer": "channels"}
 
     def __init__(self, d_model: int, options: HyenaOptions):

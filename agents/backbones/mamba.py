@@ -53,6 +53,7 @@ class Mamba(Mixer):
     """The state is (last inputs of the convolution (B, E, W − 1), h (B, E, N))."""
 
     Options = MambaOptions
+    recordable = True
     recurrence_parameters = ("A_log", "dt_bias")
     mixing: ClassVar = {"layer": "channels", "scan": "channels"}
 

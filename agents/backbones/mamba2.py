@@ -54,6 +54,7 @@ class Mamba2(Mixer):
     """The state is (last inputs of the convolution (B, E + 2N, W − 1), H (B, H, P, N))."""
 
     Options = Mamba2Options
+    recordable = True
     recurrence_parameters = ("A_log", "dt_bias")
     mixing: ClassVar = {"layer": "channels", "scan": "heads"}
 

@@ -33,6 +33,7 @@ class MimoStateSpace(Mixer):
     """A subclass says what the discrete poles and B are, and how the outputs are mixed."""
 
     recurrence_parameters: tuple[str, ...] = ("b", "c")
+    recordable = True
     mixing: ClassVar = {"layer": "dense"}
     share: ClassVar[int] = 1
     """How often a pole counts in y: 2 where it stands for its conjugate too."""

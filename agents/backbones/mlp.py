@@ -25,6 +25,7 @@ class Mlp(Mixer):
     """y_t = W₂ GELU(W₁ x_t + b₁) + b₂ of each step alone; the state is empty."""
 
     Options = MlpOptions
+    recordable = True
     marked = True
 
     def __init__(self, d_model: int, options: MlpOptions):

@@ -24,7 +24,7 @@ from decision_s4.agents.backbones.delta_rule import unit
 from decision_s4.agents.backbones.initial import check_counts
 from decision_s4.agents.backbones.module_list import ModuleList
 from decision_s4.envs.errors import UserError
-from decision_s4.kernels.delta_rule import delta_rule, delta_rule_step
+from decision_s4.kernels.delta_rule import delta_rule, delta_rule_step, fused
 from decision_s4.kernels.packing import Packing
 from decision_s4.kernels.short_conv import short_conv, short_conv_step
 
@@ -69,6 +69,9 @@ class RWKV(Mixer):
         self.bonus = nn.Parameter(torch.zeros(self.shape))  # ρ
         self.norm = ops.LayerNorm(self.shape[1], eps=64e-5)
         self.out = nn.Linear(d_model, d_model, bias=False)
+
+    def can_be_recorded(self, device: torch.device) -> bool:
+        return fused(self.shape[1], next(self.parameters()).dtype, device)
 
     def initial_state(self, batch_size: int, device: torch.device | None = None) -> State:
         heads, key = self.shape

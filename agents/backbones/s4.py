@@ -59,6 +59,7 @@ class LinearStateSpace(Mixer):
     """What S4 and S4D share: (D, N/2) poles, B, C, D, the output's GELU and mixing of channels."""
 
     recurrence_parameters: tuple[str, ...] = ("log_dt", "log_decay", "frequency", "b", "c")
+    recordable = True
     mixing: ClassVar = {"layer": "channels"}
     marked = True
 

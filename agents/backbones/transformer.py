@@ -49,6 +49,7 @@ class Transformer(Mixer):
     """Sliding-window attention; its state is the ring of the last W − 1 keys and values."""
 
     Options = TransformerOptions
+    recordable = True
     mixing: ClassVar = {"layer": "heads"}
     context: int
     weigh: Weigh | None = None

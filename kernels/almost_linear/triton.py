@@ -6,7 +6,6 @@ Once differentiable.
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -14,7 +13,7 @@ from decision_s4.kernels.almost_linear import triton_kernels as kernels
 from decision_s4.kernels.almost_linear.misfit import misfit
 from decision_s4.kernels.choice import check
 from decision_s4.kernels.packing import Packing, Walk
-from decision_s4.kernels.triton_walk import BACKWARD, FORWARD, TILE, launch
+from decision_s4.kernels.triton_walk import BACKWARD, FORWARD, TILE, grid, launch, padded
 
 
 def scan(
@@ -38,7 +37,7 @@ class FusedScan(torch.autograd.Function):
         u, decay, weight, state = (each.contiguous() for each in inputs)
         z, final = torch.zeros_like(u), torch.empty_like(state)
         kept = u.new_zeros(u.shape if keep else 0, dtype=torch.float32)
-        kernels.forward[_grid(u)](
+        kernels.forward[grid(u)](
             u, decay, weight, state, *walk.pointers, z, final, kept, u.shape[1], linear,
             KEEP=keep, **_constants(weight, walk, FORWARD),
         )  # fmt: skip
@@ -52,7 +51,7 @@ class FusedScan(torch.autograd.Function):
         (decay, weight, kept), walk = ctx.saved_tensors, ctx.walk
         dfinal = dfinal.contiguous()
         du, dstate = torch.zeros_like(kept), torch.empty_like(dfinal)
-        kernels.backward[_grid(dz)](
+        kernels.backward[grid(dz)](
             decay, weight, kept, dz.contiguous(), dfinal, *walk.pointers, du, dstate,
             dz.shape[1], ctx.linear, **_constants(weight, walk, BACKWARD),
         )  # fmt: skip
@@ -64,11 +63,7 @@ class FusedScan(torch.autograd.Function):
         return None, None, None, *(x.to(kind) for x, kind in pairs)
 
 
-def _grid(u: Tensor) -> tuple[int, int]:
-    return len(u), triton.cdiv(u.shape[1], TILE)
-
-
 def _constants(weight: Tensor, walk: Walk, each: int) -> dict[str, Any]:
-    size = max(16, triton.next_power_of_2(len(weight)))
+    size = padded(len(weight))
     flags = {"M": len(weight), "M_": size, "TILE": TILE, "ORDER": walk.order is not None}
     return flags | launch(size * size, each)

@@ -6,7 +6,6 @@ Once differentiable.
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
@@ -15,7 +14,7 @@ from decision_s4.kernels.choice import check
 from decision_s4.kernels.gated_scan import triton_kernels as kernels
 from decision_s4.kernels.gated_scan.misfit import misfit
 from decision_s4.kernels.packing import Packing, Walk
-from decision_s4.kernels.triton_walk import BACKWARD, FORWARD, TILE, launch
+from decision_s4.kernels.triton_walk import BACKWARD, FORWARD, TILE, grid, launch, padded
 
 
 class Cell(NamedTuple):
@@ -65,7 +64,7 @@ class FusedScan(torch.autograd.Function):
         kept = gates.new_empty(cell.planes if keep else 0, *y.shape, dtype=torch.float32)
         if keep:
             kept[0].zero_()  # what is summed over all steps
-        cell.forward[_grid(y)](
+        cell.forward[grid(y)](
             gates, weight, bias, state, *walk.pointers, y, final, kept, y.numel(), steps,
             KEEP=keep, **_constants(cell, weight, walk, FORWARD),
         )  # fmt: skip
@@ -81,7 +80,7 @@ class FusedScan(torch.autograd.Function):
         made = [kept.new_zeros(rows, steps, len(weight)) for _ in range(1 + cell.apart)]
         dfinal = dfinal.contiguous()
         dstate = torch.empty_like(dfinal)
-        cell.backward[_grid(dy)](
+        cell.backward[grid(dy)](
             weight, kept, dy.contiguous(), dfinal, *walk.pointers, *made, dstate, dy.numel(), steps,
             **_constants(cell, weight, walk, BACKWARD),
         )  # fmt: skip
@@ -91,12 +90,8 @@ class FusedScan(torch.autograd.Function):
         return None, None, None, *(x.to(kind) for x, kind in pairs)
 
 
-def _grid(y: Tensor) -> tuple[int, int]:
-    return len(y), triton.cdiv(y.shape[1], TILE)
-
-
 def _constants(cell: Cell, weight: Tensor, walk: Walk, each: int) -> dict[str, Any]:
     width = weight.shape[1]
-    size = max(16, triton.next_power_of_2(width))
+    size = padded(width)
     flags = {"H": width, "H_": size, "TILE": TILE, "ORDER": walk.order is not None}
     return flags | launch(cell.gates * size * size, each)
